@@ -1,0 +1,70 @@
+"""Feature extractors: a normalised image -> {"C2", "C3", "C4", "C5"}."""
+
+from __future__ import annotations
+
+import keras
+
+from kmaskrcnn.backbones import efficientnet_lite, mobilenet_v2, resnet
+from kmaskrcnn.weights.imagenet import load_imagenet as load_weights
+
+__all__ = ["BACKBONES", "build_backbone", "load_weights", "pixel_statistics"]
+
+BACKBONES = (*resnet.BLOCKS, "mobilenet_v2", "efficientnet_lite0")
+_NORMS = ("frozen_bn", "bn", "sync_bn", "gn")
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKBONES:
+        raise ValueError(f"backbone={name!r}: choose one of {', '.join(BACKBONES)}")
+
+
+def build_backbone(
+    name: str,
+    norm: str = "frozen_bn",
+    stride_in_1x1: bool = False,
+    frozen_stages: int = 2,
+    dtype: str | None = None,
+) -> keras.Model:
+    """A convolutional backbone with random weights.
+
+    Call: (B, H, W, 3) image normalised by `pixel_statistics`, H and W multiples of 32 -> dict of "C2".."C5", each
+    (B, H / stride, W / stride, width) with strides 4, 8, 16, 32.
+
+    Args:
+        name: one of BACKBONES.
+        norm: "frozen_bn", "bn", "sync_bn" or "gn" in place of the network's batch normalisations.
+        stride_in_1x1: ResNet bottlenecks have their stride in the first 1x1 convolution (Caffe, Detectron2's MSRA
+            weights, keras.applications) instead of the 3x3 (torchvision).
+        frozen_stages: leading stages with trainable=False: 0 none, 1 the stem (in the mobile networks everything at
+            stride 2), 2 also what ends in C2, ... 5 everything. Their batch normalisations run in inference mode.
+        dtype: dtype policy of every layer; None takes Keras' global one.
+
+    Raises:
+        ValueError: an unknown name or norm, a number of stages outside 0..5, or stride_in_1x1 without bottlenecks.
+    """
+    _check_name(name)
+    if norm not in _NORMS:
+        raise ValueError(f"backbone_norm={norm!r}: choose one of {', '.join(_NORMS)}")
+    if not 0 <= frozen_stages <= 5:
+        raise ValueError(f"frozen_stages={frozen_stages!r}: must lie in 0..5")
+    if stride_in_1x1 and not (name in resnet.BLOCKS and resnet.BLOCKS[name][1]):
+        raise ValueError(f"backbone_stride_in_1x1=True: {name} has no bottleneck blocks; use resnet50, 101 or 152")
+    if name in resnet.BLOCKS:
+        graph = resnet.build(name, norm, stride_in_1x1, frozen_stages, dtype)
+    elif name == "mobilenet_v2":
+        graph = mobilenet_v2.build(norm, frozen_stages, dtype)
+    else:
+        graph = efficientnet_lite.build(norm, frozen_stages, dtype)
+    return keras.Model(**graph, name=name)
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation, RGB in 0..255, with which the backbone's ImageNet weights want (pixel - mean) / deviation.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    _check_name(name)
+    if name == "efficientnet_lite0":
+        return (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+    return (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -1,0 +1,89 @@
+"""What the backbones share: convolutions padded as in torch, the norm setting, and the freezing of stages."""
+
+from __future__ import annotations
+
+import keras
+
+from kmaskrcnn.layers.normalization import make_norm
+
+
+class BackboneBuilder:
+    """Adds layers to a functional backbone with one norm, epsilon, dtype and number of frozen stages.
+
+    Layer names are the original PyTorch parameter names with "_" for "."; weights are loaded by these names.
+
+    Attributes:
+        stage: the stage that the next layers belong to: 1 the stem, 2 what ends in C2, ... 5 what ends in C5.
+            Layers of stages up to `frozen_stages` are made with trainable=False.
+    """
+
+    def __init__(self, norm: str, epsilon: float, frozen_stages: int, dtype: str | None) -> None:
+        self.stage = 1
+        self._norm = norm
+        self._epsilon = epsilon
+        self._frozen_stages = frozen_stages
+        self._dtype = dtype
+
+    def _options(self, name: str) -> dict:
+        return {"name": name, "dtype": self._dtype, "trainable": self.stage > self._frozen_stages}
+
+    def _pad(self, x: keras.KerasTensor, kernel_size: int, stride: int, name: str) -> tuple[keras.KerasTensor, str]:
+        """Symmetric zero padding; "same" is that only at stride 1 (at stride 2 it pads bottom and right more)."""
+        if stride == 1 or kernel_size == 1:
+            return x, "same"
+        return self.zero_pad(x, kernel_size // 2, f"{name}_pad"), "valid"
+
+    def zero_pad(self, x: keras.KerasTensor, pixels: int, name: str) -> keras.KerasTensor:
+        """(B, H, W, C) -> (B, H + 2 pixels, W + 2 pixels, C)."""
+        return keras.layers.ZeroPadding2D(pixels, **self._options(name))(x)
+
+    def conv(
+        self, x: keras.KerasTensor, filters: int, kernel_size: int, stride: int, name: str, tf_padding: bool = False
+    ) -> keras.KerasTensor:
+        """A convolution without bias; `tf_padding` is TensorFlow's "same" at every stride."""
+        x, padding = (x, "same") if tf_padding else self._pad(x, kernel_size, stride, name)
+        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+        return keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            kernel_initializer=initializer,
+            **self._options(name),
+        )(x)
+
+    def depthwise(
+        self, x: keras.KerasTensor, kernel_size: int, stride: int, name: str, tf_padding: bool = False
+    ) -> keras.KerasTensor:
+        """A depthwise convolution without bias."""
+        x, padding = (x, "same") if tf_padding else self._pad(x, kernel_size, stride, name)
+        # Fan-out of one channel, as in TensorFlow's MobileNets; torch counts all channels and starts near zero.
+        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+        return keras.layers.DepthwiseConv2D(
+            kernel_size,
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            depthwise_initializer=initializer,
+            **self._options(name),
+        )(x)
+
+    def norm(self, x: keras.KerasTensor, name: str, activation: str | None = None) -> keras.KerasTensor:
+        """The chosen normalisation, then the activation if one is named."""
+        x = make_norm(self._norm, x.shape[-1], self._epsilon, **self._options(name))(x)
+        return x if activation is None else self.activation(x, activation, f"{name}_{activation}")
+
+    def activation(self, x: keras.KerasTensor, activation: str, name: str) -> keras.KerasTensor:
+        """An activation by its Keras name."""
+        return keras.layers.Activation(activation, **self._options(name))(x)
+
+    def add(self, x: keras.KerasTensor, y: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """x + y."""
+        return keras.layers.Add(**self._options(name))([x, y])
+
+    def max_pool(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """3x3 max-pooling of stride 2 and padding 1 of values that are not negative (after a ReLU)."""
+        # Among values of at least 0, padding with 0 gives the same maximum as torch's padding with -inf.
+        x = self.zero_pad(x, 1, f"{name}_pad")
+        return keras.layers.MaxPooling2D(3, strides=2, padding="valid", **self._options(name))(x)

@@ -1,0 +1,70 @@
+"""ResNet-18/34/50/101/152 (He et al. 2016) with torchvision's structure and names."""
+
+from __future__ import annotations
+
+import keras
+
+from kmaskrcnn.backbones.common import BackboneBuilder
+
+# Name -> (blocks in each of the four groups, whether they are bottlenecks).
+BLOCKS = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+    "resnet152": ((3, 8, 36, 3), True),
+}
+
+
+def build(
+    name: str, norm: str, stride_in_1x1: bool, frozen_stages: int, dtype: str | None
+) -> dict[str, dict[str, keras.KerasTensor] | keras.KerasTensor]:
+    """The graph of a ResNet: {"inputs": (B, H, W, 3), "outputs": {"C2": (B, H/4, W/4, ...) .. "C5"}}.
+
+    With `stride_in_1x1` the first 1x1 convolution of a down-sampling bottleneck has the stride (the original Caffe
+    models), otherwise its 3x3 (v1.5, torchvision). Basic blocks have no such choice and ignore it.
+    """
+    counts, bottleneck = BLOCKS[name]
+    net = BackboneBuilder(norm, 1e-5, frozen_stages, dtype)
+    inputs = keras.Input((None, None, 3), name="image")
+    x = net.conv(inputs, 64, 7, 2, "conv1")
+    x = net.norm(x, "bn1", "relu")
+    x = net.max_pool(x, "maxpool")
+    outputs = {}
+    for group, count in enumerate(counts):
+        net.stage = group + 2
+        for index in range(count):
+            stride = 2 if group > 0 and index == 0 else 1
+            prefix = f"layer{group + 1}_{index}"
+            width = 64 * 2**group
+            if bottleneck:
+                x = _bottleneck(net, x, width, stride, stride_in_1x1, prefix)
+            else:
+                x = _basic_block(net, x, width, stride, prefix)
+        outputs[f"C{net.stage}"] = x
+    return {"inputs": inputs, "outputs": outputs}
+
+
+def _shortcut(net: BackboneBuilder, x: keras.KerasTensor, filters: int, stride: int, prefix: str) -> keras.KerasTensor:
+    if stride == 1 and x.shape[-1] == filters:
+        return x
+    x = net.conv(x, filters, 1, stride, f"{prefix}_downsample_0")
+    return net.norm(x, f"{prefix}_downsample_1")
+
+
+def _basic_block(net: BackboneBuilder, x: keras.KerasTensor, width: int, stride: int, prefix: str) -> keras.KerasTensor:
+    shortcut = _shortcut(net, x, width, stride, prefix)
+    x = net.norm(net.conv(x, width, 3, stride, f"{prefix}_conv1"), f"{prefix}_bn1", "relu")
+    x = net.norm(net.conv(x, width, 3, 1, f"{prefix}_conv2"), f"{prefix}_bn2")
+    return net.activation(net.add(x, shortcut, f"{prefix}_add"), "relu", f"{prefix}_out")
+
+
+def _bottleneck(
+    net: BackboneBuilder, x: keras.KerasTensor, width: int, stride: int, stride_in_1x1: bool, prefix: str
+) -> keras.KerasTensor:
+    first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+    shortcut = _shortcut(net, x, 4 * width, stride, prefix)
+    x = net.norm(net.conv(x, width, 1, first, f"{prefix}_conv1"), f"{prefix}_bn1", "relu")
+    x = net.norm(net.conv(x, width, 3, second, f"{prefix}_conv2"), f"{prefix}_bn2", "relu")
+    x = net.norm(net.conv(x, 4 * width, 1, 1, f"{prefix}_conv3"), f"{prefix}_bn3")
+    return net.activation(net.add(x, shortcut, f"{prefix}_add"), "relu", f"{prefix}_out")

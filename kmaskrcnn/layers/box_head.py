@@ -1,0 +1,224 @@
+"""The box head: classes and class-specific box offsets of each RoI (Fast R-CNN; FPN, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.layers.normalization import build_norm
+from kmaskrcnn.ops import boxes as box_ops
+from kmaskrcnn.ops import losses as loss_ops
+from kmaskrcnn.ops import matching, sampling
+from kmaskrcnn.ops.nms import multiclass_nms
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="kmaskrcnn")
+class BoxHead(keras.layers.Layer):
+    """Optional 3x3 convolutions, then fully connected layers, then the class logits and the box offsets.
+
+    Call with pooled features (K, S, S, C); returns class logits (K, num_classes + 1), of which 0 is the background,
+    and deltas (K, num_classes + 1, 4), both float32.
+
+    Args:
+        num_classes: object classes, background not counted.
+        conv_channels: widths of the 3x3 convolutions; (256,) * 4 with one fully connected layer is 4conv1fc.
+        fc_channels: widths of the fully connected layers.
+        norm: normalisation after the convolutions, which then have no bias.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        conv_channels: Sequence[int] = (),
+        fc_channels: Sequence[int] = (1024, 1024),
+        norm: str = "none",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes, self.norm = num_classes, norm
+        self.conv_channels, self.fc_channels = tuple(conv_channels), tuple(fc_channels)
+        policy = self.dtype_policy
+        self.convs, self.norms = [], []
+        for i, channels in enumerate(self.conv_channels):
+            initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+            conv = keras.layers.Conv2D(
+                channels,
+                3,
+                padding="same",
+                use_bias=norm == "none",
+                kernel_initializer=initializer,
+                dtype=policy,
+                name=f"conv{i + 1}",
+            )
+            self.convs.append(conv)
+            self.norms.append(None if norm == "none" else build_norm(norm, f"conv{i + 1}_norm", policy))
+        self.fcs = []
+        for i, channels in enumerate(self.fc_channels):
+            initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
+            fc = keras.layers.Dense(
+                channels, activation="relu", kernel_initializer=initializer, dtype=policy, name=f"fc{i + 1}"
+            )
+            self.fcs.append(fc)
+        self.class_logits = keras.layers.Dense(
+            num_classes + 1,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            dtype=policy,
+            name="class_logits",
+        )
+        self.deltas = keras.layers.Dense(
+            (num_classes + 1) * 4,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
+            dtype=policy,
+            name="deltas",
+        )
+
+    def build(self, input_shape: tuple) -> None:
+        _, height, width, channels = input_shape
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            conv.build((None, height, width, channels))
+            channels = conv.filters
+            if norm is not None:
+                norm.build((None, height, width, channels))
+        units = height * width * channels
+        for fc in self.fcs:
+            fc.build((None, units))
+            units = fc.units
+        self.class_logits.build((None, units))
+        self.deltas.build((None, units))
+        self.built = True
+
+    def call(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            features = conv(features)
+            if norm is not None:
+                features = norm(features, training=training)
+            features = ops.relu(features)
+        _, height, width, channels = features.shape
+        x = ops.reshape(features, (-1, height * width * channels))  # (K, S, S, C) -> (K, S * S * C)
+        for fc in self.fcs:
+            x = fc(x)
+        deltas = ops.reshape(self.deltas(x), (-1, self.num_classes + 1, 4))  # (K, (C + 1) * 4) -> (K, C + 1, 4)
+        return ops.cast(self.class_logits(x), "float32"), ops.cast(deltas, "float32")
+
+    def get_config(self) -> dict:
+        config = {
+            "num_classes": self.num_classes,
+            "conv_channels": self.conv_channels,
+            "fc_channels": self.fc_channels,
+            "norm": self.norm,
+        }
+        return {**super().get_config(), **config}
+
+
+class RoISample(NamedTuple):
+    """The RoIs of a training step, positives first. R = roi_batch_size.
+
+    boxes (B, R, 4) yxyx pixels; classes (B, R) int32, 0 the background; matched (B, R) int32 rows of the ground
+    truth; is_positive and is_valid (B, R) bool.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    matched: Tensor
+    is_positive: Tensor
+    is_valid: Tensor
+
+
+def sample_rois(
+    proposals: Tensor,
+    proposal_scores: Tensor,
+    gt_boxes: Tensor,
+    gt_classes: Tensor,
+    gt_valid: Tensor,
+    gt_crowd: Tensor,
+    config: ModelConfig,
+    seed: keras.random.SeedGenerator,
+) -> RoISample:
+    """Sample proposals, the ground truth appended to them, for the box and mask heads (Fast R-CNN, section 2.3).
+
+    Args:
+        proposals: (B, P, 4) yxyx pixels.
+        proposal_scores: (B, P), -inf where a row holds no proposal.
+        gt_boxes, gt_classes, gt_valid, gt_crowd: (B, N, 4), (B, N), (B, N), (B, N).
+        config: roi_batch_size, roi_positive_fraction, roi_positive_iou.
+        seed: of the draw.
+    """
+    appended = ops.logical_and(gt_valid, ops.logical_not(gt_crowd))
+    boxes = ops.concatenate([proposals, gt_boxes], axis=1)
+    exists = ops.concatenate([proposal_scores > -float("inf"), appended], axis=1)
+    matches = matching.match(boxes, gt_boxes, gt_valid, gt_crowd, config.roi_positive_iou, config.roi_positive_iou)
+    indices, is_positive, is_valid = sampling.sample(
+        ops.logical_and(matches >= 0, exists),
+        ops.logical_and(matches == matching.NEGATIVE, exists),
+        config.roi_batch_size,
+        config.roi_positive_fraction,
+        seed,
+    )
+    matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
+    classes = ops.where(is_positive, ops.take_along_axis(gt_classes, matched, axis=1), 0)
+    return RoISample(
+        boxes=ops.take_along_axis(boxes, indices[..., None], axis=1),
+        classes=classes,
+        matched=matched,
+        is_positive=is_positive,
+        is_valid=is_valid,
+    )
+
+
+def box_head_losses(
+    logits: Tensor, deltas: Tensor, sample: RoISample, gt_boxes: Tensor, config: ModelConfig
+) -> dict[str, Tensor]:
+    """Scalars `class` and `box`, both divided by all sampled RoIs (Fast R-CNN, equation 1).
+
+    Args:
+        logits: (B, R, C + 1).
+        deltas: (B, R, C + 1, 4).
+        sample: the RoIs.
+        gt_boxes: (B, N, 4) yxyx pixels.
+        config: box_loss_beta.
+    """
+    valid = ops.cast(sample.is_valid, "float32")
+    positive = ops.cast(sample.is_positive, "float32")
+    normalizer = ops.maximum(ops.sum(valid), 1.0)
+    class_loss = ops.sum(loss_ops.softmax_cross_entropy(logits, sample.classes) * valid) / normalizer
+    targets = box_ops.encode(
+        ops.take_along_axis(gt_boxes, sample.matched[..., None], axis=1), sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS
+    )
+    own = ops.take_along_axis(deltas, sample.classes[..., None, None], axis=2)[:, :, 0]  # (B, R, C + 1, 4) -> (B, R, 4)
+    box = loss_ops.smooth_l1(own, targets, config.box_loss_beta) * positive[..., None]
+    return {"class": class_loss, "box": ops.sum(box) / normalizer}
+
+
+def detect_boxes(
+    logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    proposal_scores: Tensor,
+    image_shapes: Tensor,
+    config: ModelConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Detections from all (RoI, class) pairs: threshold, NMS of each class, the best over all classes.
+
+    Args:
+        logits, deltas: (B, P, C + 1), (B, P, C + 1, 4), of the box head.
+        proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
+        image_shapes: (B, 2), height and width that boxes are clipped to.
+        config: score_threshold, nms_iou, max_detections.
+
+    Returns:
+        boxes (B, D, 4), scores (B, D), classes (B, D) with 0 in empty rows, number of detections (B,).
+    """
+    scores = ops.softmax(logits, axis=-1)[..., 1:]
+    scores = ops.where(proposal_scores[..., None] > -float("inf"), scores, 0.0)
+    boxes = box_ops.decode(deltas[:, :, 1:], proposals[:, :, None], box_ops.BOX_HEAD_CODING_WEIGHTS)
+    boxes = box_ops.clip(boxes, image_shapes)
+    boxes, scores, classes, _, count = multiclass_nms(
+        boxes, scores, config.score_threshold, config.nms_iou, config.max_detections
+    )
+    return boxes, scores, classes, count

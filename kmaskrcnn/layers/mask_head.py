@@ -1,0 +1,94 @@
+"""The mask head: a small fully convolutional network on each RoI (He et al. 2017, section 3 and figure 4 right)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from kmaskrcnn.layers.normalization import build_norm
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="kmaskrcnn")
+class MaskHead(keras.layers.Layer):
+    """3x3 convolutions with ReLU, a 2x2 stride-2 deconvolution with ReLU, a 1x1 convolution to one mask a class.
+
+    Call with pooled features (K, S, S, C) and the class of each RoI (K,) in 0..num_classes; returns the logits
+    (K, 2 * S, 2 * S), float32, of that class's mask alone: no other class's mask is ever used, neither by the loss
+    nor by inference, so none is computed.
+
+    Args:
+        num_classes: object classes, background not counted (its output, row 0, exists as in the published weights).
+        conv_channels: widths of the 3x3 convolutions; the deconvolution is as wide as the last.
+        norm: normalisation after the 3x3 convolutions, which then have no bias.
+    """
+
+    def __init__(
+        self, num_classes: int, conv_channels: Sequence[int] = (256, 256, 256, 256), norm: str = "none", **kwargs: Any
+    ):
+        super().__init__(**kwargs)
+        self.num_classes, self.norm, self.conv_channels = num_classes, norm, tuple(conv_channels)
+        policy = self.dtype_policy
+
+        self.convs, self.norms = [], []
+        for i, channels in enumerate(self.conv_channels):
+            conv = keras.layers.Conv2D(
+                channels,
+                3,
+                padding="same",
+                use_bias=norm == "none",
+                kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+                dtype=policy,
+                name=f"conv{i + 1}",
+            )
+            self.convs.append(conv)
+            self.norms.append(None if norm == "none" else build_norm(norm, f"conv{i + 1}_norm", policy))
+        self.deconv: keras.layers.Conv2DTranspose | None = None
+
+    def build(self, input_shape: tuple) -> None:
+        _, height, width, channels = input_shape
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            conv.build((None, height, width, channels))
+            channels = conv.filters
+            if norm is not None:
+                norm.build((None, height, width, channels))
+        self.deconv = keras.layers.Conv2DTranspose(
+            channels,
+            2,
+            strides=2,
+            activation="relu",
+            kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+            dtype=self.dtype_policy,
+            name="deconv",
+        )
+        self.deconv.build((None, height, width, channels))
+        # The 1x1 convolution, (class, C): a row a class, so that a RoI takes its class's row.
+        self.logits_kernel = self.add_weight(
+            name="logits_kernel",
+            shape=(self.num_classes + 1, channels),
+            initializer=keras.initializers.RandomNormal(stddev=0.001),
+        )
+        self.logits_bias = self.add_weight(name="logits_bias", shape=(self.num_classes + 1,), initializer="zeros")
+        self.built = True
+
+    def call(self, features: Tensor, classes: Tensor, training: bool = False) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            features = conv(features)
+            if norm is not None:
+                features = norm(features, training=training)
+            features = ops.relu(features)
+        features = self.deconv(features)
+        _, height, width, channels = features.shape
+        features = ops.reshape(features, (-1, height * width, channels))  # (K, 2S, 2S, C) -> (K, 4SS, C)
+        kernel = ops.cast(ops.take(self.logits_kernel, classes, axis=0), features.dtype)
+        logits = ops.matmul(features, kernel[:, :, None])  # (K, 4SS, C) x (K, C, 1) -> (K, 4SS, 1)
+        logits = ops.cast(ops.reshape(logits, (-1, height, width)), "float32")  # -> (K, 2S, 2S)
+        return logits + ops.cast(ops.take(self.logits_bias, classes, axis=0), "float32")[:, None, None]
+
+    def get_config(self) -> dict:
+        config = {"num_classes": self.num_classes, "conv_channels": self.conv_channels, "norm": self.norm}
+        return {**super().get_config(), **config}

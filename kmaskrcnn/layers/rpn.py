@@ -1,0 +1,171 @@
+"""The region proposal network, run on each level by itself (Ren et al. 2015; FPN, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.ops import anchors as anchor_ops
+from kmaskrcnn.ops import boxes as box_ops
+from kmaskrcnn.ops import losses as loss_ops
+from kmaskrcnn.ops import matching, sampling
+from kmaskrcnn.ops.nms import batched_nms
+
+Tensor = Any
+
+LEVELS = ("P2", "P3", "P4", "P5", "P6")
+STRIDES = (4, 8, 16, 32, 64)
+
+
+@keras.saving.register_keras_serializable(package="kmaskrcnn")
+class RPNHead(keras.layers.Layer):
+    """3x3 convolutions with ReLU, then 1x1 convolutions to the objectness and the box offsets of each anchor.
+
+    Call with one level's features (B, H, W, C); returns logits (B, H * W * A) and deltas (B, H * W * A, 4), both
+    float32. The same weights serve all levels.
+
+    Args:
+        channels: width of the features and of the 3x3 convolutions.
+        num_anchors: anchors of a cell, A.
+        conv_layers: number of 3x3 convolutions.
+    """
+
+    def __init__(self, channels: int, num_anchors: int, conv_layers: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.channels, self.num_anchors, self.conv_layers = channels, num_anchors, conv_layers
+
+        def conv(filters: int, size: int, name: str, **options: Any) -> keras.layers.Conv2D:
+            initializer = keras.initializers.RandomNormal(stddev=0.01)
+            return keras.layers.Conv2D(
+                filters,
+                size,
+                padding="same",
+                kernel_initializer=initializer,
+                dtype=self.dtype_policy,
+                name=name,
+                **options,
+            )
+
+        self.convs = [conv(channels, 3, f"conv{i + 1}", activation="relu") for i in range(conv_layers)]
+        self.objectness = conv(num_anchors, 1, "objectness")
+        self.deltas = conv(num_anchors * 4, 1, "deltas")
+
+    def build(self, input_shape: tuple) -> None:
+        for layer in (*self.convs, self.objectness, self.deltas):
+            layer.build((*input_shape[:-1], self.channels))
+        self.built = True
+
+    def call(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        for conv in self.convs:
+            features = conv(features)
+        batch = ops.shape(features)[0]
+        logits = ops.cast(self.objectness(features), "float32")
+        deltas = ops.cast(self.deltas(features), "float32")
+        cells = -1 if None in features.shape[1:3] else features.shape[1] * features.shape[2] * self.num_anchors
+        logits = ops.reshape(logits, (batch, cells))  # (B, H, W, A) -> (B, H * W * A)
+        return logits, ops.reshape(deltas, (batch, cells, 4))  # (B, H, W, A * 4) -> (B, H * W * A, 4)
+
+    def get_config(self) -> dict:
+        config = {"channels": self.channels, "num_anchors": self.num_anchors, "conv_layers": self.conv_layers}
+        return {**super().get_config(), **config}
+
+
+def level_anchors(features: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The anchors (H * W * A, 4) of each level, in pixels of the network's image."""
+    result = {}
+    for level, stride, size in zip(LEVELS, STRIDES, config.anchor_sizes, strict=True):
+        cell = anchor_ops.cell_anchors(size, config.anchor_aspect_ratios, config.round_anchors)
+        height, width = ops.shape(features[level])[1:3]
+        result[level] = anchor_ops.grid_anchors(height, width, stride, cell)
+    return result
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of scores (B, N) and their indices; where N < k, -inf with index N - 1 fills up."""
+    count = scores.shape[1]
+    if count is not None:
+        k = min(k, count)
+        return ops.top_k(scores, k)
+    last = ops.shape(scores)[1] - 1
+    values, indices = ops.top_k(ops.pad(scores, ((0, 0), (0, k)), constant_values=-float("inf")), k)
+    return values, ops.minimum(indices, last)
+
+
+def propose(
+    outputs: dict[str, tuple[Tensor, Tensor]],
+    anchors: dict[str, Tensor],
+    image_shapes: Tensor,
+    config: ModelConfig,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    """Proposals: on each level the top k by objectness, decoded, clipped, NMS; then the best over all levels.
+
+    Args:
+        outputs: what `RPNHead` returned for each level.
+        anchors: of each level, (N, 4) yxyx pixels.
+        image_shapes: (B, 2), height and width that proposals are clipped to.
+        config: rpn_pre_nms_top_k, rpn_nms_iou, rpn_post_nms_top_k, rpn_min_size.
+        training: choose the *_train numbers.
+
+    Returns:
+        boxes (B, P, 4) yxyx pixels by falling score, and their objectness logits (B, P), -inf where a row is empty.
+    """
+    pre_nms = config.rpn_pre_nms_top_k_train if training else config.rpn_pre_nms_top_k
+    post_nms = config.rpn_post_nms_top_k_train if training else config.rpn_post_nms_top_k
+    all_boxes, all_scores = [], []
+    for level, (logits, deltas) in outputs.items():
+        scores, indices = _top(logits, pre_nms)
+        deltas = ops.take_along_axis(deltas, indices[..., None], axis=1)
+        boxes = box_ops.decode(deltas, ops.take(anchors[level], indices, axis=0))
+        boxes = box_ops.clip(boxes, image_shapes)
+        size = boxes[..., 2:] - boxes[..., :2]
+        scores = ops.where(ops.all(size > config.rpn_min_size, axis=-1), scores, -float("inf"))
+        keep, valid = batched_nms(boxes, scores, min(boxes.shape[1], post_nms), config.rpn_nms_iou)
+        kept_scores = ops.take_along_axis(scores, keep, axis=1)
+        kept = ops.arange(keep.shape[1], dtype="int32") < valid[:, None]
+        all_boxes.append(ops.take_along_axis(boxes, keep[..., None], axis=1))
+        all_scores.append(ops.where(kept, kept_scores, -float("inf")))
+    boxes, scores = ops.concatenate(all_boxes, axis=1), ops.concatenate(all_scores, axis=1)
+    scores, indices = ops.top_k(scores, min(post_nms, scores.shape[1]))
+    boxes = ops.take_along_axis(boxes, indices[..., None], axis=1)
+    boxes = ops.where(scores[..., None] > -float("inf"), boxes, 0.0)
+    return ops.stop_gradient(boxes), ops.stop_gradient(scores)
+
+
+def rpn_losses(
+    outputs: dict[str, tuple[Tensor, Tensor]],
+    anchors: dict[str, Tensor],
+    gt_boxes: Tensor,
+    gt_valid: Tensor,
+    gt_crowd: Tensor,
+    config: ModelConfig,
+    seed: keras.random.SeedGenerator,
+) -> dict[str, Tensor]:
+    """Objectness and box losses over a balanced sample of anchors; scalars `rpn_objectness` and `rpn_box`."""
+    logits = ops.concatenate([outputs[level][0] for level in outputs], axis=1)  # (B, N)
+    deltas = ops.concatenate([outputs[level][1] for level in outputs], axis=1)  # (B, N, 4)
+    boxes = ops.concatenate([anchors[level] for level in outputs], axis=0)  # (N, 4)
+    matches = matching.match(
+        boxes, gt_boxes, gt_valid, gt_crowd, config.rpn_positive_iou, config.rpn_negative_iou, keep_low_quality=True
+    )
+    indices, is_positive, is_valid = sampling.sample(
+        matches >= 0, matches == matching.NEGATIVE, config.rpn_batch_size, config.rpn_positive_fraction, seed
+    )
+    positive, valid = ops.cast(is_positive, "float32"), ops.cast(is_valid, "float32")
+    sampled_logits = ops.take_along_axis(logits, indices, axis=1)
+    objectness = ops.sum(loss_ops.binary_cross_entropy(sampled_logits, positive) * valid)
+
+    matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
+    targets = box_ops.encode(
+        ops.take_along_axis(gt_boxes, matched[..., None], axis=1), ops.take(boxes, indices, axis=0)
+    )
+    sampled_deltas = ops.take_along_axis(deltas, indices[..., None], axis=1)
+    box = loss_ops.smooth_l1(sampled_deltas, targets, config.rpn_box_loss_beta) * positive[..., None]
+    if config.rpn_loss_normalizer == "batch_size":
+        normalizer = ops.cast(ops.shape(logits)[0] * config.rpn_batch_size, "float32")
+    else:
+        normalizer = ops.maximum(ops.sum(valid), 1.0)
+    return {"rpn_objectness": objectness / normalizer, "rpn_box": ops.sum(box) / normalizer}

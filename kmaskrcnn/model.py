@@ -1,0 +1,273 @@
+"""Mask R-CNN (He, Gkioxari, Dollar, Girshick 2017) on a feature pyramid (Lin et al. 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from kmaskrcnn import backbones
+from kmaskrcnn.config import Config, ModelConfig
+from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
+from kmaskrcnn.layers.fpn import FPN
+from kmaskrcnn.layers.mask_head import MaskHead
+from kmaskrcnn.layers.roi_align import RoIAlign
+from kmaskrcnn.layers.rpn import RPNHead, level_anchors, propose, rpn_losses
+from kmaskrcnn.ops import losses as loss_ops
+from kmaskrcnn.ops.mask_targets import mask_targets
+
+Tensor = Any
+
+LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
+# Network sides are multiples of the stride of C5, so that every 2x upsampling of the FPN meets its lateral.
+SIZE_MULTIPLE = 32
+
+
+@keras.saving.register_keras_serializable(package="kmaskrcnn")
+class MaskRCNN(keras.Model):
+    """Mask R-CNN with a ResNet-FPN or a mobile FPN backbone.
+
+    Inference: `model(images)` or `model({"images": ..., "image_shapes": ...})` returns detections. Training:
+    `model(batch, training=True)` on a batch that holds the ground truth returns the five losses by name, so that
+    `model.compile(optimizer)` and `model.fit(dataset)` work on a dataset of such batches.
+
+    Inputs (a dict, or the images alone):
+        images: (B, H, W, 3) RGB in 0..255, uint8 or float, padded at the bottom and right.
+        image_shapes: (B, 2) height and width of the part of each image that is not padding; default: all of it.
+        boxes: (B, N, 4) ground truth, yxyx in pixels of `images`, continuous (pixel i covers [i, i + 1)).
+        classes: (B, N) int32 in 1..num_classes; 0 marks a padded row.
+        is_crowd: (B, N) bool; crowd regions are neither positives nor negatives.
+        masks: (B, N, m, m) uint8 coverage 0..255 of the cells of `mask_frames`.
+        mask_frames: (B, N, 4) the yxyx rectangle in pixels of `images` that each mask tiles.
+
+    Detections (a dict): boxes (B, D, 4) yxyx pixels of `images`, scores (B, D), classes (B, D) int32 in
+    1..num_classes and 0 in empty rows, masks (B, D, M, M) probabilities over each box, num_detections (B,). Valid rows
+    come first, by falling score.
+
+    Args:
+        seed: of the random samples of anchors and RoIs.
+        name, dtype: as of every Keras model; dtype may be a policy such as "mixed_bfloat16". Box arithmetic and
+            losses are float32 under every policy.
+        **hyper_parameters: the fields of `kmaskrcnn.config.ModelConfig`, each documented there.
+
+    Raises:
+        ConfigError: on an unknown or impossible hyper-parameter.
+    """
+
+    def __init__(self, seed: int = 0, name: str | None = None, dtype: Any = None, **hyper_parameters: Any):
+        # Boxes must stay float32 under a mixed policy, so Keras must not cast the inputs.
+        super().__init__(name=name or "mask_rcnn", dtype=dtype, autocast=False)
+        hyper_parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in hyper_parameters.items()}
+        self.config: ModelConfig = Config().replace(**hyper_parameters).model
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_jit = False  # NMS and the positives-only mask branch have dynamic shapes inside
+        self._build_layers()
+        self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in LOSSES}
+
+    def _build_layers(self) -> None:
+        config, policy = self.config, self.dtype_policy
+        mean, std = backbones.pixel_statistics(config.backbone)
+        self._mean, self._std = config.image_mean or mean, config.image_std or std
+        self.backbone = backbones.build_backbone(
+            config.backbone,
+            norm=config.backbone_norm,
+            stride_in_1x1=config.backbone_stride_in_1x1,
+            frozen_stages=config.frozen_stages,
+            dtype=policy,
+        )
+        self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=policy, name="fpn")
+        self.fpn.build({level: output.shape for level, output in self.backbone.output.items()})
+        self.rpn_head = RPNHead(
+            config.fpn_channels, len(config.anchor_aspect_ratios), config.rpn_conv_layers, dtype=policy, name="rpn_head"
+        )
+        self.rpn_head.build((None, None, None, config.fpn_channels))
+        pool = {
+            "sampling_ratio": config.roi_sampling_ratio,
+            "aligned": config.roi_aligned,
+            "implementation": config.roi_align_implementation,
+            "dtype": policy,
+        }
+        self.box_roi_align = RoIAlign(config.box_pool_size, name="box_roi_align", **pool)
+        self.mask_roi_align = RoIAlign(config.mask_pool_size, name="mask_roi_align", **pool)
+        self.box_head = BoxHead(
+            config.num_classes,
+            config.box_conv_channels,
+            config.box_fc_channels,
+            config.head_norm,
+            dtype=policy,
+            name="box_head",
+        )
+        self.box_head.build((None, config.box_pool_size, config.box_pool_size, config.fpn_channels))
+        self.mask_head = MaskHead(
+            config.num_classes, config.mask_conv_channels, config.head_norm, dtype=policy, name="mask_head"
+        )
+        self.mask_head.build((None, config.mask_pool_size, config.mask_pool_size, config.fpn_channels))
+        self.built = True
+
+    # The network
+
+    def call(self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False) -> dict[str, Tensor]:
+        inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
+        images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"))
+        features = self.fpn(self.backbone(images, training=training), training=training)
+        rpn_outputs = {level: self.rpn_head(feature) for level, feature in features.items()}
+        anchors = level_anchors(features, self.config)
+        proposals, scores = propose(rpn_outputs, anchors, image_shapes, self.config, training)
+        if "boxes" not in inputs:
+            return self.detect(features, proposals, scores, image_shapes, training)
+
+        gt_boxes, gt_classes, gt_crowd = self._ground_truth(inputs)
+        gt_valid = gt_classes > 0
+        ground_truth = (gt_boxes, gt_valid, gt_crowd)
+        losses = rpn_losses(rpn_outputs, anchors, *ground_truth, self.config, self.seed_generator)
+        sample = sample_rois(
+            proposals, scores, gt_boxes, gt_classes, gt_valid, gt_crowd, self.config, self.seed_generator
+        )
+        logits, deltas = self._run_box_head(features, sample.boxes, training)
+        losses |= box_head_losses(logits, deltas, sample, gt_boxes, self.config)
+        losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"], training)
+        return losses
+
+    def preprocess(self, images: Tensor, image_shapes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2)."""
+        batch, height, width = ops.shape(images)[:3]
+        if image_shapes is None:
+            image_shapes = ops.tile(ops.stack([height, width])[None], (batch, 1))
+        image_shapes = ops.cast(image_shapes, "int32")
+        mean, std = (ops.convert_to_tensor(value, "float32") for value in (self._mean, self._std))
+        images = (ops.cast(images, "float32") - mean) / std
+        inside_y = ops.arange(height, dtype="int32")[None, :] < image_shapes[:, :1]  # (B, H)
+        inside_x = ops.arange(width, dtype="int32")[None, :] < image_shapes[:, 1:]  # (B, W)
+        inside = ops.logical_and(inside_y[:, :, None], inside_x[:, None, :])
+        images = ops.where(inside[..., None], images, 0.0)
+        missing = [(-side) % SIZE_MULTIPLE for side in (height, width)]
+        if any(not isinstance(side, int) or side for side in missing):
+            images = ops.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+        return ops.cast(images, self.compute_dtype), image_shapes
+
+    def detect(
+        self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor, training: bool
+    ) -> dict[str, Tensor]:
+        """Detections from the pyramid's features and the proposals (B, P, 4) with their scores (B, P)."""
+        logits, deltas = self._run_box_head(features, proposals, training)
+        boxes, scores, classes, count = detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config)
+        valid = ops.arange(boxes.shape[1], dtype="int32")[None, :] < count[:, None]  # (B, D)
+        if self.static_shapes:
+            pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)
+            pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, D, S, S, C) -> (B * D, S, S, C)
+            masks = ops.sigmoid(self.mask_head(pooled, ops.reshape(classes, (-1,)), training=training))
+            masks = ops.reshape(masks, (-1, boxes.shape[1], *masks.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
+            masks = ops.where(valid[:, :, None, None], masks, 0.0)
+        else:
+            rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(valid))
+            flat = rows * boxes.shape[1] + columns
+            pooled = self.mask_roi_align.pool(features, ops.take(ops.reshape(boxes, (-1, 4)), flat, axis=0), rows)
+            own_classes = ops.take(ops.reshape(classes, (-1,)), flat, axis=0)
+            found = ops.sigmoid(self.mask_head(pooled, own_classes, training=training))  # (K, M, M)
+            total = ops.shape(boxes)[0] * boxes.shape[1]
+            masks = ops.scatter(flat[:, None], found, (total, *found.shape[1:]))
+            masks = ops.reshape(masks, (-1, boxes.shape[1], *found.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
+        return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
+
+    def _run_box_head(self, features: dict[str, Tensor], boxes: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        pooled = self.box_roi_align(features, boxes)  # (B, R, S, S, C)
+        rois = boxes.shape[1]
+        pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
+        logits, deltas = self.box_head(pooled, training=training)
+        logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
+        return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
+
+    # Training
+
+    def _ground_truth(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, classes and crowd flags; off static shapes without the columns that are padding in every image."""
+        boxes, classes = ops.cast(inputs["boxes"], "float32"), ops.cast(inputs["classes"], "int32")
+        crowd = ops.cast(inputs["is_crowd"], "bool")
+        if self.static_shapes:
+            return boxes, classes, crowd
+        filled = ops.where(classes > 0, ops.arange(1, ops.shape(classes)[1] + 1, dtype="int32"), 0)
+        rows = ops.maximum(ops.max(filled), 1)
+        return boxes[:, :rows], classes[:, :rows], crowd[:, :rows]
+
+    def _mask_loss(
+        self, features: dict[str, Tensor], sample: RoISample, masks: Tensor, frames: Tensor, training: bool
+    ) -> Tensor:
+        """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
+        config = self.config
+        limit = int(config.roi_batch_size * config.roi_positive_fraction)
+        limit = min(limit, config.max_mask_rois) if config.max_mask_rois else limit
+        positive = sample.is_positive[:, :limit]  # positives come first and in random order
+        if self.static_shapes:
+            batch = ops.shape(positive)[0]
+            rows = ops.repeat(ops.arange(batch, dtype="int32"), limit)
+            columns = ops.tile(ops.arange(limit, dtype="int32"), [batch])
+            weights = ops.cast(ops.reshape(positive, (-1,)), "float32")
+        else:
+            # A RoI costs the mask branch 3 GFLOP a step, so padded rows would be most of its time.
+            rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(positive))
+            weights = ops.ones_like(rows, dtype="float32")
+        flat = rows * sample.boxes.shape[1] + columns
+
+        def choose(x: Tensor) -> Tensor:
+            return ops.take(ops.reshape(x, (-1, *x.shape[2:])), flat, axis=0)  # (B, R, ...) -> (K, ...)
+
+        rois, classes, matched = choose(sample.boxes), choose(sample.classes), choose(sample.matched)
+        logits = self.mask_head(self.mask_roi_align.pool(features, rois, rows), classes, training=training)
+        owner = rows * ops.shape(masks)[1] + matched
+        own_masks = ops.take(ops.reshape(masks, (-1, *masks.shape[2:])), owner, axis=0)  # (B, N, m, m) -> (K, m, m)
+        own_frames = ops.take(ops.reshape(frames, (-1, 4)), owner, axis=0)
+        targets = mask_targets(own_masks, own_frames, rois, logits.shape[-1])
+        losses = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
+        return ops.sum(losses * weights) / ops.maximum(ops.sum(weights), 1.0)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Mapping[str, Tensor] | None = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Sum of the losses that `call` returned, divided by the number of replicas in sync.
+
+        tf.distribute adds the gradients of the replicas up, so without the division the step would grow with them.
+        """
+        if y_pred is None or set(y_pred) != set(LOSSES):
+            raise ValueError(
+                "MaskRCNN trains on batches that hold the ground truth (boxes, classes, is_crowd, masks, mask_frames); "
+                f"this batch gave {sorted(y_pred or ())}"
+            )
+        for name, tracker in self.loss_trackers.items():
+            tracker.update_state(y_pred[name])
+        return sum(y_pred[name] for name in LOSSES) / _num_replicas()
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether every shape must be static: under XLA and on backends other than TensorFlow."""
+        return keras.backend.backend() != "tensorflow" or bool(self.jit_compile)
+
+    def get_config(self) -> dict:
+        return {
+            "seed": self.seed,
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            **dataclasses.asdict(self.config),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: Any = None) -> MaskRCNN:
+        config = dict(config)
+        config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)
+
+
+def _num_replicas() -> int:
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync

@@ -1,0 +1,85 @@
+"""Box arithmetic. Boxes are float32 `yxyx` in absolute continuous pixels: pixel i covers [i, i + 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+# The published clamp on dh and dw: a decoded side is at most 1000 / 16 times the anchor's.
+MAX_LOG_SCALE = math.log(1000.0 / 16.0)
+RPN_CODING_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_HEAD_CODING_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area in square pixels of boxes (..., 4) -> (...); 0 where a side is negative."""
+    return ops.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * ops.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
+
+
+def intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Pairwise overlap in square pixels of (..., N, 4) with (..., M, 4) -> (..., N, M)."""
+    boxes, others = boxes[..., :, None, :], others[..., None, :, :]
+    height = ops.minimum(boxes[..., 2], others[..., 2]) - ops.maximum(boxes[..., 0], others[..., 0])
+    width = ops.minimum(boxes[..., 3], others[..., 3]) - ops.maximum(boxes[..., 1], others[..., 1])
+    return ops.maximum(height, 0.0) * ops.maximum(width, 0.0)
+
+
+def iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Pairwise intersection over union of (..., N, 4) with (..., M, 4) -> (..., N, M); 0 for boxes of no area."""
+    overlap = intersection(boxes, others)
+    union = area(boxes)[..., :, None] + area(others)[..., None, :] - overlap
+    return ops.where(overlap > 0.0, overlap / ops.where(overlap > 0.0, union, 1.0), 0.0)
+
+
+def ioa(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Share of the area of boxes (..., N, 4) that lies in regions (..., M, 4) -> (..., N, M); 0 for no area.
+
+    This is how COCO treats a crowd region: a box inside it matches, however large the region.
+    """
+    overlap = intersection(boxes, regions)
+    own = area(boxes)[..., :, None]
+    return ops.where(overlap > 0.0, overlap / ops.where(overlap > 0.0, own, 1.0), 0.0)
+
+
+def clip(boxes: Tensor, image_shapes: Tensor) -> Tensor:
+    """Clip boxes (B, ..., 4) to images of height and width (B, 2)."""
+    limits = ops.cast(image_shapes, boxes.dtype)
+    limits = ops.concatenate([limits, limits], axis=-1)  # (B, 4)
+    limits = ops.reshape(limits, (-1,) + (1,) * (len(boxes.shape) - 2) + (4,))  # (B, 4) -> (B, 1.., 4)
+    return ops.minimum(ops.maximum(boxes, 0.0), limits)
+
+
+def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...] = RPN_CODING_WEIGHTS) -> Tensor:
+    """Offsets (..., 4) = (dy, dx, dh, dw) that take anchors (..., 4) to boxes (..., 4).
+
+    Fast R-CNN, appendix C (Girshick et al. 2014), times the coding weights. Rows in which the box or the anchor
+    has no positive side give 0, so that padded rows stay finite.
+    """
+    center, size = _center_size(boxes)
+    anchor_center, anchor_size = _center_size(anchors)
+    valid = ops.logical_and(size > 0.0, anchor_size > 0.0)
+    size, anchor_size = ops.where(valid, size, 1.0), ops.where(valid, anchor_size, 1.0)
+    shift = ops.where(valid, (center - anchor_center) / anchor_size, 0.0)
+    deltas = ops.concatenate([shift, ops.log(size / anchor_size)], axis=-1)
+    return deltas * ops.convert_to_tensor(weights, deltas.dtype)
+
+
+def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, ...] = RPN_CODING_WEIGHTS) -> Tensor:
+    """The boxes (..., 4) that offsets (..., 4) make of anchors (..., 4): the inverse of `encode`.
+
+    dh and dw are clamped at log(1000 / 16) as in Detectron2 and torchvision.
+    """
+    deltas = deltas / ops.convert_to_tensor(weights, deltas.dtype)
+    anchor_center, anchor_size = _center_size(anchors)
+    center = deltas[..., :2] * anchor_size + anchor_center
+    half = 0.5 * ops.exp(ops.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size
+    return ops.concatenate([center - half, center + half], axis=-1)

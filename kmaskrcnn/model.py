@@ -64,7 +64,9 @@ class MaskRCNN(keras.Model):
         self.config: ModelConfig = Config().replace(**hyper_parameters).model
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_jit = False  # NMS and the positives-only mask branch have dynamic shapes inside
+        self.supports_jit = keras.backend.backend() != "tensorflow"  # the TensorFlow NMS kernel has no XLA form
+        # Whether the mask branch runs on every RoI, padded rows too, so that no shape depends on the data.
+        self.static_shapes = keras.backend.backend() != "tensorflow"
         self._build_layers()
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in LOSSES}
 
@@ -113,12 +115,12 @@ class MaskRCNN(keras.Model):
     def call(self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False) -> dict[str, Tensor]:
         inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
         images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"))
-        features = self.fpn(self.backbone(images, training=training), training=training)
+        features = self.fpn(self.backbone(images))
         rpn_outputs = {level: self.rpn_head(feature) for level, feature in features.items()}
         anchors = level_anchors(features, self.config)
         proposals, scores = propose(rpn_outputs, anchors, image_shapes, self.config, training)
         if "boxes" not in inputs:
-            return self.detect(features, proposals, scores, image_shapes, training)
+            return self.detect(features, proposals, scores, image_shapes)
 
         gt_boxes, gt_classes, gt_crowd = self._ground_truth(inputs)
         gt_valid = gt_classes > 0
@@ -127,9 +129,9 @@ class MaskRCNN(keras.Model):
         sample = sample_rois(
             proposals, scores, gt_boxes, gt_classes, gt_valid, gt_crowd, self.config, self.seed_generator
         )
-        logits, deltas = self._run_box_head(features, sample.boxes, training)
+        logits, deltas = self._run_box_head(features, sample.boxes)
         losses |= box_head_losses(logits, deltas, sample, gt_boxes, self.config)
-        losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"], training)
+        losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"])
         return losses
 
     def preprocess(self, images: Tensor, image_shapes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -150,16 +152,16 @@ class MaskRCNN(keras.Model):
         return ops.cast(images, self.compute_dtype), image_shapes
 
     def detect(
-        self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor, training: bool
+        self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
     ) -> dict[str, Tensor]:
         """Detections from the pyramid's features and the proposals (B, P, 4) with their scores (B, P)."""
-        logits, deltas = self._run_box_head(features, proposals, training)
+        logits, deltas = self._run_box_head(features, proposals)
         boxes, scores, classes, count = detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config)
         valid = ops.arange(boxes.shape[1], dtype="int32")[None, :] < count[:, None]  # (B, D)
         if self.static_shapes:
             pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)
             pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, D, S, S, C) -> (B * D, S, S, C)
-            masks = ops.sigmoid(self.mask_head(pooled, ops.reshape(classes, (-1,)), training=training))
+            masks = ops.sigmoid(self.mask_head(pooled, ops.reshape(classes, (-1,))))
             masks = ops.reshape(masks, (-1, boxes.shape[1], *masks.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
             masks = ops.where(valid[:, :, None, None], masks, 0.0)
         else:
@@ -167,17 +169,17 @@ class MaskRCNN(keras.Model):
             flat = rows * boxes.shape[1] + columns
             pooled = self.mask_roi_align.pool(features, ops.take(ops.reshape(boxes, (-1, 4)), flat, axis=0), rows)
             own_classes = ops.take(ops.reshape(classes, (-1,)), flat, axis=0)
-            found = ops.sigmoid(self.mask_head(pooled, own_classes, training=training))  # (K, M, M)
+            found = ops.sigmoid(self.mask_head(pooled, own_classes))  # (K, M, M)
             total = ops.shape(boxes)[0] * boxes.shape[1]
             masks = ops.scatter(flat[:, None], found, (total, *found.shape[1:]))
             masks = ops.reshape(masks, (-1, boxes.shape[1], *found.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
         return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
 
-    def _run_box_head(self, features: dict[str, Tensor], boxes: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    def _run_box_head(self, features: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_align(features, boxes)  # (B, R, S, S, C)
         rois = boxes.shape[1]
         pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
-        logits, deltas = self.box_head(pooled, training=training)
+        logits, deltas = self.box_head(pooled)
         logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
         return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
 
@@ -193,9 +195,7 @@ class MaskRCNN(keras.Model):
         rows = ops.maximum(ops.max(filled), 1)
         return boxes[:, :rows], classes[:, :rows], crowd[:, :rows]
 
-    def _mask_loss(
-        self, features: dict[str, Tensor], sample: RoISample, masks: Tensor, frames: Tensor, training: bool
-    ) -> Tensor:
+    def _mask_loss(self, features: dict[str, Tensor], sample: RoISample, masks: Tensor, frames: Tensor) -> Tensor:
         """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
         config = self.config
         limit = int(config.roi_batch_size * config.roi_positive_fraction)
@@ -216,7 +216,7 @@ class MaskRCNN(keras.Model):
             return ops.take(ops.reshape(x, (-1, *x.shape[2:])), flat, axis=0)  # (B, R, ...) -> (K, ...)
 
         rois, classes, matched = choose(sample.boxes), choose(sample.classes), choose(sample.matched)
-        logits = self.mask_head(self.mask_roi_align.pool(features, rois, rows), classes, training=training)
+        logits = self.mask_head(self.mask_roi_align.pool(features, rois, rows), classes)
         owner = rows * ops.shape(masks)[1] + matched
         own_masks = ops.take(ops.reshape(masks, (-1, *masks.shape[2:])), owner, axis=0)  # (B, N, m, m) -> (K, m, m)
         own_frames = ops.take(ops.reshape(frames, (-1, 4)), owner, axis=0)
@@ -244,11 +244,6 @@ class MaskRCNN(keras.Model):
         for name, tracker in self.loss_trackers.items():
             tracker.update_state(y_pred[name])
         return sum(y_pred[name] for name in LOSSES) / _num_replicas()
-
-    @property
-    def static_shapes(self) -> bool:
-        """Whether every shape must be static: under XLA and on backends other than TensorFlow."""
-        return keras.backend.backend() != "tensorflow" or bool(self.jit_compile)
 
     def get_config(self) -> dict:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from kmaskrcnn.backbones import efficientnet_lite, mobilenet_v2, resnet
+from kmaskrcnn.weights import pixels
 from kmaskrcnn.weights.imagenet import load_imagenet as load_weights
 
 __all__ = ["BACKBONES", "build_backbone", "load_weights", "pixel_statistics"]
@@ -50,12 +51,12 @@ def build_backbone(
     if stride_in_1x1 and not (name in resnet.BLOCKS and resnet.BLOCKS[name][1]):
         raise ValueError(f"backbone_stride_in_1x1=True: {name} has no bottleneck blocks; use resnet50, 101 or 152")
     if name in resnet.BLOCKS:
-        graph = resnet.build(name, norm, stride_in_1x1, frozen_stages, dtype)
+        inputs, outputs = resnet.build(name, norm, stride_in_1x1, frozen_stages, dtype)
     elif name == "mobilenet_v2":
-        graph = mobilenet_v2.build(norm, frozen_stages, dtype)
+        inputs, outputs = mobilenet_v2.build(norm, frozen_stages, dtype)
     else:
-        graph = efficientnet_lite.build(norm, frozen_stages, dtype)
-    return keras.Model(**graph, name=name)
+        inputs, outputs = efficientnet_lite.build(norm, frozen_stages, dtype)
+    return keras.Model(inputs, outputs, name=name)
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -66,5 +67,5 @@ def pixel_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float
     """
     _check_name(name)
     if name == "efficientnet_lite0":
-        return (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
-    return (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+        return pixels.EFFICIENTNET_LITE
+    return pixels.TORCHVISION

@@ -6,6 +6,8 @@ import keras
 
 from kmaskrcnn.layers.normalization import make_norm
 
+Graph = tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]  # inputs and outputs of a functional model
+
 
 class BackboneBuilder:
     """Adds layers to a functional backbone with one norm, epsilon, dtype and number of frozen stages.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from kmaskrcnn.backbones.common import BackboneBuilder
+from kmaskrcnn.backbones.common import BackboneBuilder, Graph
 
 # Rows of the paper's table 1: (expansion, width, blocks, kernel, stride of the first block, stage it belongs to).
 _ROWS = (
@@ -18,8 +18,8 @@ _ROWS = (
 )
 
 
-def build(norm: str, frozen_stages: int, dtype: str | None) -> dict[str, dict[str, keras.KerasTensor] | keras.KerasTensor]:
-    """The graph of EfficientNet-Lite0: {"inputs": (B, H, W, 3), "outputs": {"C2": (B, H/4, W/4, 24) .. "C5"}}.
+def build(norm: str, frozen_stages: int, dtype: str | None) -> Graph:
+    """The graph of EfficientNet-Lite0: image (B, H, W, 3) and {"C2": (B, H/4, W/4, 24) .. "C5"}.
 
     Each output is the last block at its stride, 24, 40, 112 and 320 wide, as EfficientDet takes them; the 1280 wide
     head convolution belongs to the classifier.
@@ -36,7 +36,7 @@ def build(norm: str, frozen_stages: int, dtype: str | None) -> dict[str, dict[st
             block += 1
         if net.stage > 1:
             outputs[f"C{net.stage}"] = x
-    return {"inputs": inputs, "outputs": outputs}
+    return inputs, outputs
 
 
 def _mbconv(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from kmaskrcnn.backbones.common import BackboneBuilder
+from kmaskrcnn.backbones.common import BackboneBuilder, Graph
 
 # Rows of table 2 of the paper: (expansion, width, blocks, stride of the first block, stage it belongs to).
 _ROWS = (
@@ -18,8 +18,8 @@ _ROWS = (
 )
 
 
-def build(norm: str, frozen_stages: int, dtype: str | None) -> dict[str, dict[str, keras.KerasTensor] | keras.KerasTensor]:
-    """The graph of a MobileNetV2: {"inputs": (B, H, W, 3), "outputs": {"C2": (B, H/4, W/4, 24) .. "C5" (..., 320)}}.
+def build(norm: str, frozen_stages: int, dtype: str | None) -> Graph:
+    """The graph of a MobileNetV2: image (B, H, W, 3) and {"C2": (B, H/4, W/4, 24) .. "C5" (..., 320)}.
 
     Each output is the last block at its stride: features 3, 6, 13 and 17. The 1280 wide convolution after them
     (features 18) is left out: it widens for the classifier, and the FPN would narrow it to 256 again.
@@ -35,7 +35,7 @@ def build(norm: str, frozen_stages: int, dtype: str | None) -> dict[str, dict[st
             block += 1
         if net.stage > 1:
             outputs[f"C{net.stage}"] = x
-    return {"inputs": inputs, "outputs": outputs}
+    return inputs, outputs
 
 
 def _inverted_residual(

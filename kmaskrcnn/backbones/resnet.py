@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from kmaskrcnn.backbones.common import BackboneBuilder
+from kmaskrcnn.backbones.common import BackboneBuilder, Graph
 
 # Name -> (blocks in each of the four groups, whether they are bottlenecks).
 BLOCKS = {
@@ -16,10 +16,8 @@ BLOCKS = {
 }
 
 
-def build(
-    name: str, norm: str, stride_in_1x1: bool, frozen_stages: int, dtype: str | None
-) -> dict[str, dict[str, keras.KerasTensor] | keras.KerasTensor]:
-    """The graph of a ResNet: {"inputs": (B, H, W, 3), "outputs": {"C2": (B, H/4, W/4, ...) .. "C5"}}.
+def build(name: str, norm: str, stride_in_1x1: bool, frozen_stages: int, dtype: str | None) -> Graph:
+    """The graph of a ResNet: image (B, H, W, 3) and {"C2": (B, H/4, W/4, ...) .. "C5"}.
 
     With `stride_in_1x1` the first 1x1 convolution of a down-sampling bottleneck has the stride (the original Caffe
     models), otherwise its 3x3 (v1.5, torchvision). Basic blocks have no such choice and ignore it.
@@ -42,7 +40,7 @@ def build(
             else:
                 x = _basic_block(net, x, width, stride, prefix)
         outputs[f"C{net.stage}"] = x
-    return {"inputs": inputs, "outputs": outputs}
+    return inputs, outputs
 
 
 def _shortcut(net: BackboneBuilder, x: keras.KerasTensor, filters: int, stride: int, prefix: str) -> keras.KerasTensor:

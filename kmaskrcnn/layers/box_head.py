@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.config import ModelConfig
-from kmaskrcnn.layers.normalization import build_norm
+from kmaskrcnn.layers.normalization import make_norm
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops import matching, sampling
@@ -57,7 +57,7 @@ class BoxHead(keras.layers.Layer):
                 name=f"conv{i + 1}",
             )
             self.convs.append(conv)
-            self.norms.append(None if norm == "none" else build_norm(norm, f"conv{i + 1}_norm", policy))
+            self.norms.append(make_norm(norm, channels, name=f"conv{i + 1}_norm", dtype=policy))
         self.fcs = []
         for i, channels in enumerate(self.fc_channels):
             initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
@@ -93,11 +93,11 @@ class BoxHead(keras.layers.Layer):
         self.deltas.build((None, units))
         self.built = True
 
-    def call(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+    def call(self, features: Tensor) -> tuple[Tensor, Tensor]:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             features = conv(features)
             if norm is not None:
-                features = norm(features, training=training)
+                features = norm(features)
             features = ops.relu(features)
         _, height, width, channels = features.shape
         x = ops.reshape(features, (-1, height * width * channels))  # (K, S, S, C) -> (K, S * S * C)

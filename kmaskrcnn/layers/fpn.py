@@ -66,12 +66,10 @@ class FPN(keras.layers.Layer):
                 self.lateral_norms[index].build(shape)
                 self.output_norms[index].build(shape)
 
-    def call(self, inputs: dict[str, keras.KerasTensor], training: bool | None = None) -> dict[str, keras.KerasTensor]:
+    def call(self, inputs: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
         def apply(convs: list, norms: list, index: int, x: keras.KerasTensor) -> keras.KerasTensor:
             x = convs[index](x)
-            return norms[index](x, training=training) if isinstance(
-                norms[index] if norms else None, keras.layers.BatchNormalization
-            ) else (norms[index](x) if norms else x)
+            return norms[index](x) if norms else x
 
         outputs = {}
         top = None

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kmaskrcnn.layers.normalization import build_norm
+from kmaskrcnn.layers.normalization import make_norm
 
 Tensor = Any
 
@@ -46,7 +46,7 @@ class MaskHead(keras.layers.Layer):
                 name=f"conv{i + 1}",
             )
             self.convs.append(conv)
-            self.norms.append(None if norm == "none" else build_norm(norm, f"conv{i + 1}_norm", policy))
+            self.norms.append(make_norm(norm, channels, name=f"conv{i + 1}_norm", dtype=policy))
         self.deconv: keras.layers.Conv2DTranspose | None = None
 
     def build(self, input_shape: tuple) -> None:
@@ -75,11 +75,11 @@ class MaskHead(keras.layers.Layer):
         self.logits_bias = self.add_weight(name="logits_bias", shape=(self.num_classes + 1,), initializer="zeros")
         self.built = True
 
-    def call(self, features: Tensor, classes: Tensor, training: bool = False) -> Tensor:
+    def call(self, features: Tensor, classes: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             features = conv(features)
             if norm is not None:
-                features = norm(features, training=training)
+                features = norm(features)
             features = ops.relu(features)
         features = self.deconv(features)
         _, height, width, channels = features.shape

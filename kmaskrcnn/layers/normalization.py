@@ -80,9 +80,7 @@ def make_norm(norm: str, channels: int, epsilon: float = 1e-5, **kwargs: Any) ->
         return FrozenBatchNormalization(epsilon=epsilon, **kwargs)
     if norm in ("bn", "sync_bn"):
         # Keras' momentum is what is kept: 0.9 is the 0.1 of torch.
-        return keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=epsilon, synchronized=norm == "sync_bn", **kwargs
-        )
+        return keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon, synchronized=norm == "sync_bn", **kwargs)
     if norm == "gn":
         return keras.layers.GroupNormalization(groups=group_count(channels), epsilon=epsilon, **kwargs)
     raise ValueError(f"norm={norm!r}: choose one of {', '.join(NORMS)}")

@@ -1,0 +1,93 @@
+"""RoIAlign over the levels of a feature pyramid (He et al. 2017, section 3; FPN, section 4.2, equation 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from kmaskrcnn.ops import boxes as box_ops
+from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather
+
+Tensor = Any
+
+LEVELS = (2, 3, 4, 5)
+_CANONICAL_LEVEL, _CANONICAL_SIZE = 4, 224.0
+
+
+def roi_levels(boxes: Tensor) -> Tensor:
+    """The level 2..5 that each RoI (..., 4) is pooled from: floor(4 + log2(sqrt(area) / 224)), clamped -> (...)."""
+    side = ops.sqrt(box_ops.area(boxes))
+    # The small addend keeps an exact power of two on its upper side, as in torchvision.
+    level = ops.floor(_CANONICAL_LEVEL + ops.log(side / _CANONICAL_SIZE + 1e-6) / math.log(2.0))
+    return ops.cast(ops.clip(level, LEVELS[0], LEVELS[-1]), "int32")
+
+
+@keras.saving.register_keras_serializable(package="kmaskrcnn")
+class RoIAlign(keras.layers.Layer):
+    """Pool RoIs from P2..P5, each from the level that fits its size.
+
+    Call with features, a dict of P2..P5 (B, H, W, C), and boxes (B, R, 4) yxyx in image pixels; returns
+    (B, R, S, S, C). `pool` takes a flat list of RoIs instead. Boxes get no gradient.
+
+    Args:
+        output_size: S.
+        sampling_ratio: bilinear samples along each side of a bin.
+        aligned: shift by half a pixel (Detectron2); False as in torchvision.
+        implementation: "crop_and_resize" (TensorFlow), "gather" (any backend, XLA, TFLite), or "auto", which is the
+            first on TensorFlow.
+
+    Raises:
+        ValueError: crop_and_resize on another backend than TensorFlow.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        implementation: str = "auto",
+        **kwargs: Any,
+    ):
+        super().__init__(autocast=False, **kwargs)  # boxes stay float32
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        if implementation == "crop_and_resize" and not on_tensorflow:
+            raise ValueError("roi_align_implementation='crop_and_resize': needs the TensorFlow backend; use 'gather'")
+        self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
+        self.implementation = implementation
+        if implementation == "auto":
+            implementation = "crop_and_resize" if on_tensorflow else "gather"
+        self._kernel = implementation
+
+    def call(self, features: dict[str, Tensor], boxes: Tensor) -> Tensor:
+        batch, rois = ops.shape(boxes)[:2]
+        owner = ops.repeat(ops.arange(batch, dtype="int32"), rois)
+        pooled = self.pool(features, ops.reshape(boxes, (-1, 4)), owner)
+        return ops.reshape(pooled, (-1, rois, *pooled.shape[1:]))  # (B * R, S, S, C) -> (B, R, S, S, C)
+
+    def pool(self, features: dict[str, Tensor], boxes: Tensor, batch_indices: Tensor) -> Tensor:
+        """Boxes (K, 4) of the images batch_indices (K,) int32 -> (K, S, S, C); K may be 0."""
+        levels = roi_levels(boxes)
+        options = (self.output_size, self.sampling_ratio, self.aligned)
+        if self._kernel == "gather":
+            maps, scales = [features[f"P{level}"] for level in LEVELS], [0.5**level for level in LEVELS]
+            return roi_align_gather(maps, scales, boxes, batch_indices, levels - LEVELS[0], *options)
+        pooled, order = [], []
+        for level in LEVELS:
+            rows = ops.cast(ops.nonzero(levels == level)[0], "int32")
+            own_boxes, own_images = ops.take(boxes, rows, axis=0), ops.take(batch_indices, rows, axis=0)
+            pooled.append(roi_align_crop_and_resize(features[f"P{level}"], own_boxes, own_images, 0.5**level, *options))
+            order.append(rows)
+        back = ops.argsort(ops.concatenate(order, axis=0))
+        return ops.take(ops.concatenate(pooled, axis=0), back, axis=0)
+
+    def get_config(self) -> dict:
+        config = {
+            "output_size": self.output_size,
+            "sampling_ratio": self.sampling_ratio,
+            "aligned": self.aligned,
+            "implementation": self.implementation,
+        }
+        return {**super().get_config(), **config}

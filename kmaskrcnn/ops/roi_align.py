@@ -1,0 +1,176 @@
+"""RoIAlign (He et al. 2017, section 3), in two forms that give the same numbers.
+
+A RoI is divided into P x P bins without rounding; each bin is the mean of s x s bilinear samples. Sample positions are
+clamped as in torchvision and Detectron2: beyond one pixel outside the map a sample is 0, within that it takes the
+border's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def _bins(boxes: Tensor, scale: float | Tensor, output_size: int, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Corner (K, 2) of each RoI in feature pixels, and height and width of its bins (K, 2)."""
+    start = boxes[:, :2] * scale - (0.5 if aligned else 0.0)
+    size = (boxes[:, 2:] - boxes[:, :2]) * scale
+    if not aligned:  # the original Caffe2 operator forces RoIs to be at least a feature pixel wide
+        size = ops.maximum(size, 1.0)
+    return start, size / output_size
+
+
+def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int, ratio: int) -> tuple[Tensor, Tensor]:
+    """Feature rows (or columns) that each bin reads along one axis, and their weights, both (K, P, 2 * s).
+
+    start and bin_size are (K,); length, the size of the map, is () or (K,).
+    """
+    samples = (ops.arange(output_size * ratio, dtype="float32") + 0.5) / ratio
+    position = start[:, None] + samples * bin_size[:, None]  # (K, P * s)
+    limit = ops.cast(length, "float32")[..., None]
+    inside = ops.logical_and(position >= -1.0, position <= limit)
+    position = ops.minimum(ops.maximum(position, 0.0), limit - 1.0)
+    low = ops.floor(position)
+    high = ops.minimum(low + 1.0, limit - 1.0)
+    fraction = position - low
+    used = ops.cast(inside, "float32") / ratio
+    taps = ops.cast(ops.stack([low, high], axis=-1), "int32")  # (K, P * s, 2)
+    weights = ops.stack([(1.0 - fraction) * used, fraction * used], axis=-1)
+    shape = (-1, output_size, 2 * ratio)
+    return ops.reshape(taps, shape), ops.reshape(weights, shape)  # (K, P * s, 2) -> (K, P, 2 * s)
+
+
+def _taps(
+    boxes: Tensor,
+    first_row: Tensor,
+    map_shape: tuple[Tensor, Tensor],
+    scale: float | Tensor,
+    size: int,
+    ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """Row of the flattened map and weight of every value that a bin reads, both (K, P, P, 4 * s * s).
+
+    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each () or (K,).
+    """
+    start, bins = _bins(boxes, scale, size, aligned)
+    height, width = map_shape
+    y, y_weight = _axis_taps(start[:, 0], bins[:, 0], height, size, ratio)
+    x, x_weight = _axis_taps(start[:, 1], bins[:, 1], width, size, ratio)
+    y = first_row[:, None, None] + y * ops.cast(width, "int32")[..., None, None]
+    rows = y[:, :, None, :, None] + x[:, None, :, None, :]  # (K, P, P, 2s, 2s)
+    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    shape = (-1, size, size, 4 * ratio * ratio)
+    return ops.reshape(rows, shape), ops.reshape(weights, shape)  # (K, P, P, 2s, 2s) -> (K, P, P, 4ss)
+
+
+def roi_align_gather(
+    features: Sequence[Tensor],
+    scales: Sequence[float],
+    boxes: Tensor,
+    batch_indices: Tensor,
+    map_indices: Tensor,
+    output_size: int,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign with keras.ops alone: any backend, dtype and compiler, and TFLite builtins.
+
+    All maps are one table of rows, so that each RoI is computed once, whichever its map, with static shapes.
+
+    Args:
+        features: maps (B, H, W, C) of any sizes.
+        scales: feature pixels an image pixel of each map, 1 / stride.
+        boxes: (K, 4) yxyx in image pixels; they get no gradient.
+        batch_indices: (K,) int32, the image of each RoI.
+        map_indices: (K,) int32, the map of each RoI.
+        output_size: P.
+        sampling_ratio: samples along each side of a bin, s.
+        aligned: shift by half a pixel (Detectron2's ROIAlignV2).
+
+    Returns:
+        (K, P, P, C) in the dtype of the features.
+    """
+    channels = features[0].shape[-1]
+    table, sizes, offset = [], [], 0
+    for feature in features:
+        height, width = ops.shape(feature)[1:3]
+        sizes.append(ops.stack([height, width, height * width, offset]))
+        table.append(ops.reshape(feature, (-1, channels)))  # (B, H, W, C) -> (B * H * W, C)
+        offset = offset + ops.shape(feature)[0] * height * width
+    table = ops.concatenate(table, axis=0)
+    own = ops.take(ops.cast(ops.stack(sizes), "int32"), map_indices, axis=0)  # (K, 4)
+    first_row = own[:, 3] + ops.cast(batch_indices, "int32") * own[:, 2]
+    scale = ops.take(ops.convert_to_tensor(list(scales), "float32"), map_indices, axis=0)[:, None]
+    shape = (own[:, 0], own[:, 1])
+    rows, weights = _taps(ops.stop_gradient(boxes), first_row, shape, scale, output_size, sampling_ratio, aligned)
+    weights = ops.cast(weights, table.dtype)
+    result = 0.0
+    for tap in range(weights.shape[-1]):  # one tap at a time: memory stays at one copy of the output
+        result = result + weights[..., tap, None] * ops.take(table, rows[..., tap], axis=0)
+    return result
+
+
+def roi_align_crop_and_resize(
+    features: Tensor,
+    boxes: Tensor,
+    batch_indices: Tensor,
+    scale: float,
+    output_size: int,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign of one map through `tf.image.crop_and_resize` at the bilinear sample points.
+
+    Args and result as of `roi_align_gather`, but for one map (B, H, W, C) and its scale.
+
+    The operator's grid runs from the first to the last sample, so the box handed to it begins and ends half a sample
+    inside the RoI, on a map padded by one repeated pixel, since it writes 0 outside and RoIAlign clamps.
+
+    Its own gradient adds to the map from several threads without a lock and loses values. Here the gradient is a
+    product with the sparse matrix of sampling weights, each sum made by one thread in a fixed order: the same bits
+    each time.
+    """
+    import tensorflow as tf
+
+    size, ratio = output_size, sampling_ratio
+    boxes = tf.stop_gradient(boxes)
+    dtype, channels = features.dtype, features.shape[-1]
+
+    @tf.custom_gradient
+    def pool(features: tf.Tensor) -> tuple:
+        shape = tf.shape(features)
+        height, width = tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
+        start, bins = _bins(boxes, scale, size, aligned)
+        margin = 0.5 / ratio
+        extent = tf.stack([height, width]) + 1.0  # pixels between the centres of the padded map's corners
+        first = (start + margin * bins + 1.0) / extent
+        last = (start + (size - margin) * bins + 1.0) / extent
+        padded = tf.pad(tf.cast(features, tf.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
+        samples = tf.image.crop_and_resize(
+            padded, tf.concat([first, last], axis=1), batch_indices, (size * ratio, size * ratio)
+        )
+        pooled = tf.cast(tf.nn.avg_pool2d(samples, ratio, ratio, "VALID"), dtype)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            first_row = tf.cast(batch_indices, tf.int32) * (shape[1] * shape[2])
+            rows, weights = _taps(boxes, first_row, (shape[1], shape[2]), scale, size, ratio, aligned)
+            taps = 4 * ratio * ratio
+            rows = tf.reshape(rows, (-1,))  # (K, P, P, 4ss) -> (K * P * P * 4ss,)
+            columns = tf.repeat(tf.range(tf.size(rows) // taps), taps)
+            cells = shape[0] * shape[1] * shape[2]
+            total = tf.raw_ops.SparseTensorDenseMatMul(
+                a_indices=tf.cast(tf.stack([rows, columns], axis=1), tf.int64),
+                a_values=tf.reshape(weights, (-1,)),
+                a_shape=tf.cast(tf.stack([cells, tf.size(rows) // taps]), tf.int64),
+                b=tf.cast(tf.reshape(upstream, (-1, channels)), tf.float32),  # (K, P, P, C) -> (K * P * P, C)
+            )
+            return tf.cast(tf.reshape(total, shape), dtype)  # (B * H * W, C) -> (B, H, W, C)
+
+        return pooled, gradient
+
+    return pool(features)

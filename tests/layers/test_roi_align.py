@@ -1,0 +1,172 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
+from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather
+from tests import numpy_reference
+
+# yxyx in image pixels of a 13 x 17 map at stride 4, that is 52 x 68 pixels.
+ROIS = np.array(
+    [
+        [8, 8, 40, 48],  # inside
+        [-30, -20, 30, 20],  # over the top left corner
+        [40, 50, 90, 110],  # over the bottom right corner
+        [0, 0, 52, 68],  # the whole map
+        [100, 120, 140, 180],  # outside
+        [-80, -80, -20, -20],  # outside
+        [-4, -4, 0, 0],  # within one feature pixel of the border
+        [52, 68, 55, 71],
+        [10, 10, 10, 10],  # no area
+        [0, 0, 0, 0],  # a padded row
+        [30, 30, 20, 10],  # inverted
+        [3.3, 5.7, 9.1, 8.2],  # small and fractional
+    ],
+    np.float32,
+)
+
+
+def run(implementation, features, boxes, images, scale, size, ratio, aligned):
+    if implementation == "gather":
+        zeros = tf.zeros(len(boxes), tf.int32)
+        return roi_align_gather([features], [scale], boxes, images, zeros, size, ratio, aligned)
+    return roi_align_crop_and_resize(features, boxes, images, scale, size, ratio, aligned)
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).normal(size=(2, 13, 17, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (4, 1), (3, 3)])
+def test_equals_numpy_over_the_border_outside_and_degenerate(implementation, aligned, size, ratio, features):
+    images = np.arange(len(ROIS), dtype=np.int32) % 2
+    actual = run(implementation, features, ROIS, images, 0.25, size, ratio, aligned)
+    for i, box in enumerate(ROIS):
+        expected = numpy_reference.roi_align(features[images[i]], box, 0.25, size, ratio, aligned)
+        if aligned and (box[2] <= box[0] or box[3] <= box[1]):
+            assert np.isfinite(actual[i]).all()  # without the minimum size such a RoI has no defined value
+        else:
+            np.testing.assert_allclose(actual[i], expected, atol=2e-5, err_msg=str(box))
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_gradient_equals_finite_differences(implementation, features):
+    """The operation is linear in the map, so a difference quotient of the float64 reference is exact."""
+    boxes, images = ROIS[:4], np.zeros(4, np.int32)
+    upstream = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        x = tf.constant(features)
+        tape.watch(x)
+        loss = tf.reduce_sum(run(implementation, x, boxes, images, 0.25, 3, 2, False) * upstream)
+    gradient = tf.convert_to_tensor(tape.gradient(loss, x)).numpy()
+
+    def reference(feature):
+        return sum(
+            (numpy_reference.roi_align(feature, b, 0.25, 3, 2, False) * g).sum()
+            for b, g in zip(boxes, upstream, strict=True)
+        )
+
+    assert not gradient[1].any()  # no RoI lies in the second image
+    for y, x_, c in [(0, 0, 0), (3, 4, 1), (6, 8, 2), (12, 16, 0), (12, 0, 1), (5, 5, 1)]:
+        bumped = features[0].copy()
+        bumped[y, x_, c] += 1
+        np.testing.assert_allclose(gradient[0, y, x_, c], reference(bumped) - reference(features[0]), atol=1e-4)
+
+
+def test_both_forms_have_the_same_gradient():
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(2, 20, 30, 8)).astype(np.float32)
+    start = rng.uniform(-20, 100, (50, 2))
+    boxes = np.concatenate([start, start + rng.uniform(0, 80, (50, 2))], 1).astype(np.float32)
+    images = rng.integers(0, 2, 50).astype(np.int32)
+    gradients = []
+    for implementation in ("gather", "crop_and_resize"):
+        with tf.GradientTape() as tape:
+            x = tf.constant(features)
+            tape.watch(x)
+            loss = tf.reduce_sum(run(implementation, x, boxes, images, 0.25, 7, 2, False) ** 2)
+        gradients.append(tf.convert_to_tensor(tape.gradient(loss, x)).numpy())
+    np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-3 * abs(gradients[0]).max())
+
+
+def test_gradient_is_bit_equal_over_repeated_runs_on_several_threads():
+    """Many RoIs over the same pixels: the operator's own gradient loses values here when two threads meet."""
+    rng = np.random.default_rng(3)
+    features = tf.constant(rng.normal(size=(1, 24, 24, 64)).astype(np.float32))
+    start = rng.uniform(0, 40, (200, 2))
+    boxes = tf.constant(np.concatenate([start, start + rng.uniform(20, 60, (200, 2))], 1).astype(np.float32))
+    images = tf.zeros(200, tf.int32)
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            pooled = roi_align_crop_and_resize(features, boxes, images, 0.25, 14)
+            loss = tf.reduce_sum(pooled**2)
+        return tape.gradient(loss, features)
+
+    first = gradient().numpy()
+    for _ in range(25):
+        np.testing.assert_array_equal(gradient().numpy(), first)
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_layer_pools_each_roi_from_its_level_and_image(implementation):
+    rng = np.random.default_rng(4)
+    features = {
+        f"P{level}": rng.normal(size=(2, 256 >> (level - 2), 192 >> (level - 2), 2)).astype(np.float32)
+        for level in (2, 3, 4, 5)
+    }
+    start = rng.uniform(0, 400, (2, 9, 2))
+    sides = np.geomspace(10, 700, 9)[None, :, None] * rng.uniform(0.8, 1.2, (2, 9, 2))
+    boxes = np.concatenate([start, start + sides], -1).astype(np.float32)
+    boxes[1, -1] = 0  # a padded row
+    pooled = RoIAlign(3, implementation=implementation)(features, boxes)
+    assert pooled.shape == (2, 9, 3, 3, 2)
+    levels = np.asarray(roi_levels(boxes))
+    assert set(levels.ravel()) == {2, 3, 4, 5}
+    for b in range(2):
+        for r in range(9):
+            level = numpy_reference.roi_level(boxes[b, r])
+            assert levels[b, r] == level
+            expected = numpy_reference.roi_align(features[f"P{level}"][b], boxes[b, r], 0.5**level, 3, 2, False)
+            np.testing.assert_allclose(pooled[b, r], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_no_rois_at_all(implementation):
+    features = {f"P{level}": tf.ones((1, 8, 8, 4)) for level in (2, 3, 4, 5)}
+    layer = RoIAlign(7, implementation=implementation)
+    assert layer.pool(features, tf.zeros((0, 4)), tf.zeros((0,), tf.int32)).shape == (0, 7, 7, 4)
+
+
+def test_level_boundaries_are_the_published_ones():
+    sides = np.array([1, 111, 112, 223, 224, 447, 448, 2000], np.float32)
+    boxes = np.stack([0 * sides, 0 * sides, sides, sides], -1)
+    np.testing.assert_array_equal(roi_levels(boxes), [2, 2, 3, 3, 4, 4, 5, 5])
+
+
+def test_gather_form_compiles_under_xla_and_in_bfloat16(features):
+    images = np.zeros(len(ROIS), np.int32)
+    expected = run("gather", features, ROIS, images, 0.25, 7, 2, False)
+    compiled = tf.function(lambda f: run("gather", f, ROIS, images, 0.25, 7, 2, False), jit_compile=True)
+    np.testing.assert_allclose(compiled(features), expected, atol=1e-5)
+    half = run("gather", tf.cast(features, tf.bfloat16), ROIS, images, 0.25, 7, 2, False)
+    assert half.dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(half, tf.float32), expected, atol=0.05)
+
+
+def test_crop_and_resize_keeps_the_dtype_and_the_layer_keeps_boxes_in_float32(features):
+    half = run(
+        "crop_and_resize", tf.cast(features, tf.bfloat16), ROIS, np.zeros(len(ROIS), np.int32), 0.25, 7, 2, False
+    )
+    assert half.dtype == tf.bfloat16
+    maps = {f"P{level}": tf.cast(features, tf.bfloat16) for level in (2, 3, 4, 5)}
+    box = tf.constant([[[100.3, 3.1, 131.7, 40.2]]])
+    layer = RoIAlign(3, dtype=keras.DTypePolicy("mixed_bfloat16"))
+    expected = run("crop_and_resize", maps["P2"], box[0], [0], 0.25, 3, 2, False)
+    np.testing.assert_array_equal(tf.cast(layer(maps, box)[0], tf.float32), tf.cast(expected, tf.float32))

@@ -46,6 +46,9 @@ class ModelConfig:
     anchor_sizes: tuple[float, ...] = _setting((32, 64, 128, 256, 512), "Anchor side in pixels on P2..P6.")
     anchor_aspect_ratios: tuple[float, ...] = _setting((0.5, 1.0, 2.0), "Anchor height / width.")
     round_anchors: bool = _setting(False, "Round the anchors of a cell to whole pixels, as torchvision does.")
+    fit_anchor_strides: bool = _setting(
+        False, "Anchors of P6 are image side // map side apart, as in torchvision, which is below 64 on odd maps."
+    )
     rpn_conv_layers: int = _setting(1, "3x3 convolutions before the RPN's two 1x1 outputs.")
     rpn_batch_size: int = _setting(256, "Anchors sampled an image for the RPN losses.")
     rpn_positive_fraction: float = _setting(0.5, "Largest share of positives among the sampled anchors.")
@@ -79,6 +82,12 @@ class ModelConfig:
     mask_pool_size: int = _setting(14, "Side of the RoIAlign output for the mask head; masks are twice that.")
     mask_conv_channels: tuple[int, ...] = _setting((256, 256, 256, 256), "Widths of the mask head's 3x3 convolutions.")
     head_norm: str = _setting("none", "Normalisation in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
+    binary_mask_targets: bool = _setting(
+        True, "Mask targets are thresholded at one half (Detectron2); False leaves them soft (torchvision)."
+    )
+    mask_target_samples: int = _setting(
+        2, "Samples along each side of a mask target's cell; 0: one a pixel (torchvision), not for XLA."
+    )
     max_mask_rois: int = _setting(
         0, "Positive RoIs an image, at most, that train the mask head; 0: every positive RoI of the sample."
     )
@@ -110,10 +119,10 @@ class DataConfig:
     max_size: int = _setting(1333, "Largest long side in pixels.")
     native_scale: float = _setting(1.0, "Factor on the image's own size with resize_mode=native.")
     crop_size: int = _setting(0, "Training images are cropped or padded to this square; 0: whole images.")
-    scale_jitter: tuple[float, ...] = _setting((), "Least and largest extra factor drawn in training, e.g. 0.1,2.0.")
+    scale_jitter: tuple[float, ...] = _setting((), "Least and largest extra factor drawn in training, e.g. 0.1,2.0; needs crop_size.")
     horizontal_flip: bool = _setting(True, "Flip half of the training images left-right.")
     vertical_flip: bool = _setting(False, "Flip half of the training images top-bottom.")
-    rotate90: bool = _setting(False, "Turn training images by a random multiple of 90 degrees.")
+    rotate90: bool = _setting(False, "Turn training images by a random multiple of 90 degrees; needs crop_size.")
     color_jitter: float = _setting(0.0, "Strength of random brightness, contrast, saturation and hue (0..1).")
     invert_probability: float = _setting(0.0, "Share of training images whose intensities are inverted (microscopy).")
     max_instances: int = _setting(100, "Ground-truth rows an image; further instances are left out and counted.")
@@ -149,7 +158,7 @@ class TrainConfig:
     drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
     clip_norm: float = _setting(0.0, "Clip gradients to this global norm; 0: off.")
     ema_decay: float = _setting(0.0, "Decay of the moving average of weights that is evaluated and exported; 0: off.")
-    dtype: str = _setting("float32", "Precision of the network.", ("float32", "mixed_bfloat16", "mixed_float16"))
+    dtype: str = _setting("float32", "Precision of the network.", ("float32", "mixed_bfloat16"))
     seed: int = _setting(0, "Seed of initialisation, data order, augmentation and sampling.")
     log_every: int = _setting(20, "Steps between lines of progress.")
     checkpoint_every: int = _setting(1000, "Steps between checkpoints.")
@@ -271,7 +280,10 @@ def validate(config: Config) -> None:
     jitter = values["scale_jitter"]
     require(not jitter or jitter[0] <= jitter[1], "scale_jitter", "the least factor must come first")
     require(values["crop_size"] % 32 == 0, "crop_size", "must be a multiple of 32 (the stride of C5)")
+    for name in ("scale_jitter", "rotate90"):
+        # Without a crop the padded size of an image would depend on the draw, and graphs be traced without end.
+        require(not values[name] or values["crop_size"] > 0, name, "needs crop_size")
     require(values["min_size"] <= values["max_size"], "min_size", "must not pass max_size")
-    for name in ("warmup_steps", "max_minutes", "clip_norm", "weight_decay", "eval_every", "max_mask_rois"):
+    for name in "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples".split():
         require(values[name] >= 0, name, "must not be below 0")
     require(list(values["drop_at"]) == sorted(values["drop_at"]), "drop_at", "must be in increasing order")

@@ -220,7 +220,9 @@ class MaskRCNN(keras.Model):
         owner = rows * ops.shape(masks)[1] + matched
         own_masks = ops.take(ops.reshape(masks, (-1, *masks.shape[2:])), owner, axis=0)  # (B, N, m, m) -> (K, m, m)
         own_frames = ops.take(ops.reshape(frames, (-1, 4)), owner, axis=0)
-        targets = mask_targets(own_masks, own_frames, rois, logits.shape[-1])
+        targets = mask_targets(
+            own_masks, own_frames, rois, logits.shape[-1], config.binary_mask_targets, config.mask_target_samples
+        )
         losses = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
         return ops.sum(losses * weights) / ops.maximum(ops.sum(weights), 1.0)
 

@@ -15,6 +15,8 @@ Tensor = Any
 
 LEVELS = (2, 3, 4, 5)
 _CANONICAL_LEVEL, _CANONICAL_SIZE = 4, 224.0
+# Boxes are clipped to this many pixels around the origin, where float32 arithmetic on them stays finite.
+_FARTHEST = 1e6
 
 
 def roi_levels(boxes: Tensor) -> Tensor:
@@ -65,23 +67,23 @@ class RoIAlign(keras.layers.Layer):
         batch, rois = ops.shape(boxes)[:2]
         owner = ops.repeat(ops.arange(batch, dtype="int32"), rois)
         pooled = self.pool(features, ops.reshape(boxes, (-1, 4)), owner)
-        return ops.reshape(pooled, (-1, rois, *pooled.shape[1:]))  # (B * R, S, S, C) -> (B, R, S, S, C)
+        return ops.reshape(pooled, (batch, rois, *pooled.shape[1:]))  # (B * R, S, S, C) -> (B, R, S, S, C)
 
     def pool(self, features: dict[str, Tensor], boxes: Tensor, batch_indices: Tensor) -> Tensor:
         """Boxes (K, 4) of the images batch_indices (K,) int32 -> (K, S, S, C); K may be 0."""
-        levels = roi_levels(boxes)
-        options = (self.output_size, self.sampling_ratio, self.aligned)
-        if self._kernel == "gather":
-            maps, scales = [features[f"P{level}"] for level in LEVELS], [0.5**level for level in LEVELS]
-            return roi_align_gather(maps, scales, boxes, batch_indices, levels - LEVELS[0], *options)
-        pooled, order = [], []
-        for level in LEVELS:
-            rows = ops.cast(ops.nonzero(levels == level)[0], "int32")
-            own_boxes, own_images = ops.take(boxes, rows, axis=0), ops.take(batch_indices, rows, axis=0)
-            pooled.append(roi_align_crop_and_resize(features[f"P{level}"], own_boxes, own_images, 0.5**level, *options))
-            order.append(rows)
-        back = ops.argsort(ops.concatenate(order, axis=0))
-        return ops.take(ops.concatenate(pooled, axis=0), back, axis=0)
+        # A NaN would become an index outside the map, which crop_and_resize does not check.
+        boxes = ops.where(ops.isnan(boxes), 0.0, ops.clip(boxes, -_FARTHEST, _FARTHEST))
+        kernel = roi_align_gather if self._kernel == "gather" else roi_align_crop_and_resize
+        return kernel(
+            [features[f"P{level}"] for level in LEVELS],
+            [0.5**level for level in LEVELS],
+            boxes,
+            batch_indices,
+            roi_levels(boxes) - LEVELS[0],
+            self.output_size,
+            self.sampling_ratio,
+            self.aligned,
+        )
 
     def get_config(self) -> dict:
         config = {

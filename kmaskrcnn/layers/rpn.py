@@ -76,9 +76,12 @@ class RPNHead(keras.layers.Layer):
 def level_anchors(features: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The anchors (H * W * A, 4) of each level, in pixels of the network's image."""
     result = {}
+    sides = [STRIDES[0] * side for side in ops.shape(features["P2"])[1:3]]
     for level, stride, size in zip(LEVELS, STRIDES, config.anchor_sizes, strict=True):
         cell = anchor_ops.cell_anchors(size, config.anchor_aspect_ratios, config.round_anchors)
         height, width = ops.shape(features[level])[1:3]
+        if config.fit_anchor_strides:
+            stride = (sides[0] // height, sides[1] // width)
         result[level] = anchor_ops.grid_anchors(height, width, stride, cell)
     return result
 

@@ -22,10 +22,16 @@ def cell_anchors(size: float, aspect_ratios: Sequence[float], rounded: bool = Fa
     return (np.round(anchors) if rounded else anchors).astype(np.float32)
 
 
-def grid_anchors(height: int | Tensor, width: int | Tensor, stride: int, cell: np.ndarray) -> Tensor:
-    """Anchors (H * W * A, 4) of a feature map of H x W cells: cell (i, j) is centred on (i, j) * stride pixels."""
-    y = ops.cast(ops.arange(height), "float32") * stride
-    x = ops.cast(ops.arange(width), "float32") * stride
+def grid_anchors(
+    height: int | Tensor, width: int | Tensor, stride: int | tuple[int | Tensor, int | Tensor], cell: np.ndarray
+) -> Tensor:
+    """Anchors (H * W * A, 4) of a feature map of H x W cells: cell (i, j) is centred on (i, j) * stride pixels.
+
+    `stride` is one number, or one for y and one for x.
+    """
+    stride_y, stride_x = stride if isinstance(stride, tuple) else (stride, stride)
+    y = ops.cast(ops.arange(height), "float32") * ops.cast(stride_y, "float32")
+    x = ops.cast(ops.arange(width), "float32") * ops.cast(stride_x, "float32")
     y, x = ops.meshgrid(y, x, indexing="ij")
     shifts = ops.stack([y, x, y, x], axis=-1)  # (H, W, 4)
     anchors = shifts[:, :, None, :] + ops.convert_to_tensor(cell)  # (H, W, A, 4)

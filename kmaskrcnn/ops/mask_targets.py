@@ -9,17 +9,30 @@ from keras import ops
 Tensor = Any
 
 
-def _interpolation(start: Tensor, stop: Tensor, frame_start: Tensor, frame_stop: Tensor, out: int, m: int) -> Tensor:
-    """(K, out, m) matrices that average two bilinear samples a bin of [start, stop) from cells of the frame."""
-    points = (ops.arange(2 * out, dtype="float32") + 0.5) / (2 * out)
-    position = start[:, None] + points * (stop - start)[:, None]  # (K, 2 * out), image pixels
-    cell = (position - frame_start[:, None]) / ops.maximum(frame_stop - frame_start, 1e-6)[:, None] * m - 0.5
+def _interpolation(
+    start: Tensor, stop: Tensor, frame_start: Tensor, frame_stop: Tensor, out: int, m: int, samples: int
+) -> Tensor:
+    """(K, out, m) matrices that average bilinear samples, `samples` a bin of [start, stop), from cells of the frame."""
+    if samples:
+        count, most = ops.full_like(start, samples), samples
+    else:  # one a pixel, so each RoI has its own number; the rest of the longest row gets no weight
+        count = ops.maximum(ops.ceil((stop - start) / out), 1.0)
+        most = ops.cast(ops.max(ops.concatenate([count, ops.ones((1,), "float32")])), "int32")
+    sample = ops.cast(ops.arange(most), "float32")  # (S,)
+    points = (sample + 0.5) / count[:, None]  # (K, S), in bins
+    points = points[:, None, :] + ops.arange(out, dtype="float32")[:, None]  # (K, out, S)
+    position = start[:, None, None] + points * ((stop - start) / out)[:, None, None]  # image pixels
+    cell_size = ops.maximum(frame_stop - frame_start, 1e-6) / m
+    cell = (position - frame_start[:, None, None]) / cell_size[:, None, None] - 0.5
     # Outside the frame there is no object: the hat function fades to 0 within one cell, as in the paste.
-    weights = ops.maximum(1.0 - ops.abs(cell[:, :, None] - ops.arange(m, dtype="float32")), 0.0)
-    return ops.mean(ops.reshape(weights, (-1, out, 2, m)), axis=2)  # (K, 2 * out, m) -> (K, out, 2, m) -> (K, out, m)
+    weights = ops.maximum(1.0 - ops.abs(cell[..., None] - ops.arange(m, dtype="float32")), 0.0)  # (K, out, S, m)
+    used = ops.cast(sample < count[:, None], "float32") / count[:, None]  # (K, S)
+    return ops.sum(weights * used[:, None, :, None], axis=2)
 
 
-def mask_targets(masks: Tensor, frames: Tensor, rois: Tensor, size: int, binary: bool = True) -> Tensor:
+def mask_targets(
+    masks: Tensor, frames: Tensor, rois: Tensor, size: int, binary: bool = True, samples: int = 2
+) -> Tensor:
     """Masks cut out along RoIs and resampled without rounding to size x size.
 
     Args:
@@ -28,13 +41,15 @@ def mask_targets(masks: Tensor, frames: Tensor, rois: Tensor, size: int, binary:
         rois: (K, 4) yxyx pixels.
         size: side of the target.
         binary: threshold the target at one half (Detectron2); else leave it soft (torchvision).
+        samples: bilinear samples along each side of a target's cell; 0 takes one a pixel (torchvision), which has no
+            fixed shape and so no XLA form.
 
     Returns:
         (K, size, size) float32 in 0..1.
     """
     m = masks.shape[-1]
-    rows = _interpolation(rois[:, 0], rois[:, 2], frames[:, 0], frames[:, 2], size, m)
-    columns = _interpolation(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3], size, m)
+    rows = _interpolation(rois[:, 0], rois[:, 2], frames[:, 0], frames[:, 2], size, m, samples)
+    columns = _interpolation(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3], size, m, samples)
     masks = ops.cast(masks, "float32") / 255.0
     targets = ops.matmul(ops.matmul(rows, masks), ops.transpose(columns, (0, 2, 1)))
     return ops.cast(targets >= 0.5, "float32") if binary else targets

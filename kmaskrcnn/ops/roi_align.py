@@ -108,69 +108,107 @@ def roi_align_gather(
     scale = ops.take(ops.convert_to_tensor(list(scales), "float32"), map_indices, axis=0)[:, None]
     shape = (own[:, 0], own[:, 1])
     rows, weights = _taps(ops.stop_gradient(boxes), first_row, shape, scale, output_size, sampling_ratio, aligned)
-    weights = ops.cast(weights, table.dtype)
+    # Subtracted, for TensorFlow turns a chain of additions into AddN, which may add in another order at each run.
+    weights = -ops.cast(weights, table.dtype)
     result = 0.0
     for tap in range(weights.shape[-1]):  # one tap at a time: memory stays at one copy of the output
-        result = result + weights[..., tap, None] * ops.take(table, rows[..., tap], axis=0)
+        result = result - weights[..., tap, None] * ops.take(table, rows[..., tap], axis=0)
     return result
 
 
 def roi_align_crop_and_resize(
-    features: Tensor,
+    features: Sequence[Tensor],
+    scales: Sequence[float],
     boxes: Tensor,
     batch_indices: Tensor,
-    scale: float,
+    map_indices: Tensor,
     output_size: int,
     sampling_ratio: int = 2,
     aligned: bool = False,
 ) -> Tensor:
-    """RoIAlign of one map through `tf.image.crop_and_resize` at the bilinear sample points.
+    """RoIAlign with `tf.image.crop_and_resize`, for TensorFlow outside XLA. Args and result as of `roi_align_gather`.
 
-    Args and result as of `roi_align_gather`, but for one map (B, H, W, C) and its scale.
+    The RoIs are divided by map, so that each is computed once, and put back in order.
 
-    The operator's grid runs from the first to the last sample, so the box handed to it begins and ends half a sample
-    inside the RoI, on a map padded by one repeated pixel, since it writes 0 outside and RoIAlign clamps.
-
-    Its own gradient adds to the map from several threads without a lock and loses values. Here the gradient is a
-    product with the sparse matrix of sampling weights, each sum made by one thread in a fixed order: the same bits
-    each time.
+    The operator's own gradient adds to the map from several threads without a lock and loses values. Here the gradient
+    is a product with the sparse matrix of sampling weights, in which one thread makes each row of the sum, in a fixed
+    order: the same bits at each run (benchmarks/roi_align.py has the times). There is no gradient of the gradient.
     """
     import tensorflow as tf
 
-    size, ratio = output_size, sampling_ratio
-    boxes = tf.stop_gradient(boxes)
-    dtype, channels = features.dtype, features.shape[-1]
+    options = (output_size, sampling_ratio, aligned)
+    boxes, batch_indices = tf.stop_gradient(boxes), tf.cast(batch_indices, tf.int32)
 
     @tf.custom_gradient
-    def pool(features: tf.Tensor) -> tuple:
-        shape = tf.shape(features)
-        height, width = tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
-        start, bins = _bins(boxes, scale, size, aligned)
-        margin = 0.5 / ratio
-        extent = tf.stack([height, width]) + 1.0  # pixels between the centres of the padded map's corners
-        first = (start + margin * bins + 1.0) / extent
-        last = (start + (size - margin) * bins + 1.0) / extent
-        padded = tf.pad(tf.cast(features, tf.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
-        samples = tf.image.crop_and_resize(
-            padded, tf.concat([first, last], axis=1), batch_indices, (size * ratio, size * ratio)
-        )
-        pooled = tf.cast(tf.nn.avg_pool2d(samples, ratio, ratio, "VALID"), dtype)
+    def pool(*maps: tf.Tensor) -> tuple:
+        own = [tf.cast(tf.where(map_indices == i)[:, 0], tf.int32) for i in range(len(maps))]
+        pooled = [
+            crop_and_resize_one_map(feature, tf.gather(boxes, rois), tf.gather(batch_indices, rois), scale, *options)
+            for feature, scale, rois in zip(maps, scales, own, strict=True)
+        ]
+        back = tf.math.invert_permutation(tf.concat(own, axis=0))
 
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            first_row = tf.cast(batch_indices, tf.int32) * (shape[1] * shape[2])
-            rows, weights = _taps(boxes, first_row, (shape[1], shape[2]), scale, size, ratio, aligned)
-            taps = 4 * ratio * ratio
-            rows = tf.reshape(rows, (-1,))  # (K, P, P, 4ss) -> (K * P * P * 4ss,)
-            columns = tf.repeat(tf.range(tf.size(rows) // taps), taps)
-            cells = shape[0] * shape[1] * shape[2]
-            total = tf.raw_ops.SparseTensorDenseMatMul(
-                a_indices=tf.cast(tf.stack([rows, columns], axis=1), tf.int64),
-                a_values=tf.reshape(weights, (-1,)),
-                a_shape=tf.cast(tf.stack([cells, tf.size(rows) // taps]), tf.int64),
-                b=tf.cast(tf.reshape(upstream, (-1, channels)), tf.float32),  # (K, P, P, C) -> (K * P * P, C)
-            )
-            return tf.cast(tf.reshape(total, shape), dtype)  # (B * H * W, C) -> (B, H, W, C)
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            # (K, P, P, C) -> (K * P * P, C)
+            upstream = tf.reshape(tf.cast(tf.convert_to_tensor(upstream), tf.float32), (-1, maps[0].shape[-1]))
+            return [
+                _map_gradient(feature, upstream, boxes, batch_indices, rois, scale, *options)
+                for feature, scale, rois in zip(maps, scales, own, strict=True)
+            ]
 
-        return pooled, gradient
+        return tf.gather(tf.concat(pooled, axis=0), back), gradient
 
-    return pool(features)
+    return pool(*features)
+
+
+def crop_and_resize_one_map(
+    feature: Tensor, boxes: Tensor, batch_indices: Tensor, scale: float, size: int, ratio: int, aligned: bool
+) -> Tensor:
+    """Boxes (n, 4) of one map (B, H, W, C) -> (n, P, P, C).
+
+    The operator's grid runs from the first to the last sample, so the box handed to it begins and ends half a sample
+    inside the RoI, on a map padded by one repeated pixel, since it writes 0 outside and RoIAlign clamps.
+    """
+    import tensorflow as tf
+
+    start, bins = _bins(boxes, scale, size, aligned)
+    margin = 0.5 / ratio
+    extent = tf.cast(tf.shape(feature)[1:3], tf.float32) + 1.0  # between the centres of the padded map's corner pixels
+    first = (start + margin * bins + 1.0) / extent
+    last = (start + (size - margin) * bins + 1.0) / extent
+    # The operator takes no bfloat16.
+    padded = tf.pad(tf.cast(feature, tf.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
+    grid = (size * ratio, size * ratio)
+    samples = tf.image.crop_and_resize(padded, tf.concat([first, last], axis=1), batch_indices, grid)
+    return tf.cast(tf.nn.avg_pool2d(samples, ratio, ratio, "VALID"), feature.dtype)
+
+
+def _map_gradient(
+    feature: Tensor,
+    upstream: Tensor,
+    boxes: Tensor,
+    batch_indices: Tensor,
+    rois: Tensor,
+    scale: float,
+    size: int,
+    ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Gradient (B, H, W, C) of the map that the RoIs (n,) of boxes (K, 4) lie on; upstream is (K * P * P, C)."""
+    import tensorflow as tf
+
+    shape = tf.shape(feature)
+    first_row = tf.gather(batch_indices, rois) * (shape[1] * shape[2])
+    taps, weights = _taps(tf.gather(boxes, rois), first_row, (shape[1], shape[2]), scale, size, ratio, aligned)
+    taps, weights = tf.reshape(taps, (-1,)), tf.reshape(weights, (-1,))  # (n, P, P, 4ss) -> (n * P * P * 4ss,)
+    bins = rois[:, None] * (size * size) + tf.range(size * size)  # (n, P * P), rows of upstream
+    # A compressed sparse row matrix wants its entries by row.
+    order = tf.argsort(taps, stable=True)
+    bin_of_entry = tf.gather(tf.reshape(bins, (-1,)), order // (4 * ratio * ratio))
+    matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=tf.cast(tf.stack([tf.gather(taps, order), bin_of_entry], axis=1), tf.int64),
+        values=tf.gather(weights, order),
+        dense_shape=tf.cast(tf.stack([shape[0] * shape[1] * shape[2], tf.shape(upstream)[0]]), tf.int64),
+    )
+    total = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=upstream)  # (B * H * W, C)
+    return tf.cast(tf.reshape(total, shape), feature.dtype)

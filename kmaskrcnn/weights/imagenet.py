@@ -60,7 +60,7 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
         tensors, torch_layout = _from_keras_applications(backbone_model, name), False
         source = f"keras.applications {name}"
     else:
-        tensors, torch_layout = _flat_block_names(read_tensors(source)), not source.endswith(".npz")
+        tensors, torch_layout = flat_block_names(read_tensors(source)), not source.endswith(".npz")
     return assign_tensors(backbone_model, tensors, source, torch_layout)
 
 
@@ -157,7 +157,7 @@ def _layer_name(torch_name: str) -> str:
     return "_".join(part.lstrip("_") for part in torch_name.split("."))
 
 
-def _flat_block_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def flat_block_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """torchvision's names of MobileNetV2 blocks as the original ones, which other files have already.
 
     torchvision nests the convolution, norm and activation of a block: conv.0.0, conv.0.1, conv.1.0, conv.1.1, conv.2,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kmaskrcnn.weights.errors import WeightsError
-from kmaskrcnn.weights.imagenet import assign_tensors
+from kmaskrcnn.weights.imagenet import assign_tensors, flat_block_names
 from kmaskrcnn.weights.pth_reader import read_tensors
 
 if TYPE_CHECKING:
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 # What sets MaskRCNN to torchvision's semantics: its anchors, losses and numbers of proposals.
 TORCHVISION_SEMANTICS = {
     "round_anchors": True,
+    "fit_anchor_strides": True,
     "rpn_box_loss_beta": 1 / 9,
     "box_loss_beta": 1 / 9,
     "rpn_loss_normalizer": "sampled",
     "rpn_post_nms_top_k_train": 2000,
     "rpn_min_size": 1e-3,
     "roi_aligned": False,
+    "binary_mask_targets": False,
+    "mask_target_samples": 0,
 }
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_BODY = "backbone.body."
 _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -150,7 +154,7 @@ def load_torchvision(model: MaskRCNN, path: str | os.PathLike) -> list[str]:
     """
     source = os.fspath(path)
     tensors = _modern_names(read_tensors(source))
-    body = {name: value for name, value in tensors.items() if name.startswith("backbone.body.")}
+    body = {name: value for name, value in tensors.items() if name.startswith(_BODY)}
     rest = {n: v for n, v in tensors.items() if n not in body and not n.endswith(".num_batches_tracked")}
     plan = _plan(model)
     if missing := sorted(plan.keys() - rest.keys()):
@@ -169,7 +173,11 @@ def load_torchvision(model: MaskRCNN, path: str | os.PathLike) -> list[str]:
                 f"{source}: {name} has shape {rest[name].shape}, which does not fit {variable.path} with {expected}"
             )
         values.append((variable, value))
-    unused_body = assign_tensors(model.backbone, body, source, torch_layout=True, prefix="backbone.body.")
+    body = {name.removeprefix(_BODY): value for name, value in body.items()}
+    if model.config.backbone == "mobilenet_v2":
+        # torchvision hands the detector the classifier's `features` alone.
+        body = flat_block_names({f"features.{name}": value for name, value in body.items()})
+    unused_body = assign_tensors(model.backbone, body, source, torch_layout=True)
     for variable, value in values:
         variable.assign(value.astype("float32"))
     return unused_body

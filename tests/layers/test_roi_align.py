@@ -2,6 +2,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
 from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather
@@ -28,10 +30,8 @@ ROIS = np.array(
 
 
 def run(implementation, features, boxes, images, scale, size, ratio, aligned):
-    if implementation == "gather":
-        zeros = tf.zeros(len(boxes), tf.int32)
-        return roi_align_gather([features], [scale], boxes, images, zeros, size, ratio, aligned)
-    return roi_align_crop_and_resize(features, boxes, images, scale, size, ratio, aligned)
+    kernel = roi_align_gather if implementation == "gather" else roi_align_crop_and_resize
+    return kernel([features], [scale], boxes, images, tf.zeros(len(boxes), tf.int32), size, ratio, aligned)
 
 
 @pytest.fixture
@@ -51,6 +51,46 @@ def test_equals_numpy_over_the_border_outside_and_degenerate(implementation, ali
             assert np.isfinite(actual[i]).all()  # without the minimum size such a RoI has no defined value
         else:
             np.testing.assert_allclose(actual[i], expected, atol=2e-5, err_msg=str(box))
+
+
+coordinate = st.floats(-80, 130, width=32)
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+@settings(max_examples=30, deadline=None)
+@given(boxes=st.lists(st.tuples(*[coordinate] * 4), min_size=1, max_size=4), size=st.integers(1, 5))
+def test_equals_numpy_on_any_box(implementation, boxes, size):
+    """A linear map, so that a sample a rounding error beside the border is the only place where results may jump."""
+    height, width = 13, 17
+    feature = np.add.outer(np.arange(height) * 0.3, np.arange(width) * 0.2).astype(np.float32)[None, :, :, None]
+    boxes = np.asarray(boxes, np.float32)
+    actual = run(implementation, feature, boxes, np.zeros(len(boxes), np.int32), 0.25, size, 2, False)
+    for i, box in enumerate(boxes):
+        shifted = [numpy_reference.roi_align(feature[0], box + e, 0.25, size, 2, False) for e in (-1e-3, 0, 1e-3)]
+        tolerance = 2e-3
+        assert (actual[i] >= np.min(shifted, axis=0) - tolerance).numpy().all(), box
+        assert (actual[i] <= np.max(shifted, axis=0) + tolerance).numpy().all(), box
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (3, 3), (1, 1)])
+def test_gradient_is_the_adjoint_of_the_float64_reference(implementation, size, ratio, features):
+    """<gradient, direction> = <upstream, RoIAlign(direction)> over all kinds of RoIs, for the operation is linear."""
+    rng = np.random.default_rng(5)
+    images = np.arange(len(ROIS), dtype=np.int32) % 2
+    upstream = rng.normal(size=(len(ROIS), size, size, 3)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        x = tf.constant(features)
+        tape.watch(x)
+        pooled = run(implementation, x, ROIS, images, 0.25, size, ratio, False)
+    gradient = tf.convert_to_tensor(tape.gradient(pooled, x, upstream)).numpy().astype(np.float64)
+    for _ in range(3):
+        direction = rng.normal(size=features.shape)
+        expected = sum(
+            (numpy_reference.roi_align(direction[i], box, 0.25, size, ratio, False) * g).sum()
+            for i, box, g in zip(images, ROIS, upstream, strict=True)
+        )
+        np.testing.assert_allclose((gradient * direction).sum(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
@@ -93,25 +133,71 @@ def test_both_forms_have_the_same_gradient():
     np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-3 * abs(gradients[0]).max())
 
 
-def test_gradient_is_bit_equal_over_repeated_runs_on_several_threads():
+def pyramid(channels, side=256, batch=1, seed=3):
+    rng = np.random.default_rng(seed)
+    return {
+        f"P{level}": tf.constant(rng.normal(size=(batch, side >> level, side >> level, channels)).astype(np.float32))
+        for level in (2, 3, 4, 5)
+    }
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_forward_and_gradient_are_bit_equal_over_repeated_runs_on_several_threads(implementation):
     """Many RoIs over the same pixels: the operator's own gradient loses values here when two threads meet."""
     rng = np.random.default_rng(3)
-    features = tf.constant(rng.normal(size=(1, 24, 24, 64)).astype(np.float32))
+    features = pyramid(64, side=128, batch=2)
     start = rng.uniform(0, 40, (200, 2))
-    boxes = tf.constant(np.concatenate([start, start + rng.uniform(20, 60, (200, 2))], 1).astype(np.float32))
-    images = tf.zeros(200, tf.int32)
+    sides = np.geomspace(20, 800, 200)[:, None]  # of every level
+    boxes = tf.constant(np.concatenate([start, start + sides], 1).astype(np.float32))
+    images = tf.constant(np.arange(200) % 2, tf.int32)
+    layer = RoIAlign(14, implementation=implementation)
 
     @tf.function
-    def gradient():
+    def step():
         with tf.GradientTape() as tape:
             tape.watch(features)
-            pooled = roi_align_crop_and_resize(features, boxes, images, 0.25, 14)
+            pooled = layer.pool(features, boxes, images)
             loss = tf.reduce_sum(pooled**2)
-        return tape.gradient(loss, features)
+        return [pooled, *tape.gradient(loss, features).values()]
 
-    first = gradient().numpy()
+    first = [x.numpy() for x in step()]
+    assert all(x.any() for x in first)
     for _ in range(25):
-        np.testing.assert_array_equal(gradient().numpy(), first)
+        for actual, expected in zip(step(), first, strict=True):
+            np.testing.assert_array_equal(actual.numpy(), expected)
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_any_number_of_rois_trains_through_one_graph(implementation):
+    """Also none at all, and maps down to a single pixel."""
+    features = pyramid(3, side=32)
+    layer = RoIAlign(3, implementation=implementation)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4)), tf.TensorSpec((None,), tf.int32)])
+    def step(boxes, images):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            pooled = layer.pool(features, boxes, images)
+        return pooled, [tf.convert_to_tensor(g) for g in tape.gradient(pooled, features).values()]
+
+    for count in (0, 1, 5):
+        boxes = np.tile(np.array([[2, 2, 20, 20]], np.float32), (count, 1))
+        pooled, gradients = step(boxes, np.zeros(count, np.int32))
+        assert pooled.shape == (count, 3, 3, 3)
+        # The weights of a bin inside the map add up to 1.
+        np.testing.assert_allclose(sum(tf.reduce_sum(g) for g in gradients), count * 27, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_boxes_that_are_not_finite_neither_crash_nor_spread(implementation):
+    boxes = np.array(
+        [[[np.nan] * 4, [-np.inf, -np.inf, np.inf, np.inf], [-3e38, 0, 3e38, 5], [0, 0, 8, 8]]], np.float32
+    )
+    features = pyramid(2)
+    pooled = RoIAlign(3, implementation=implementation)(features, boxes)
+    assert np.isfinite(pooled).all()
+    expected = numpy_reference.roi_align(features["P2"][0], boxes[0, 3], 0.25, 3, 2, False)
+    np.testing.assert_allclose(pooled[0, 3], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
@@ -161,10 +247,12 @@ def test_gather_form_compiles_under_xla_and_in_bfloat16(features):
 
 
 def test_crop_and_resize_keeps_the_dtype_and_the_layer_keeps_boxes_in_float32(features):
-    half = run(
-        "crop_and_resize", tf.cast(features, tf.bfloat16), ROIS, np.zeros(len(ROIS), np.int32), 0.25, 7, 2, False
-    )
+    half_features = tf.cast(features, tf.bfloat16)
+    with tf.GradientTape() as tape:
+        tape.watch(half_features)
+        half = run("crop_and_resize", half_features, ROIS, np.zeros(len(ROIS), np.int32), 0.25, 7, 2, False)
     assert half.dtype == tf.bfloat16
+    assert tape.gradient(half, half_features).dtype == tf.bfloat16
     maps = {f"P{level}": tf.cast(features, tf.bfloat16) for level in (2, 3, 4, 5)}
     box = tf.constant([[[100.3, 3.1, 131.7, 40.2]]])
     layer = RoIAlign(3, dtype=keras.DTypePolicy("mixed_bfloat16"))

@@ -57,8 +57,20 @@ def test_batched_nms_is_image_by_image(batch):
         assert list(indices[i].numpy()[: count[i]]) == expected
 
 
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_graph_for_any_number_of_boxes_takes_none(portable):
+    signature = [tf.TensorSpec((None, 4)), tf.TensorSpec((None,))]
+    graph = tf.function(lambda b, s: nms(b, s, 5, 0.5, portable=portable), input_signature=signature)
+    for count in (0, 1, 7):
+        boxes = np.arange(count, dtype=np.float32)[:, None] * 20 + np.array([0, 0, 10, 10], np.float32)
+        indices, valid = graph(boxes.reshape(-1, 4), np.linspace(1, 0, count).astype(np.float32))
+        assert list(indices.numpy()) == [*range(min(count, 5)), *[0] * (5 - min(count, 5))]
+        assert valid == min(count, 5)
+
+
+@pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("batch", [2, None])
-def test_multiclass_nms_takes_every_pair_above_the_threshold(batch):
+def test_multiclass_nms_takes_every_pair_above_the_threshold(batch, portable):
     rng = np.random.default_rng(1)
     rois, classes = 30, 4
     start = rng.uniform(0, 60, (2, rois, classes, 2))
@@ -66,7 +78,7 @@ def test_multiclass_nms_takes_every_pair_above_the_threshold(batch):
     scores = rng.uniform(0, 1, (2, rois, classes)).astype(np.float32)
     scores[1] = 0.0  # an image without detections
     signature = [tf.TensorSpec((batch, rois, classes, 4)), tf.TensorSpec((batch, rois, classes))]
-    run = tf.function(lambda b, s: multiclass_nms(b, s, 0.3, 0.5, 25), input_signature=signature)
+    run = tf.function(lambda b, s: multiclass_nms(b, s, 0.3, 0.5, 25, portable), input_signature=signature)
     found_boxes, found_scores, found_classes, found_rois, count = (x.numpy() for x in run(boxes, scores))
     assert list(count) == [25, 0]
     expected = []
@@ -78,3 +90,24 @@ def test_multiclass_nms_takes_every_pair_above_the_threshold(batch):
         assert (found_scores[0, i], found_classes[0, i], found_rois[0, i]) == (score, label, roi)
         np.testing.assert_array_equal(found_boxes[0, i], boxes[0, roi, label - 1])
     assert not found_boxes[1].any() and not found_classes[1].any() and not found_scores[1].any()
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_multiclass_nms_with_broken_boxes_far_coordinates_and_many_classes(portable):
+    """The planes of the classes neither meet nor cost precision, and a broken box spoils none of the others."""
+    rng = np.random.default_rng(2)
+    rois, classes = 12, 90
+    start = rng.uniform(-400, 1300, (rois, 1, 2)) + rng.uniform(0, 2, (rois, classes, 2))
+    boxes = np.concatenate([start, start + rng.uniform(3, 5, start.shape)], -1).astype(np.float32)[None]
+    boxes[0, 0] = boxes[0, 1] + np.float32(0.5)
+    boxes[0, 2, ::2] = np.nan
+    boxes[0, 3, :, 2:] = np.inf
+    boxes[0, 4, :, 2:] = boxes[0, 4, :, :2]
+    scores = rng.permutation(rois * classes).reshape(1, rois, classes).astype(np.float32) / (rois * classes)
+    found_boxes, _, found_classes, found_rois, count = multiclass_nms(boxes, scores, 0.1, 0.5, 1000, portable)
+    expected = {
+        (r, c + 1) for c in range(classes) for r in numpy_reference.nms(boxes[0, :, c], scores[0, :, c], rois, 0.5, 0.1)
+    }
+    count = int(count[0])
+    assert set(zip(np.asarray(found_rois[0, :count]), np.asarray(found_classes[0, :count]), strict=True)) == expected
+    assert np.isfinite(found_boxes).all()

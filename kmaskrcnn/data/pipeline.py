@@ -1,0 +1,252 @@
+"""From a data set to batches, with tf.data.
+
+The order, the augmentation and the shape of every batch are functions of the seed and the step alone, so that a run
+that is resumed at a step gets the batches it would have got.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.config import DataConfig
+from kmaskrcnn.data import augment
+from kmaskrcnn.data.coco import CocoDataset
+from kmaskrcnn.data.image_files import decode_file
+
+_MULTIPLE = 32  # the stride of C5
+
+
+def _round_up(value: float, multiple: int = _MULTIPLE) -> int:
+    return math.ceil(value / multiple) * multiple
+
+
+def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """The padded height and width of a whole image: one of a short list, so that few graphs are traced.
+
+    With resize_mode=short_side three long sides, landscape or portrait; with native sides rounded up to multiples of 64
+    up to 512 pixels and of 256 beyond.
+    """
+    short_side = max((config.min_size, *config.min_size_train)) if config.min_size_train else config.min_size
+    scaled = augment.scaled_size(height, width, augment.base_scale(height, width, config, short_side))
+    if config.resize_mode == "native":
+        return tuple(_round_up(side, 64 if side <= 512 else 256) for side in scaled)
+    short, longest = _round_up(short_side), _round_up(config.max_size)
+    long = next(side for side in (short, _round_up((short + longest) / 2), longest) if max(scaled) <= side)
+    return (short, long) if height <= width else (long, short)
+
+
+class _Plan:
+    """Which images make up the batch of a step."""
+
+    def __init__(self, shapes: list[tuple[int, int]], batch_size: int, seed: int):
+        self.shapes, self.batch_size, self.seed = shapes, batch_size, seed
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(index)
+        self.groups = [np.array(g) for _, g in sorted(groups.items())]
+        self.steps_per_epoch = sum(math.ceil(len(g) / batch_size) for g in self.groups)
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        """(steps_per_epoch, batch_size) image indices, the batches in random order."""
+        rng = np.random.default_rng([self.seed, epoch])
+        batches = []
+        for group in self.groups:
+            order = rng.permutation(group)
+            missing = -len(order) % self.batch_size
+            # The last batch of a shape is filled up with other images of that shape.
+            order = np.concatenate([order, rng.choice(group, missing)])
+            batches.append(order.reshape(-1, self.batch_size))
+        return rng.permutation(np.concatenate(batches))
+
+    def step(self, step: int) -> tuple[np.ndarray, int]:
+        """Image indices (batch_size,) of a step, and its epoch."""
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        return self._epoch(epoch)[position], epoch
+
+
+def training_dataset(
+    dataset: CocoDataset, config: DataConfig, batch_size: int, seed: int, start_step: int = 0
+) -> tf.data.Dataset:
+    """Endless augmented batches from `start_step` on.
+
+    Args:
+        dataset: the images.
+        config: augmentation, sizes, max_instances, mask_resolution.
+        batch_size: B.
+        seed: of order and augmentation.
+        start_step: batches to skip; they are not made.
+
+    Returns:
+        Dicts of images (B, H, W, 3) uint8 padded at the bottom and right, image_shapes (B, 2) int32, boxes (B, N, 4)
+        float32 yxyx pixels, classes (B, N) int32 with 0 for padding, is_crowd (B, N) bool, masks (B, N, m, m) uint8,
+        mask_frames (B, N, 4) float32, image_ids (B,) int64. H and W are one of a few shapes (`bucket_shape`), or
+        crop_size.
+    """
+    if config.crop_size:
+        shapes = [(config.crop_size, config.crop_size)] * len(dataset)
+    else:
+        shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
+    plan = _Plan(shapes, batch_size, seed)
+    warned = [False]
+
+    def plan_step(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices, _ = plan.step(step)
+        rows = np.array([(index, *plan.shapes[index], slot) for slot, index in enumerate(indices)], np.int64)
+        return np.concatenate([rows, np.full((len(rows), 1), step)], axis=1)
+
+    def annotate(row: np.ndarray) -> tuple[np.ndarray, ...]:
+        index, slot, step = int(row[0]), int(row[3]), int(row[4])
+        rng = np.random.default_rng([seed, step, slot])
+        height, width = (int(side) for side in dataset.sizes[index])
+        rows = dataset.rows(index)
+        objects = dataset.boxes[rows][~dataset.is_crowd[rows]]
+        transform = augment.draw_transform(height, width, objects, config, rng)
+        instances = augment.transform_instances(dataset.instances(index, config.mask_resolution), transform)
+        count = len(instances["boxes"])
+        if count > config.max_instances:
+            if not warned[0]:
+                warned[0] = True
+                logging.getLogger(__name__).warning(
+                    "%s has %d instances, more than max_instances=%d: a random part of them is used",
+                    dataset.paths[index],
+                    count,
+                    config.max_instances,
+                )
+            chosen = np.sort(rng.choice(count, config.max_instances, replace=False))
+            instances = {name: value[chosen] for name, value in instances.items()}
+        geometry, colors = augment.as_arrays(transform)
+        padding = config.max_instances - len(instances["boxes"])
+        rows = [
+            np.pad(instances[name], [(0, padding)] + [(0, 0)] * (instances[name].ndim - 1))
+            for name in ("boxes", "classes", "is_crowd", "masks", "mask_frames")
+        ]
+        shape = np.array(transform.output_size, np.int32)
+        return geometry, colors, shape, *rows
+
+    paths, by_pillow = tf.constant(dataset.paths), tf.constant(dataset.by_pillow)
+    image_ids = tf.constant(dataset.image_ids)
+    n, m = config.max_instances, config.mask_resolution
+
+    def example(row: tf.Tensor) -> dict[str, tf.Tensor]:
+        dtypes = (tf.int32, tf.float32, tf.int32, tf.float32, tf.int32, tf.bool, tf.uint8, tf.float32)
+        shapes = ((9,), (7,), (2,), (n, 4), (n,), (n,), (n, m, m), (n, 4))
+        values = tf.numpy_function(annotate, [row], dtypes)
+        for value, shape in zip(values, shapes, strict=True):
+            value.set_shape(shape)
+        geometry, colors, shape, boxes, classes, crowd, masks, frames = values
+        index = row[0]
+        image = decode_file(paths[index], by_pillow[index])
+        image = augment.transform_image(image, geometry, colors, config)
+        return {
+            "images": _pad(image, tf.cast(row[1], tf.int32), tf.cast(row[2], tf.int32)),
+            "image_shapes": shape,
+            "boxes": boxes,
+            "classes": classes,
+            "is_crowd": crowd,
+            "masks": masks,
+            "mask_frames": frames,
+            "image_ids": image_ids[index],
+        }
+
+    def rows_of(step: tf.Tensor) -> tf.data.Dataset:
+        rows = tf.numpy_function(plan_step, [step], tf.int64)
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (batch_size, 5)))
+
+    steps = tf.data.Dataset.counter(start=start_step)
+    threads = config.data_threads or tf.data.AUTOTUNE
+    examples = steps.flat_map(rows_of).map(example, num_parallel_calls=threads, deterministic=True)
+    return examples.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def _pad(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    shape = tf.shape(image)
+    return tf.pad(image, ((0, height - shape[0]), (0, width - shape[1]), (0, 0)))
+
+
+def evaluation_dataset(
+    dataset: CocoDataset, config: DataConfig, batch_size: int = 1, max_images: int = 0
+) -> tf.data.Dataset:
+    """Each image once, not augmented; batches hold images of one padded shape, the last of a shape may be short.
+
+    Args:
+        dataset: the images.
+        config: resize_mode, min_size, max_size, native_scale.
+        batch_size: images a batch, at most.
+        max_images: take the first so many; 0: all.
+
+    Returns:
+        Dicts of images (B, H, W, 3) uint8, image_shapes (B, 2) int32, image_ids (B,) int64, scales (B, 2) float32
+        (network pixels a source pixel, y and x), original_shapes (B, 2) int32.
+    """
+    config = _whole_images(config)
+    count = min(max_images or len(dataset), len(dataset))
+    shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes[:count]]
+    batches = None
+    for shape in sorted(set(shapes)):
+        indices = [i for i in range(count) if shapes[i] == shape]
+        sizes = dataset.sizes[indices]
+        scaled = [augment.scaled_size(h, w, augment.base_scale(h, w, config)) for h, w in sizes.tolist()]
+        columns = {
+            "path": tf.constant([dataset.paths[i] for i in indices]),
+            "by_pillow": tf.constant(dataset.by_pillow[indices]),
+            "image_shapes": tf.constant(scaled, tf.int32),
+            "image_ids": tf.constant(dataset.image_ids[indices]),
+            "original_shapes": tf.constant(sizes, tf.int32),
+        }
+
+        def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
+            row = dict(row)
+            image = decode_file(row.pop("path"), row.pop("by_pillow"))
+            image = augment.resize(image, row["image_shapes"][0], row["image_shapes"][1])
+            image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
+            scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)
+            return {**row, "images": image, "scales": scales}
+
+        part = tf.data.Dataset.from_tensor_slices(columns)
+        part = part.map(load, num_parallel_calls=config.data_threads or tf.data.AUTOTUNE).batch(batch_size)
+        # The shapes of the parts differ, which a joint data set allows only when it does not know them.
+        part = part.map(
+            lambda row: {**row, "images": tf.ensure_shape(_forget_shape(row["images"]), (None,) * 3 + (3,))}
+        )
+        batches = part if batches is None else batches.concatenate(part)
+    return batches.prefetch(2)
+
+
+def _forget_shape(x: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.PlaceholderWithDefault(input=x, shape=[None] * x.shape.rank)
+
+
+def _whole_images(config: DataConfig) -> DataConfig:
+    return dataclasses.replace(config, min_size_train=())
+
+
+def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One picture as the evaluation sees it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        config: as of `evaluation_dataset`.
+
+    Returns:
+        The padded image (H', W', 3) uint8, the height and width (2,) int32 of its valid part, and the scales (2,)
+        float32, network pixels a pixel of the picture.
+
+    Raises:
+        ValueError: not (H, W, 3) uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an RGB picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+    config = _whole_images(config)
+    height, width = image.shape[:2]
+    shape = augment.scaled_size(height, width, augment.base_scale(height, width, config))
+    padded = np.zeros((*bucket_shape(height, width, config), 3), np.uint8)
+    padded[: shape[0], : shape[1]] = augment.resize(tf.constant(image), *shape).numpy()
+    scales = np.array([shape[0] / height, shape[1] / width], np.float32)
+    return padded, np.array(shape, np.int32), scales

@@ -119,7 +119,9 @@ class DataConfig:
     max_size: int = _setting(1333, "Largest long side in pixels.")
     native_scale: float = _setting(1.0, "Factor on the image's own size with resize_mode=native.")
     crop_size: int = _setting(0, "Training images are cropped or padded to this square; 0: whole images.")
-    scale_jitter: tuple[float, ...] = _setting((), "Least and largest extra factor drawn in training, e.g. 0.1,2.0; needs crop_size.")
+    scale_jitter: tuple[float, ...] = _setting(
+        (), "Least and largest extra factor drawn in training, e.g. 0.1,2.0; needs crop_size."
+    )
     horizontal_flip: bool = _setting(True, "Flip half of the training images left-right.")
     vertical_flip: bool = _setting(False, "Flip half of the training images top-bottom.")
     rotate90: bool = _setting(False, "Turn training images by a random multiple of 90 degrees; needs crop_size.")

@@ -1,0 +1,38 @@
+"""Score a trained model by COCO's measures: python evaluate.py --model_dir=DIR [--val_annotations=FILE ...]."""
+
+from __future__ import annotations
+
+from absl import flags as absl_flags
+
+from kmaskrcnn import flags
+from kmaskrcnn.config import ConfigError
+
+WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
+OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and pictures; empty: none.")
+
+
+def main() -> int:
+    """Print the scores of a model folder, with its settings but for those given as flags."""
+    settings = flags.given_settings()
+    if not settings.get("model_dir"):
+        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
+    from kmaskrcnn.data import open_dataset
+    from kmaskrcnn.evaluation import evaluate
+    from kmaskrcnn.predict import Predictor
+
+    predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
+    dataset = open_dataset(predictor.config, "val")
+    if dataset is None:
+        raise ConfigError("--val_annotations is missing: the COCO JSON to score on")
+    dataset.summary()
+    result = evaluate(predictor, dataset, predictor.config)
+    print(result.table())
+    if OUTPUT.value:
+        result.write(OUTPUT.value)
+        print(f"written to {OUTPUT.value}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.define_config_flags()
+    flags.run(main)

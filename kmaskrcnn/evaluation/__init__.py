@@ -1,0 +1,6 @@
+"""COCO evaluation of boxes and masks."""
+
+from kmaskrcnn.evaluation.coco_metrics import CocoScores, score
+from kmaskrcnn.evaluation.evaluator import Evaluation, evaluate
+
+__all__ = ["CocoScores", "Evaluation", "evaluate", "score"]

@@ -1,0 +1,133 @@
+"""COCO average precision by pycocotools, and the share of right objects at a working score."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+# IoU thresholds at which objects are counted.
+COUNT_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoScores:
+    """What COCO evaluation gives for boxes or for masks; -1 where there is nothing to score.
+
+    Attributes:
+        summary: AP, AP50, AP75, APs, APm, APl (areas below 32^2, below 96^2, above), AR1, AR10 and AR at the number of
+            detections that counts.
+        class_ap: AP by class name.
+        counts: by IoU of 0.5 to 0.9, (TP, FP, FN) over all images of the detections above the working score.
+    """
+
+    summary: dict[str, float]
+    class_ap: dict[str, float]
+    counts: dict[float, tuple[int, int, int]]
+
+    def overlap_scores(self) -> list[float]:
+        """TP / (TP + FP + FN) at each of COUNT_IOUS, the measure of the 2018 Data Science Bowl over the whole set."""
+        return [tp / total if (total := tp + fp + fn) else -1.0 for tp, fp, fn in self.counts.values()]
+
+
+def score(
+    ground_truth: dict,
+    results: Sequence[dict],
+    kind: str,
+    max_detections: int = 100,
+    working_score: float = 0.5,
+    image_ids: Sequence[int] | None = None,
+) -> CocoScores:
+    """Score results in COCO form.
+
+    Args:
+        ground_truth: a COCO instances dict.
+        results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty.
+        kind: "box" or "mask".
+        max_detections: detections an image that count, the best ones; COCO's own is 100.
+        working_score: detections above it enter the counts.
+        image_ids: score these images alone; default: all.
+    """
+    if kind not in ("box", "mask"):
+        raise ValueError(f"kind={kind!r}: choose box or mask")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _index(ground_truth, ground_truth["annotations"])
+        detections = _index(ground_truth, _annotations(results, kind))
+        coco_eval = COCOeval(truth, detections, "bbox" if kind == "box" else "segm")
+        coco_eval.params.maxDets = sorted({min(1, max_detections), min(10, max_detections), max_detections})
+        if image_ids is not None:
+            coco_eval.params.imgIds = sorted(int(i) for i in image_ids)
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    # (IoU, recall, class, area, detections) of precision and (IoU, class, area, detections) of recall
+    precision, recall = coco_eval.eval["precision"], coco_eval.eval["recall"]
+    areas = {"s": 1, "m": 2, "l": 3}
+    summary = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[0, :, :, 0, -1]),
+        "AP75": _mean(precision[5, :, :, 0, -1]),
+        **{f"AP{name}": _mean(precision[:, :, :, area, -1]) for name, area in areas.items()},
+        "AR1": _mean(recall[:, :, 0, 0]),
+        "AR10": _mean(recall[:, :, 0, min(1, recall.shape[-1] - 1)]),
+        "AR": _mean(recall[:, :, 0, -1]),
+    }
+    class_ap = {names[c]: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(coco_eval.params.catIds)}
+    return CocoScores(summary, class_ap, _counts(coco_eval, working_score))
+
+
+def _index(ground_truth: dict, annotations: Sequence[dict]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "info": {},
+        "images": ground_truth["images"],
+        "categories": ground_truth["categories"],
+        "annotations": list(annotations),
+    }
+    coco.createIndex()
+    return coco
+
+
+def _annotations(results: Sequence[dict], kind: str) -> list[dict]:
+    """Results with the fields that COCOeval reads. The area, by which sizes are told, is the mask's own for masks."""
+    annotations = []
+    for number, result in enumerate(results, 1):
+        if kind == "box":
+            own = {"bbox": result["bbox"], "area": result["bbox"][2] * result["bbox"][3]}
+        else:
+            rle = result["segmentation"]
+            own = {"segmentation": rle, "area": float(mask_utils.area(rle))}
+        common = {name: result[name] for name in ("image_id", "category_id", "score")}
+        annotations.append({"id": number, "iscrowd": 0, **common, **own})
+    return annotations
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0
+
+
+def _counts(coco_eval: COCOeval, working_score: float) -> dict[float, tuple[int, int, int]]:
+    """(TP, FP, FN) by IoU. Matching goes by falling score, so what lies below working_score has taken nothing away."""
+    params = coco_eval.params
+    rows = [int(np.argmin(np.abs(params.iouThrs - iou))) for iou in COUNT_IOUS]
+    images_a_class = len(params.areaRng) * len(params.imgIds)
+    totals = np.zeros((len(rows), 3), np.int64)
+    for category in range(len(params.catIds)):
+        first = category * images_a_class  # evalImgs runs over classes, areas (all of them first) and images
+        for found in coco_eval.evalImgs[first : first + len(params.imgIds)]:
+            if found is None:
+                continue
+            above = np.array(found["dtScores"]) > working_score
+            objects = int((np.array(found["gtIgnore"]) == 0).sum())
+            for i, row in enumerate(rows):
+                counted = above & (found["dtIgnore"][row] == 0)
+                right = int((counted & (found["dtMatches"][row] > 0)).sum())
+                totals[i] += right, int(counted.sum()) - right, objects - right
+    return {iou: tuple(map(int, row)) for iou, row in zip(COUNT_IOUS, totals, strict=True)}

@@ -1,0 +1,117 @@
+"""Evaluation of a model on a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kmaskrcnn.config import Config
+from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
+from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
+from kmaskrcnn.predict import Predictor
+from kmaskrcnn.training.summaries import clock
+
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of a data set, and what they were made from.
+
+    Attributes:
+        box, mask: the scores.
+        results: detections in COCO's result form, boxes and masks in the pixels of the files.
+        pictures: overlays of the first images by file name, (H, W, 3) uint8.
+        images: number of images scored; seconds: time spent on predicting them.
+    """
+
+    box: CocoScores
+    mask: CocoScores
+    results: list[dict]
+    pictures: dict[str, np.ndarray]
+    images: int
+    seconds: float
+
+    def scalars(self) -> dict[str, float]:
+        """box_AP, mask_AP, mask_AP50, ... by name, AP of each class, and mask_overlap at each IoU counted."""
+        values: dict[str, float] = {}
+        for kind, scores in (("box", self.box), ("mask", self.mask)):
+            values |= {f"{kind}_{name}": value for name, value in scores.summary.items()}
+            values |= {f"{kind}_AP/{name}": value for name, value in scores.class_ap.items()}
+        overlaps = zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
+        return values | {f"mask_overlap@{iou}": value for iou, value in overlaps}
+
+    def table(self) -> str:
+        """The scores as lines of text."""
+        columns = list(self.box.summary)
+        lines = [f"{self.images} images in {self.seconds:.0f} s", " " * 6 + "".join(f"{c:>7}" for c in columns)]
+        for kind, scores in (("box", self.box), ("mask", self.mask)):
+            lines.append(f"{kind:<6}" + "".join(f"{scores.summary[c]:7.3f}" for c in columns))
+        if len(self.box.class_ap) > 1:
+            width = max(map(len, self.box.class_ap))
+            lines.append(f"{'class':<{width}} box AP  mask AP")
+            for name, value in self.box.class_ap.items():
+                lines.append(f"{name:<{width}} {value:6.3f} {self.mask.class_ap[name]:8.3f}")
+        overlaps = "  ".join(
+            f"{value:.3f} at {iou}" for iou, value in zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
+        )
+        lines.append(f"masks with a score above 0.5, TP / (TP + FP + FN): {overlaps}")
+        return "\n".join(lines)
+
+    def write(self, directory: str | Path) -> None:
+        """Write scores.json, results.json (COCO's result form) and the pictures into a folder."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "scores.json").write_text(json.dumps(self.scalars(), indent=2) + "\n")
+        (directory / "results.json").write_text(json.dumps(self.results))
+        for name, picture in self.pictures.items():
+            Image.fromarray(picture).save(directory / f"{Path(name).stem}.png")
+
+
+def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Evaluation:
+    """Predict every image of a data set and score boxes and masks.
+
+    Args:
+        predictor: the model with its labels.
+        dataset: ground truth. A category of the model that it lacks is not scored.
+        config: how images are resized, eval_batch_size, eval_max_images, eval_max_detections, eval_pictures.
+
+    Raises:
+        DataError: the data set has a category that the model does not know.
+    """
+    names = dict(zip(predictor.labels.category_ids, predictor.labels.class_names, strict=True))
+    for category, name in zip(dataset.category_ids, dataset.class_names, strict=True):
+        if names.get(category) != name:
+            raise DataError(
+                f"the evaluation set's category {category} {name!r} is {names.get(category, 'missing')!r} in the model"
+            )
+    settings = config.evaluation
+    batches = evaluation_dataset(dataset, config.data, settings.eval_batch_size, settings.eval_max_images)
+    count = min(settings.eval_max_images or len(dataset), len(dataset))
+    results: list[dict] = []
+    pictures: dict[str, np.ndarray] = {}
+    index_of = {int(image_id): index for index, image_id in enumerate(dataset.image_ids)}
+    pictured = {int(image_id) for image_id in dataset.image_ids[: settings.eval_pictures]}
+    start = told = time.monotonic()
+    done = 0
+    for batch in batches:
+        for image_id, prediction in zip(batch["image_ids"].numpy(), predictor.predict_batch(batch), strict=True):
+            results += prediction.to_coco(int(image_id))
+            if int(image_id) in pictured:
+                index = index_of[int(image_id)]
+                pictures[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
+            done += 1
+        now = time.monotonic()
+        if now - told > _SECONDS_BETWEEN_LINES:
+            told = now
+            print(f"evaluated {done}/{count} images, ETA {clock((now - start) * (count - done) / done)}", flush=True)
+    seconds = time.monotonic() - start
+    truth = dataset.coco_dict
+    ids = dataset.image_ids[:count].tolist()
+    box, mask = (score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask"))
+    return Evaluation(box, mask, results, pictures, count, seconds)

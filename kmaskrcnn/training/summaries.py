@@ -1,0 +1,72 @@
+"""Where the numbers of a run go: a line of progress, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.training.checkpoints import write_text
+
+
+def peak_memory_gb() -> float:
+    """Peak resident memory of this process, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # kilobytes but for macOS
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    seconds = max(0, round(seconds))
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class Summaries:
+    """Writes scalars and pictures of a model folder.
+
+    Args:
+        directory: the model folder.
+        start_step: where the run goes on; later rows of metrics.jsonl, from a run that was killed, are dropped.
+    """
+
+    def __init__(self, directory: Path, start_step: int):
+        path = directory / "metrics.jsonl"
+        if path.exists():
+            write_text(path, "".join(line for line in path.open() if _step_of(line) <= start_step))
+        self._jsonl = open(path, "a")  # noqa: SIM115 - open as long as the run
+        self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
+        """Write numbers of a step to metrics.jsonl (null where they are not finite) and TensorBoard."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {"step": step, "group": group, "time": round(time.time(), 1), **finite}
+        self._jsonl.write(json.dumps(row) + "\n")
+        self._jsonl.flush()
+        with self._writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(f"{group}/{name}", value)
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write (H, W, 3) uint8 pictures of a step to TensorBoard."""
+        with self._writer.as_default(step=step):
+            for name, picture in pictures.items():
+                tf.summary.image(f"pictures/{name}", picture[None])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._writer.close()
+        self._jsonl.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line, from a run that was killed

@@ -1,0 +1,146 @@
+"""COCO scores: against pycocotools' own summary, by hand, and where there is nothing."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from kmaskrcnn.evaluation import score
+
+SIDE = 128
+
+
+def _rle(box):
+    x, y, w, h = (round(v) for v in box)
+    mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    rle = mask_utils.encode(mask)
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def _truth(boxes_by_image, categories=(3, 7)):
+    annotations = []
+    for image_id, rows in boxes_by_image.items():
+        for category, box in rows:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": list(box),
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "segmentation": _rle(box),
+                }
+            )
+    images = [{"id": i, "file_name": f"{i}.png", "height": SIDE, "width": SIDE} for i in boxes_by_image]
+    names = [{"id": c, "name": f"class {c}"} for c in categories]
+    return {"images": images, "annotations": annotations, "categories": names}
+
+
+def _result(image_id, category, box, value):
+    return {
+        "image_id": image_id,
+        "category_id": category,
+        "score": value,
+        "bbox": list(box),
+        "segmentation": _rle(box),
+    }
+
+
+def _random_case(seed=3):
+    rng = np.random.default_rng(seed)
+
+    def box(least=8, most=110):
+        w, h = rng.integers(least, most, 2)
+        return [int(rng.integers(0, SIDE - w)), int(rng.integers(0, SIDE - h)), int(w), int(h)]
+
+    truth = _truth({i: [(int(rng.choice([3, 7])), box()) for _ in range(6)] for i in range(1, 8)})
+    truth["annotations"][4]["iscrowd"] = 1
+    results = []
+    for annotation in truth["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        near = [x, y, max(4, w - int(rng.integers(0, w // 3 + 1))), h]
+        results.append(_result(annotation["image_id"], annotation["category_id"], near, float(rng.random())))
+        results.append(_result(annotation["image_id"], int(rng.choice([3, 7])), box(), float(rng.random())))
+    return truth, results
+
+
+@pytest.mark.parametrize(("kind", "iou_type"), [("box", "bbox"), ("mask", "segm")])
+def test_equals_pycocotools_summary(kind, iou_type):
+    truth, results = _random_case()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"info": {}, **truth}
+        coco.createIndex()
+        keep = ("image_id", "category_id", "score", "bbox" if kind == "box" else "segmentation")
+        reference = COCOeval(coco, coco.loadRes([{k: r[k] for k in keep} for r in results]), iou_type)
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    ours = score(truth, results, kind).summary
+    expected = [*reference.stats[:6], *reference.stats[6:9]]
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR"]
+    assert [ours[n] for n in names] == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < ours["AP"] < 0.95
+
+
+def test_perfect_results_score_one_and_count_every_object():
+    truth = _truth({1: [(3, (5, 5, 30, 40)), (7, (60, 60, 20, 20))], 2: [(3, (10, 10, 100, 90))]})
+    results = [_result(a["image_id"], a["category_id"], a["bbox"], 0.9) for a in truth["annotations"]]
+    for kind in ("box", "mask"):
+        scores = score(truth, results, kind)
+        assert scores.summary["AP"] == pytest.approx(1.0)
+        assert scores.class_ap == pytest.approx({"class 3": 1.0, "class 7": 1.0})
+        assert set(scores.counts.values()) == {(3, 0, 0)}
+        assert scores.overlap_scores() == [1.0] * 5
+
+
+def test_counts_take_detections_above_the_working_score_and_leave_crowds_out():
+    truth = _truth({1: [(3, (0, 0, 40, 40)), (3, (60, 0, 40, 40)), (3, (0, 60, 40, 40))]})
+    truth["annotations"][2]["iscrowd"] = 1
+    results = [
+        _result(1, 3, (0, 0, 40, 32), 0.9),  # IoU 0.8
+        _result(1, 3, (60, 0, 40, 40), 0.4),  # right, but below the working score
+        _result(1, 3, (0, 60, 20, 20), 0.8),  # in the crowd: neither right nor wrong
+        _result(1, 7, (60, 60, 20, 20), 0.7),  # of no object
+    ]
+    counts = score(truth, results, "mask").counts
+    assert counts[0.5] == (1, 1, 1)
+    assert counts[0.7] == (1, 1, 1)
+    assert counts[0.9] == (0, 2, 2)
+    assert score(truth, results, "mask", working_score=0.3).counts[0.5] == (2, 1, 0)
+
+
+def test_no_detections_score_zero_and_no_objects_minus_one():
+    truth = _truth({1: [(3, (5, 5, 30, 40))]})
+    nothing = score(truth, [], "mask")
+    assert nothing.summary["AP"] == 0.0
+    assert nothing.counts[0.5] == (0, 0, 1)
+    empty = score(_truth({1: []}), [], "box")
+    assert empty.summary["AP"] == -1.0
+    assert empty.overlap_scores()[0] == -1.0
+
+
+def test_more_than_a_hundred_detections_count_where_asked():
+    boxes = [(3, (x, y, 4, 4)) for x in range(0, 120, 8) for y in range(0, 120, 8)]  # 225 objects
+    truth = _truth({1: boxes})
+    results = [_result(1, 3, box, 0.9) for _, box in boxes]
+    assert score(truth, results, "mask").summary["AR"] == pytest.approx(100 / 225)
+    assert score(truth, results, "mask", max_detections=300).summary["AR"] == pytest.approx(1.0)
+
+
+def test_only_the_images_asked_for_are_scored():
+    truth = _truth({1: [(3, (5, 5, 30, 40))], 2: [(3, (5, 5, 30, 40))]})
+    results = [_result(1, 3, (5, 5, 30, 40), 0.9)]
+    assert score(truth, results, "box").counts[0.5] == (1, 0, 1)
+    assert score(truth, results, "box", image_ids=[1]).counts[0.5] == (1, 0, 0)
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="box or mask"):
+        score(_truth({1: []}), [], "keypoints")

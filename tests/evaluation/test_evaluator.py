@@ -1,0 +1,69 @@
+"""Evaluation from model output to scores: a predictor that knows the answer must score it."""
+
+import numpy as np
+import pytest
+
+from kmaskrcnn.config import Config
+from kmaskrcnn.data import DataError, load_coco, make_shapes
+from kmaskrcnn.evaluation import evaluate
+from kmaskrcnn.predict import Prediction
+from kmaskrcnn.training.checkpoints import Labels
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return load_coco(make_shapes(tmp_path_factory.mktemp("shapes"), 6, 96, seed=5))
+
+
+class Oracle:
+    """Answers with the ground truth, in the pixels of the network's image and back."""
+
+    def __init__(self, dataset, shift=0.0, labels=None):
+        self.dataset, self.shift = dataset, shift
+        self.labels = labels or Labels(tuple(dataset.class_names), tuple(dataset.category_ids))
+
+    def predict_batch(self, batch):
+        predictions = []
+        for image_id, shape in zip(batch["image_ids"].numpy(), batch["original_shapes"].numpy(), strict=True):
+            index = int(np.flatnonzero(self.dataset.image_ids == image_id)[0])
+            objects = self.dataset.instances(index, 112)
+            scores = np.full(len(objects["boxes"]), 0.9, np.float32)
+            masks = objects["masks"].astype(np.float32) / 255
+            boxes = objects["mask_frames"] + self.shift
+            predictions.append(Prediction(*map(int, shape), boxes, scores, objects["classes"], masks, self.labels))
+        return predictions
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
+    config = Config().replace(resize_mode="native", native_scale=2.0, eval_batch_size=batch_size, eval_pictures=2)
+    result = evaluate(Oracle(shapes), shapes, config)
+    scalars = result.scalars()
+    assert result.images == 6
+    assert scalars["mask_AP50"] == pytest.approx(1.0)
+    assert scalars["mask_AP"] > 0.95
+    assert scalars["box_AP50"] == pytest.approx(1.0)
+    assert scalars["mask_overlap@0.9"] > 0.9
+    assert sorted(result.pictures) == ["00000.png", "00001.png"]
+    result.write(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"scores.json", "results.json", "00000.png", "00001.png"}
+    assert "mask" in result.table()
+    assert "circle" in result.table()
+
+
+def test_shifted_answers_score_less(shapes):
+    config = Config().replace(resize_mode="native")
+    assert evaluate(Oracle(shapes, shift=4.0), shapes, config).scalars()["mask_AP"] < 0.7
+
+
+def test_fewer_images_on_request(shapes):
+    config = Config().replace(resize_mode="native", eval_max_images=2)
+    result = evaluate(Oracle(shapes), shapes, config)
+    assert result.images == 2
+    assert result.scalars()["mask_AP50"] == pytest.approx(1.0)
+
+
+def test_categories_unknown_to_the_model_are_refused(shapes):
+    labels = Labels(("circle", "square", "triangle"), (1, 2, 3))
+    with pytest.raises(DataError, match="category 4 'star'"):
+        evaluate(Oracle(shapes, labels=labels), shapes, Config().replace(resize_mode="native"))

@@ -1,0 +1,49 @@
+"""Train Mask R-CNN: python train.py --flagfile=configs/NAME.flags [--NAME=VALUE ...]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kmaskrcnn import flags
+from kmaskrcnn.config import ConfigError
+
+
+def main() -> int:
+    """Train, with evaluation; exit code 0, 75 after a signal (start again to go on), 2 on a wrong setting."""
+    config = flags.config_from_flags()
+    if not config.train.model_dir:
+        raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and pictures")
+    from kmaskrcnn.data import open_dataset
+    from kmaskrcnn.evaluation import evaluate
+    from kmaskrcnn.predict import Predictor
+    from kmaskrcnn.training.trainer import EXIT_INTERRUPTED, Trainer
+
+    print("training set: ", end="")
+    train_set = open_dataset(config, "train")
+    train_set.summary()
+    classes = len(train_set.class_names)
+    if "num_classes" in flags.given_settings() and config.model.num_classes != classes:
+        raise ConfigError(f"--num_classes={config.model.num_classes}, but the training set has {classes}")
+    config = config.replace(num_classes=classes)
+    val_set = open_dataset(config, "val")
+    if val_set is not None:
+        print("evaluation set: ", end="")
+        val_set.summary()
+
+    def score(model, step):
+        result = evaluate(Predictor(model, config, trainer.labels), val_set, config)
+        print(f"evaluation after step {step}: {result.table()}", flush=True)
+        return result.scalars(), result.pictures
+
+    trainer = Trainer(config, train_set, score if val_set is not None else None)
+    outcome = trainer.train()
+    if outcome.interrupted:
+        return EXIT_INTERRUPTED
+    model_dir = Path(config.train.model_dir)
+    print(f"done: {outcome.step} steps; the model is in {model_dir}, curves: tensorboard --logdir={model_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.define_config_flags()
+    flags.run(main)

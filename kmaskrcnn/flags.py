@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
@@ -62,6 +62,8 @@ def run(main: Callable[[], int | None]) -> None:
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:
             return _fail(f"unexpected argument {argv[1]!r}; every setting is a flag, --NAME=VALUE")
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
         # Imported here, since --help must not wait for TensorFlow.
         from kmaskrcnn.data import DataError
         from kmaskrcnn.training import TrainingError

@@ -1,0 +1,55 @@
+"""The settings tree: every wrong value is refused with its name, and JSON gives the same tree back."""
+
+import dataclasses
+
+import pytest
+
+from kmaskrcnn.config import Config, ConfigError, fields
+
+
+def test_json_round_trip():
+    config = Config().replace(backbone="resnet101", crop_size=256, scale_jitter=(0.5, 2.0), mask_conv_channels=())
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_field_names_are_unique_and_documented():
+    groups = [getattr(Config(), f.name) for f in dataclasses.fields(Config)]
+    names = [f.name for group in groups for f in dataclasses.fields(group)]
+    assert len(names) == len(set(names)) == len(fields())
+    assert all(field.metadata["help"] for field, _, _ in fields().values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_clases": 3}, "unknown setting 'num_clases'"),
+        ({"num_classes": 0}, "num_classes=0: must be above 0"),
+        ({"num_classes": 2.5}, "num_classes=2.5: expected int"),
+        ({"num_classes": True}, "num_classes=True: expected int"),
+        ({"backbone": "vgg16"}, "backbone='vgg16': choose one of resnet18"),
+        ({"anchor_sizes": (32, 64)}, "anchor_sizes=.*five sizes"),
+        ({"anchor_sizes": 32}, "anchor_sizes=32: expected a tuple"),
+        ({"anchor_aspect_ratios": (0.5, -1.0)}, "anchor_aspect_ratios=.*above 0"),
+        ({"rpn_negative_iou": 0.8}, "rpn_negative_iou=0.8: must not pass rpn_positive_iou"),
+        ({"nms_iou": 1.5}, "nms_iou=1.5: must lie in 0..1"),
+        ({"crop_size": 100}, "crop_size=100: must be a multiple of 32"),
+        ({"scale_jitter": (0.5, 2.0)}, "scale_jitter=.*needs crop_size"),
+        ({"rotate90": True}, "rotate90=True: needs crop_size"),
+        ({"crop_size": 64, "scale_jitter": (2.0, 0.5)}, "least factor must come first"),
+        ({"min_size": 2000}, "min_size=2000: must not pass max_size"),
+        ({"image_mean": (1.0,)}, "image_mean=.*3 numbers"),
+        ({"mask_conv_channels": (256, 0)}, "mask_conv_channels=.*above 0"),
+        ({"drop_at": (0.9, 0.6)}, "drop_at=.*increasing"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
+        ({"dtype": "float16"}, "dtype='float16': choose one of float32"),
+    ],
+)
+def test_impossible_settings_are_named(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Config().replace(**settings)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"model": 3}', '{"model": {"num_clases": 3}}'])
+def test_text_that_is_no_config_is_refused(text):
+    with pytest.raises(ConfigError):
+        Config.from_json(text)

@@ -24,7 +24,8 @@ def main() -> int:
         raise ConfigError("--model_dir is missing: a folder that train.py wrote")
     if not OUTPUT.value:
         raise ConfigError("--output is missing: the folder for overlays and results.json")
-    from kmaskrcnn.predict import Predictor, coco_dataset, find_pictures
+    from kmaskrcnn.predict import Predictor
+    from kmaskrcnn.prediction import coco_dataset, find_pictures
 
     paths = find_pictures(INPUT.value)
     predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)

@@ -7,8 +7,9 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.predict import Prediction, Predictor, coco_dataset, find_pictures
-from kmaskrcnn.training.checkpoints import Labels
+from kmaskrcnn.labels import Labels
+from kmaskrcnn.predict import Predictor
+from kmaskrcnn.prediction import Prediction, coco_dataset, find_pictures
 from kmaskrcnn.visualize import draw_instances, instance_color
 
 LABELS = Labels(("apple", "pear", "plum"), (3, 10, 20))

@@ -170,12 +170,12 @@ def _visible_part(mask: np.ndarray, frame: np.ndarray, size: tuple[int, int]) ->
 
 
 def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) uint8 -> (height, width, 3) uint8, bilinear.
+    """(..., H, W, 3) uint8 -> (..., height, width, 3) uint8, bilinear.
 
     Smaller images are made with a low-pass filter, as Pillow does and torchvision's tensors do not: without it thin
     structures alias.
     """
-    shape = tf.shape(image)
+    shape = tf.shape(image)[-3:]
 
     def scaled(antialias: bool) -> tf.Tensor:
         pixels = tf.image.resize(image, (height, width), antialias=antialias)

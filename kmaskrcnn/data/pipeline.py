@@ -26,6 +26,17 @@ def _round_up(value: float, multiple: int = _MULTIPLE) -> int:
     return math.ceil(value / multiple) * multiple
 
 
+# Step that padded sides are rounded up to below and above a side, with resize_mode=native: small, large, turning point.
+NATIVE_STEPS = (64, 256, 512)
+
+
+def long_sides(config: DataConfig) -> tuple[int, int, int, int]:
+    """With resize_mode=short_side, the padded short side and the three padded long sides that there are."""
+    short_side = max((config.min_size, *config.min_size_train)) if config.min_size_train else config.min_size
+    short, longest = _round_up(short_side), _round_up(config.max_size)
+    return short, short, _round_up((short + longest) / 2), longest
+
+
 def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     """The padded height and width of a whole image: one of a short list, so that few graphs are traced.
 
@@ -35,9 +46,10 @@ def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]
     short_side = max((config.min_size, *config.min_size_train)) if config.min_size_train else config.min_size
     scaled = augment.scaled_size(height, width, augment.base_scale(height, width, config, short_side))
     if config.resize_mode == "native":
-        return tuple(_round_up(side, 64 if side <= 512 else 256) for side in scaled)
-    short, longest = _round_up(short_side), _round_up(config.max_size)
-    long = next(side for side in (short, _round_up((short + longest) / 2), longest) if max(scaled) <= side)
+        small, large, turn = NATIVE_STEPS
+        return tuple(_round_up(side, small if side <= turn else large) for side in scaled)
+    short, *longs = long_sides(config)
+    long = next(side for side in longs if max(scaled) <= side)
     return (short, long) if height <= width else (long, short)
 
 

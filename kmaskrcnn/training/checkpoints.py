@@ -12,7 +12,6 @@ tensorboard/         the same for TensorBoard, with pictures
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,12 @@ import keras
 
 from kmaskrcnn import backbones
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.labels import Labels, read_labels, write_labels, write_text
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.training.errors import TrainingError
 
 WEIGHTS_SUFFIX = ".weights.h5"
 BEST, LAST = "best" + WEIGHTS_SUFFIX, "last" + WEIGHTS_SUFFIX
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """Names and COCO category ids of the classes 1..C, in order."""
-
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or not there."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
@@ -62,7 +47,7 @@ def prepare_directory(directory: str | os.PathLike, config: Config, labels: Labe
         if (path / "config.json").exists():
             _check_same_model(path, config, labels)
         write_text(path / "config.json", config.to_json())
-        write_text(path / "labels.json", json.dumps(dataclasses.asdict(labels), indent=2) + "\n")
+        write_labels(path, labels)
     except OSError as error:
         raise TrainingError(f"--model_dir={path} cannot be written: {error.strerror}") from None
     return path
@@ -91,16 +76,6 @@ def read_config(directory: str | os.PathLike) -> Config:
     if not path.is_file():
         raise ConfigError(f"{directory} is no model folder: it has no config.json")
     return Config.from_json(path.read_text())
-
-
-def read_labels(directory: str | os.PathLike) -> Labels:
-    """The class names and category ids of a model folder; raises ConfigError where they are missing or broken."""
-    path = Path(directory) / "labels.json"
-    try:
-        tree = json.loads(path.read_text())
-        return Labels(tuple(tree["class_names"]), tuple(tree["category_ids"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) -> tuple[MaskRCNN, Config, Labels]:

@@ -6,8 +6,8 @@ import pytest
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, load_coco, make_shapes
 from kmaskrcnn.evaluation import evaluate
-from kmaskrcnn.predict import Prediction
-from kmaskrcnn.training.checkpoints import Labels
+from kmaskrcnn.labels import Labels
+from kmaskrcnn.prediction import Prediction
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,8 @@ def read_header(path: str) -> ImageHeader:
     return ImageHeader(height, width, orientation >= 5, by_pillow)
 
 
-def _read_with_pillow(path: bytes) -> np.ndarray:
+def _read_with_pillow(path: bytes | np.ndarray) -> np.ndarray:
+    path = np.asarray(path).item()  # run eagerly, numpy_function gives an array of no dimensions
     with Image.open(os.fsdecode(path)) as image:
         return np.asarray(image.convert("RGB"))
 

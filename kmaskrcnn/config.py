@@ -50,6 +50,7 @@ class ModelConfig:
         False, "Anchors of P6 are image side // map side apart, as in torchvision, which is below 64 on odd maps."
     )
     rpn_conv_layers: int = _setting(1, "3x3 convolutions before the RPN's two 1x1 outputs.")
+    rpn_channels: int = _setting(0, "Width of the RPN's 3x3 convolutions; 0: fpn_channels.")
     rpn_batch_size: int = _setting(256, "Anchors sampled an image for the RPN losses.")
     rpn_positive_fraction: float = _setting(0.5, "Largest share of positives among the sampled anchors.")
     rpn_positive_iou: float = _setting(0.7, "Anchors with at least this IoU are positives.")
@@ -286,6 +287,8 @@ def validate(config: Config) -> None:
         # Without a crop the padded size of an image would depend on the draw, and graphs be traced without end.
         require(not values[name] or values["crop_size"] > 0, name, "needs crop_size")
     require(values["min_size"] <= values["max_size"], "min_size", "must not pass max_size")
-    for name in "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples".split():
+    for name in (
+        "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples rpn_channels"
+    ).split():
         require(values[name] >= 0, name, "must not be below 0")
     require(list(values["drop_at"]) == sorted(values["drop_at"]), "drop_at", "must be in increasing order")

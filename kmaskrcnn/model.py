@@ -84,7 +84,11 @@ class MaskRCNN(keras.Model):
         self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=policy, name="fpn")
         self.fpn.build({level: output.shape for level, output in self.backbone.output.items()})
         self.rpn_head = RPNHead(
-            config.fpn_channels, len(config.anchor_aspect_ratios), config.rpn_conv_layers, dtype=policy, name="rpn_head"
+            config.rpn_channels or config.fpn_channels,
+            len(config.anchor_aspect_ratios),
+            config.rpn_conv_layers,
+            dtype=policy,
+            name="rpn_head",
         )
         self.rpn_head.build((None, None, None, config.fpn_channels))
         pool = {
@@ -254,6 +258,24 @@ class MaskRCNN(keras.Model):
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             **dataclasses.asdict(self.config),
         }
+
+    @classmethod
+    def from_preset(cls, name_or_path: str, **settings: Any) -> MaskRCNN:
+        """A model with published or converted weights; nothing is downloaded.
+
+        Args:
+            name_or_path: a name in `kmaskrcnn.weights.presets.PRESETS`, a weight file of torchvision, Detectron2 or
+                matterport, or a model folder of ours.
+            **settings: in place of the file's own. Another num_classes keeps everything but the last layers.
+
+        Raises:
+            WeightsError: no such file, with the address to download it from, or one that does not fit.
+            ConfigError: an impossible setting.
+        """
+        # Imported here, since the importers build models.
+        from kmaskrcnn.weights.convert import open_model
+
+        return open_model(name_or_path, **settings)
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: Any = None) -> MaskRCNN:

@@ -28,7 +28,7 @@ class RPNHead(keras.layers.Layer):
     float32. The same weights serve all levels.
 
     Args:
-        channels: width of the features and of the 3x3 convolutions.
+        channels: width of the 3x3 convolutions.
         num_anchors: anchors of a cell, A.
         conv_layers: number of 3x3 convolutions.
     """
@@ -54,8 +54,11 @@ class RPNHead(keras.layers.Layer):
         self.deltas = conv(num_anchors * 4, 1, "deltas")
 
     def build(self, input_shape: tuple) -> None:
-        for layer in (*self.convs, self.objectness, self.deltas):
-            layer.build((*input_shape[:-1], self.channels))
+        for layer in self.convs:
+            layer.build(input_shape)
+            input_shape = (*input_shape[:-1], self.channels)
+        self.objectness.build(input_shape)
+        self.deltas.build(input_shape)
         self.built = True
 
     def call(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,22 @@
-"""Weights of torchvision's Mask R-CNN models (`maskrcnn_resnet50_fpn`, `_v2`, MobileNet-FPN, fine-tuned ones)."""
+"""Weights of torchvision's Mask R-CNN models (`maskrcnn_resnet50_fpn`, `_v2`, MobileNet-FPN, fine-tuned ones).
+
+The other importers use `torchvision_entries` too: they say how their files spell torchvision's tensors.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from kmaskrcnn.weights.errors import WeightsError
-from kmaskrcnn.weights.imagenet import assign_tensors, flat_block_names
 from kmaskrcnn.weights.pth_reader import read_tensors
+from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, take_size, transfer
 
 if TYPE_CHECKING:
     from kmaskrcnn.model import MaskRCNN
@@ -30,19 +34,21 @@ TORCHVISION_SEMANTICS = {
     "binary_mask_targets": False,
     "mask_target_samples": 0,
 }
-_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+EPSILON = 1e-5  # of the normalisations here
+NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _BODY = "backbone.body."
+_COUNTER = ".num_batches_tracked"  # PyTorch counts the batches a normalisation has seen; that is no weight
 _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
-
-Transform = Callable[[np.ndarray], np.ndarray]
+# What the classifier that became the backbone may have left behind.
+_SPARE = re.compile(r"backbone\.body\.(fc|classifier|18)\.")
 
 
 def _conv(kernel: np.ndarray) -> np.ndarray:
-    return kernel.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
+    return kernel.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out); a deconvolution has (in, out, h, w)
 
 
-def _deconv(kernel: np.ndarray) -> np.ndarray:
-    return kernel.transpose(2, 3, 1, 0)  # (in, out, h, w) -> (h, w, out, in)
+def _depthwise(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(2, 3, 0, 1)  # (channels, 1, h, w) -> (h, w, channels, 1)
 
 
 def _dense(kernel: np.ndarray) -> np.ndarray:
@@ -74,14 +80,31 @@ def _flattened(height: int, width: int) -> Transform:
     return apply
 
 
-def _modern_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names of files saved before torchvision 0.13 as later versions write them."""
+def _body_name(backbone: str, layer: str) -> str:
+    """Our backbone's layer -> torchvision's module: "layer1_0_conv1" -> "layer1.0.conv1"."""
+    name = layer.replace("_", ".")
+    if backbone != "mobilenet_v2":
+        return name
+    # torchvision hands the detector the classifier's `features`, and nests each convolution with its norm.
+    name = name.removeprefix("features.")
+    if match := re.fullmatch(r"(\d+)\.conv\.(\d+)", name):
+        block, position = int(match[1]), int(match[2])
+        nested = 1 if block == 1 else 2  # the first block does not expand
+        inner = f"{position // 3}.{position % 3}" if position < 3 * nested else str(position - 2 * nested)
+        name = f"{block}.conv.{inner}"
+    return name
+
+
+def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict without batch counters, under the names that torchvision writes since 0.13."""
     old = (
         (r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(weight|bias)", r"backbone.fpn.\1_blocks.\2.0.\3"),
         (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
     )
     result = {}
     for name, value in tensors.items():
+        if name.endswith(_COUNTER):
+            continue
         for pattern, new in old:
             name = re.sub(f"^{pattern}$", new, name)
         if match := re.fullmatch(r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)", name):
@@ -90,18 +113,32 @@ def _modern_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def _plan(model: MaskRCNN) -> dict[str, tuple[keras.Variable, Transform]]:
-    """Each torchvision name outside the backbone's body -> our variable, and what takes one to the other."""
-    plan: dict[str, tuple[keras.Variable, Transform]] = {}
+def torchvision_entries(model: MaskRCNN) -> list[Entry]:
+    """An entry for every weight of the model, by the tensors of a torchvision state dict (PyTorch's layout)."""
+    entries: list[Entry] = []
 
-    def layer(prefix: str, target: keras.layers.Layer, kernel: Transform, bias: Transform = _same) -> None:
-        plan[f"{prefix}.weight"] = (target.kernel, kernel)
+    def add(name: str, variable: keras.Variable, transform: Transform, last: bool = False) -> None:
+        entries.append(Entry(variable, (name,), transform, last))
+
+    def layer(
+        prefix: str, target: keras.layers.Layer, kernel: Transform, bias: Transform = _same, last: bool = False
+    ) -> None:
+        add(f"{prefix}.weight", target.kernel, kernel, last)
         if target.use_bias:
-            plan[f"{prefix}.bias"] = (target.bias, bias)
+            add(f"{prefix}.bias", target.bias, bias, last)
 
     def norm(prefix: str, target: keras.layers.Layer | None) -> None:
         for variable in target.weights if target is not None else ():
-            plan[f"{prefix}.{_NORM[variable.name]}"] = (variable, _same)
+            add(f"{prefix}.{NORM_WEIGHTS[variable.name]}", variable, _same)
+
+    for part in model.backbone.layers:
+        name = _BODY + _body_name(model.config.backbone, part.name)
+        if isinstance(part, keras.layers.DepthwiseConv2D):
+            layer(name, part, _depthwise)
+        elif isinstance(part, keras.layers.Conv2D):
+            layer(name, part, _conv)
+        elif part.weights:
+            norm(name, part)
 
     fpn = model.fpn
     for i in range(4):
@@ -123,61 +160,148 @@ def _plan(model: MaskRCNN) -> dict[str, tuple[keras.Variable, Transform]]:
         # A head with convolutions is one Sequential there: convolutions, Flatten, then Linear and ReLU in turn.
         name = f"roi_heads.box_head.{len(box.convs) + 1 + 2 * i}" if box.convs else f"roi_heads.box_head.fc{6 + i}"
         layer(name, fc, _flattened(pool, pool) if i == 0 else _dense)
-    layer("roi_heads.box_predictor.cls_score", box.class_logits, _dense)
-    layer("roi_heads.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same))
+    layer("roi_heads.box_predictor.cls_score", box.class_logits, _dense, last=True)
+    layer("roi_heads.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same), last=True)
 
     mask = model.mask_head
     for i, conv in enumerate(mask.convs):
         layer(f"roi_heads.mask_head.{i}.0", conv, _conv)
         norm(f"roi_heads.mask_head.{i}.1", mask.norms[i])
-    layer("roi_heads.mask_predictor.conv5_mask", mask.deconv, _deconv)
-    plan["roi_heads.mask_predictor.mask_fcn_logits.weight"] = (mask.logits_kernel, lambda x: x[:, :, 0, 0])
-    plan["roi_heads.mask_predictor.mask_fcn_logits.bias"] = (mask.logits_bias, _same)
-    return plan
+    layer("roi_heads.mask_predictor.conv5_mask", mask.deconv, _conv)
+    logits = "roi_heads.mask_predictor.mask_fcn_logits"
+    add(f"{logits}.weight", mask.logits_kernel, lambda x: x[:, :, 0, 0], last=True)
+    add(f"{logits}.bias", mask.logits_bias, _same, last=True)
+    return entries
 
 
-def load_torchvision(model: MaskRCNN, path: str | os.PathLike) -> list[str]:
+def torchvision_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings of the MaskRCNN that a torchvision file fits: TORCHVISION_SEMANTICS, and its sizes.
+
+    Anchor sizes and ratios are not in such files and stay the defaults, which are torchvision's. The backbone's norm
+    is "bn" where the file has batch counters (`_v2`, or trained from scratch), and "frozen_bn" where not.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds no Mask R-CNN with a backbone of ours.
+    """
+    source = os.fspath(path)
+    raw = read_tensors(source)
+    has_counters = any(name.startswith(_BODY) and name.endswith(_COUNTER) for name in raw)
+    tensors = modern_names(raw)
+    settings = TORCHVISION_SEMANTICS | {"backbone": _find_backbone(tensors, source)}
+    settings["backbone_norm"] = "bn" if has_counters else "frozen_bn"
+    if has_counters:
+        settings["frozen_stages"] = 0  # as torchvision trains from scratch
+    return settings | head_sizes(tensors, source)
+
+
+def _find_backbone(tensors: Mapping[str, np.ndarray], source: str) -> str:
+    if f"{_BODY}17.conv.0.0.weight" in tensors:
+        return "mobilenet_v2"
+    blocks = [rf"backbone\.body\.layer{i}\.\d+\.conv1\.weight" for i in (1, 2, 3, 4)]
+    counts = [sum(re.fullmatch(pattern, name) is not None for name in tensors) for pattern in blocks]
+    return resnet_of_blocks(counts, f"{_BODY}layer1.0.conv3.weight" in tensors, source)
+
+
+def resnet_of_blocks(counts: list[int], bottleneck: bool, source: str) -> str:
+    """The ResNet with these numbers of blocks; raises WeightsError where there is none."""
+    # Imported here, since the backbones import the readers of this package.
+    from kmaskrcnn.backbones.resnet import BLOCKS
+
+    for name, blocks in BLOCKS.items():
+        if blocks == (tuple(counts), bottleneck):
+            return name
+    raise WeightsError(
+        f"{source}: no backbone of ours: it is neither a ResNet-18/34/50/101/152 nor MobileNetV2 (blocks {counts})"
+    )
+
+
+def head_sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
+    """The settings that the shapes of the FPN and the heads tell; raises WeightsError where one of them is absent."""
+
+    def size(name: str, axis: int = 0) -> int:
+        return take_size(tensors, name, axis, source)
+
+    def widths(pattern: str) -> tuple[int, ...]:
+        found = {int(m[1]): len(v) for n, v in tensors.items() if (m := re.fullmatch(pattern, n)) and v.ndim}
+        return tuple(found[key] for key in sorted(found))
+
+    def norm_at(prefix: str) -> str:
+        if f"{prefix}.weight" not in tensors:
+            return "none"
+        return "bn" if f"{prefix}.running_mean" in tensors else "gn"
+
+    convs = widths(r"roi_heads\.box_head\.(\d+)\.0\.weight")
+    fcs = widths(r"roi_heads\.box_head\.fc(\d+)\.weight") or widths(r"roi_heads\.box_head\.(\d+)\.weight")
+    channels = size("backbone.fpn.layer_blocks.0.0.weight")
+    first = f"roi_heads.box_head.{len(convs) + 1}.weight" if convs else "roi_heads.box_head.fc6.weight"
+    rpn = size("rpn.head.cls_logits.weight", 1)
+    return {
+        "num_classes": size("roi_heads.box_predictor.cls_score.weight") - 1,
+        "fpn_channels": channels,
+        "fpn_norm": norm_at("backbone.fpn.inner_blocks.0.1"),
+        "rpn_conv_layers": len(widths(r"rpn\.head\.conv\.(\d+)\.0\.weight")),
+        "rpn_channels": 0 if rpn == channels else rpn,
+        "box_pool_size": math.isqrt(size(first, 1) // (convs[-1] if convs else channels)),
+        "box_conv_channels": convs,
+        "box_fc_channels": fcs,
+        "mask_conv_channels": widths(r"roi_heads\.mask_head\.(\d+)\.0\.weight"),
+        "head_norm": norm_at("roi_heads.mask_head.0.1"),
+    }
+
+
+def _with_epsilon(tensors: dict[str, np.ndarray], epsilon: float) -> None:
+    """Fold the difference between the file's epsilon and ours into the scales of the backbone's normalisations."""
+    for name, variance in tensors.items():
+        if name.startswith(_BODY) and name.endswith(".running_var"):
+            scale = name.removesuffix("running_var") + "weight"
+            variance = variance.astype("float64")
+            # Without any variance torchvision's scale would be infinite; leave such a channel alone.
+            theirs = np.where(variance + epsilon > 0, variance + epsilon, variance + EPSILON)
+            tensors[scale] = tensors[scale] * np.sqrt((variance + EPSILON) / theirs)
+
+
+def load_torchvision(
+    model: MaskRCNN, path: str | os.PathLike, new_classes: bool = False, norm_epsilon: float = EPSILON
+) -> LoadReport:
     """Load a torchvision Mask R-CNN; every weight of the model is set, or none and an error is raised.
 
-    The model's outputs are those of torchvision when it was built with `TORCHVISION_SEMANTICS`. A model with
+    The model's outputs are those of torchvision when it was built with `torchvision_settings(path)`. A model with
     num_classes=90 keeps COCO's 91 ids as they are, gaps included, as torchvision's published files do.
 
     Args:
-        model: of the same backbone, heads and number of classes (torchvision counts the background: its 91 is 90).
+        model: of the same backbone and heads (torchvision counts the background: its 91 classes are 90).
         path: .pth or .safetensors with a state dict. No code in it is run.
+        new_classes: where the number of classes differs, load everything but the last layers.
+        norm_epsilon: of the backbone's normalisations there. It is 1e-5 but for torchvision's published
+            maskrcnn_resnet50_fpn_coco (COCO_V1) and what was fine-tuned from it, which have 0.
 
     Returns:
-        Names in the file that were not used (a classifier's, if the backbone was saved with one).
+        What was used and what was not.
 
     Raises:
-        WeightsError: a missing, unused or misshapen tensor, or a file that is no such state dict.
+        WeightsError: a missing, left-over or misshapen tensor, or a file that is no such state dict.
     """
     source = os.fspath(path)
-    tensors = _modern_names(read_tensors(source))
-    body = {name: value for name, value in tensors.items() if name.startswith(_BODY)}
-    rest = {n: v for n, v in tensors.items() if n not in body and not n.endswith(".num_batches_tracked")}
-    plan = _plan(model)
-    if missing := sorted(plan.keys() - rest.keys()):
-        raise WeightsError(f"{source}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    if unused := sorted(rest.keys() - plan.keys()):
-        raise WeightsError(f"{source}: {len(unused)} tensors have no place in the model, the first is {unused[0]}")
-    values = []
-    for name, (variable, transform) in plan.items():
-        expected = tuple(variable.shape)
-        try:
-            value = transform(rest[name])
-        except ValueError:
-            value = None
-        if value is None or value.shape != expected:
-            raise WeightsError(
-                f"{source}: {name} has shape {rest[name].shape}, which does not fit {variable.path} with {expected}"
-            )
-        values.append((variable, value))
-    body = {name.removeprefix(_BODY): value for name, value in body.items()}
-    if model.config.backbone == "mobilenet_v2":
-        # torchvision hands the detector the classifier's `features` alone.
-        body = flat_block_names({f"features.{name}": value for name, value in body.items()})
-    unused_body = assign_tensors(model.backbone, body, source, torch_layout=True)
-    for variable, value in values:
-        variable.assign(value.astype("float32"))
-    return unused_body
+    tensors = modern_names(read_tensors(source))
+    entries = torchvision_entries(model)
+    if norm_epsilon != EPSILON:
+        _with_epsilon(tensors, norm_epsilon)
+    return transfer(entries, tensors, source, lambda name: bool(_SPARE.match(name)), new_classes)
+
+
+def respelled(entries: list[Entry], spell: Callable[[str], tuple[tuple[str, ...], Transform]]) -> list[Entry]:
+    """Entries for a file that spells torchvision's tensors in its own way.
+
+    Args:
+        entries: of `torchvision_entries`.
+        spell: torchvision's name -> names in the file, and what takes their arrays to torchvision's array.
+    """
+
+    def compose(outer: Transform, inner: Transform) -> Transform:
+        return lambda *arrays: outer(inner(*arrays))
+
+    result = []
+    for entry in entries:
+        names, inner = spell(entry.names[0])
+        result.append(Entry(entry.variable, names, compose(entry.transform, inner), entry.is_last_layer))
+    return result

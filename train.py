@@ -14,7 +14,8 @@ def main() -> int:
     if not config.train.model_dir:
         raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and pictures")
     from kmaskrcnn.data import open_dataset
-    from kmaskrcnn.evaluation import evaluate
+    from kmaskrcnn.evaluation import check_categories, evaluate
+    from kmaskrcnn.labels import Labels
     from kmaskrcnn.predict import Predictor
     from kmaskrcnn.training.trainer import EXIT_INTERRUPTED, Trainer
 
@@ -29,6 +30,7 @@ def main() -> int:
     if val_set is not None:
         print("evaluation set: ", end="")
         val_set.summary()
+        check_categories(Labels(tuple(train_set.class_names), tuple(train_set.category_ids)), val_set)
 
     def score(model, step):
         result = evaluate(Predictor(model, config, trainer.labels), val_set, config)

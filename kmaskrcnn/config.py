@@ -96,6 +96,11 @@ class ModelConfig:
     score_threshold: float = _setting(0.05, "Detections with a score of at most this are dropped.")
     nms_iou: float = _setting(0.5, "IoU above which the NMS of each class drops a detection.")
     max_detections: int = _setting(100, "Detections kept an image over all classes.")
+    mask_paste: str = _setting(
+        "pixel_centers",
+        "How masks are pasted: sampled at pixel centres (Detectron2) or into boxes cut to whole pixels (torchvision).",
+        ("pixel_centers", "rounded_boxes"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +109,7 @@ class DataConfig:
 
     train_annotations: str = _setting("shapes", "COCO JSON to train on, or 'shapes' for the built-in synthetic set.")
     train_images: str = _setting("", "Folder of the training images; empty: the folder of the JSON.")
-    val_annotations: str = _setting("shapes", "COCO JSON to evaluate on, 'shapes', or empty for no evaluation.")
+    val_annotations: str = _setting("", "COCO JSON to evaluate on, 'shapes', or empty for no evaluation.")
     val_images: str = _setting("", "Folder of the evaluation images; empty: the folder of the JSON.")
     on_bad_record: str = _setting(
         "error", "A broken image or annotation stops the run or is left out.", ("error", "skip")

@@ -81,4 +81,5 @@ class Predictor:
             found["classes"][:count],
             found["masks"][:count].astype(np.float32),
             self.labels,
+            self.config.model.mask_paste,
         )

@@ -32,6 +32,7 @@ class Prediction:
         classes: (N,) int32 in 1..C.
         mask_probabilities: (N, M, M) float32 over each box.
         labels: names and COCO ids of the classes.
+        mask_paste: how masks are pasted, as of `kmaskrcnn.ops.mask_paste.paste_window`.
         image: (height, width, 3) uint8, where `Predictor.predict` was given a picture.
     """
 
@@ -42,6 +43,7 @@ class Prediction:
     classes: np.ndarray
     mask_probabilities: np.ndarray
     labels: Labels
+    mask_paste: str = "pixel_centers"
     image: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -54,7 +56,8 @@ class Prediction:
 
     def mask(self, index: int) -> np.ndarray:
         """The mask of one object at the picture's size, (height, width) bool."""
-        return paste_mask(self.mask_probabilities[index], self.boxes[index], self.height, self.width)
+        mask, box = self.mask_probabilities[index], self.boxes[index]
+        return paste_mask(mask, box, self.height, self.width, self.mask_paste)
 
     def above(self, score: float) -> Prediction:
         """The objects with at least this score."""
@@ -68,7 +71,7 @@ class Prediction:
         for box, score, number, mask in zip(
             self.boxes, self.scores, self.classes, self.mask_probabilities, strict=True
         ):
-            rle = paste_to_rle(mask, box, self.height, self.width)
+            rle = paste_to_rle(mask, box, self.height, self.width, self.mask_paste)
             y0, x0, y1, x1 = (float(v) for v in box)
             results.append(
                 {

@@ -26,6 +26,7 @@ SMALL = """
 --box_fc_channels=64
 --mask_conv_channels=32
 --max_detections=10
+--val_annotations=shapes
 --shapes_images=4
 --shapes_val_images=2
 --shapes_size=64

@@ -13,6 +13,7 @@ from PIL import Image
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
+from kmaskrcnn.labels import Labels
 from kmaskrcnn.predict import Predictor
 from kmaskrcnn.training.summaries import clock
 
@@ -73,6 +74,16 @@ class Evaluation:
             Image.fromarray(picture).save(directory / f"{Path(name).stem}.png")
 
 
+def check_categories(labels: Labels, dataset: CocoDataset) -> None:
+    """Raise DataError where the data set has a category that a model with these labels does not know."""
+    names = dict(zip(labels.category_ids, labels.class_names, strict=True))
+    for category, name in zip(dataset.category_ids, dataset.class_names, strict=True):
+        if names.get(category) != name:
+            raise DataError(
+                f"the evaluation set's category {category} {name!r} is {names.get(category, 'missing')!r} in the model"
+            )
+
+
 def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Evaluation:
     """Predict every image of a data set and score boxes and masks.
 
@@ -84,12 +95,7 @@ def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Eval
     Raises:
         DataError: the data set has a category that the model does not know.
     """
-    names = dict(zip(predictor.labels.category_ids, predictor.labels.class_names, strict=True))
-    for category, name in zip(dataset.category_ids, dataset.class_names, strict=True):
-        if names.get(category) != name:
-            raise DataError(
-                f"the evaluation set's category {category} {name!r} is {names.get(category, 'missing')!r} in the model"
-            )
+    check_categories(predictor.labels, dataset)
     settings = config.evaluation
     batches = evaluation_dataset(dataset, config.data, settings.eval_batch_size, settings.eval_max_images)
     count = min(settings.eval_max_images or len(dataset), len(dataset))

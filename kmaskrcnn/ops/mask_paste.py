@@ -14,21 +14,52 @@ def _weights(start: float, stop: float, first: int, last: int, size: int) -> np.
     return np.maximum(1.0 - np.abs(position[:, None] - np.arange(size)), 0.0).astype(np.float32)
 
 
-def paste_window(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int, int]:
+def _resize_weights(cells: int, size: int) -> np.ndarray:
+    """(size, cells) matrix that resizes a row of cells to `size` pixels, bilinear, going on with the ends' values."""
+    position = np.clip((np.arange(size) + 0.5) * (cells / size) - 0.5, 0, cells - 1)
+    return np.maximum(1.0 - np.abs(position[:, None] - np.arange(cells)), 0.0).astype(np.float32)
+
+
+def _rounded_window(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int, int]:
+    """`paste_window` with method="rounded_boxes"."""
+    mask = np.pad(mask.astype(np.float32), 1)
+    cells = mask.shape[0]
+    box = box.astype(np.float32)
+    center, half = (box[:2] + box[2:]) * np.float32(0.5), (box[2:] - box[:2]) * np.float32(0.5)
+    half = half * np.float32(cells / (cells - 2))
+    start, stop = (center - half).astype(np.int64), (center + half).astype(np.int64)
+    size = np.maximum(stop - start + 1, 1)
+    first, last = np.maximum(start, 0), np.minimum(stop + 1, (height, width))
+    if (first >= last).any():
+        return np.zeros((0, 0), bool), 0, 0
+    (top, left), (bottom, right) = first, last
+    rows = _resize_weights(cells, int(size[0]))[top - start[0] : bottom - start[0]]
+    columns = _resize_weights(cells, int(size[1]))[left - start[1] : right - start[1]]
+    return rows @ mask @ columns.T > 0.5, int(top), int(left)
+
+
+def paste_window(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, method: str = "pixel_centers"
+) -> tuple[np.ndarray, int, int]:
     """The part of the image that a mask can reach.
 
     Args:
         mask: (M, M) probabilities over the box.
         box: (4,) yxyx pixels, not rounded.
         height, width: of the image.
+        method: "pixel_centers" samples the mask bilinearly at each pixel's centre, 0 outside (Detectron2's
+            paste_masks_in_image); "rounded_boxes" gives it a border of one empty cell, cuts the box that has grown with
+            it to whole pixels and resizes (torchvision's paste_masks_in_image).
 
     Returns:
-        A window (h, w) bool and its top left corner (y, x). A pixel is set where the mask, sampled bilinearly at the
-        pixel's centre and 0 outside, is at least one half (Detectron2's paste_masks_in_image).
+        A window (h, w) bool, set where the mask is at least one half (with rounded boxes, above it), and its top left
+        corner (y, x).
     """
     y0, x0, y1, x1 = (float(v) for v in box)
     if not (y1 > y0 and x1 > x0 and np.isfinite((y0, x0, y1, x1)).all()):
         return np.zeros((0, 0), bool), 0, 0
+    if method == "rounded_boxes":
+        return _rounded_window(mask, np.asarray(box), height, width)
     top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
     left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
     if bottom <= top or right <= left:
@@ -38,9 +69,9 @@ def paste_window(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> 
     return rows @ mask.astype(np.float32) @ columns.T >= 0.5, top, left
 
 
-def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int, method: str = "pixel_centers") -> np.ndarray:
     """The mask of one instance at full size, (height, width) bool; arguments as of `paste_window`."""
-    window, top, left = paste_window(mask, box, height, width)
+    window, top, left = paste_window(mask, box, height, width, method)
     image = np.zeros((height, width), bool)
     image[top : top + window.shape[0], left : left + window.shape[1]] = window
     return image
@@ -74,7 +105,9 @@ def window_to_rle(window: np.ndarray, top: int, left: int, height: int, width: i
     return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)
 
 
-def paste_to_rle(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> dict[str, Any]:
+def paste_to_rle(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, method: str = "pixel_centers"
+) -> dict[str, Any]:
     """`paste_mask` as COCO's compressed RLE, in memory of the box's size."""
-    window, top, left = paste_window(mask, box, height, width)
+    window, top, left = paste_window(mask, box, height, width, method)
     return window_to_rle(window, top, left, height, width)

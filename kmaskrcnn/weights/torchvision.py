@@ -33,6 +33,7 @@ TORCHVISION_SEMANTICS = {
     "roi_aligned": False,
     "binary_mask_targets": False,
     "mask_target_samples": 0,
+    "mask_paste": "rounded_boxes",
 }
 EPSILON = 1e-5  # of the normalisations here
 NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}

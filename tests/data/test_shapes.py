@@ -53,7 +53,9 @@ def test_an_unchanged_folder_is_used_again_and_another_request_replaces_it(tmp_p
 
 
 def test_training_and_validation_pictures_differ(tmp_path):
-    config = Config().replace(model_dir=str(tmp_path), shapes_images=3, shapes_val_images=3, shapes_size=64)
+    config = Config().replace(
+        model_dir=str(tmp_path), val_annotations="shapes", shapes_images=3, shapes_val_images=3, shapes_size=64
+    )
     train, val = open_dataset(config, "train"), open_dataset(config, "val")
     assert not set(map(bytes, (train.image(i) for i in range(3)))) & set(map(bytes, (val.image(i) for i in range(3))))
     assert open_dataset(config.replace(val_annotations=""), "val") is None

@@ -1,0 +1,1 @@
+"""Export of trained models, and clients of what was exported."""

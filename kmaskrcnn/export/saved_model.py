@@ -1,0 +1,225 @@
+"""SavedModel for TensorFlow Serving: encoded images in, detections named as in the TF Object Detection API."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from kmaskrcnn.config import Config, DataConfig
+from kmaskrcnn.data import augment
+from kmaskrcnn.data.pipeline import NATIVE_STEPS, long_sides
+from kmaskrcnn.export import encoded_images, serving_protos
+from kmaskrcnn.labels import Labels, write_labels
+from kmaskrcnn.model import MaskRCNN
+
+Tensor = tf.Tensor
+
+# Encoded images with more pixels than this are refused before they are decoded.
+MAX_PIXELS = 40_000_000
+# With resize_mode=native nothing else bounds what the network is given.
+MAX_NATIVE_SIDE = 2048
+
+
+class ServingFunctions:
+    """The signatures of an exported model.
+
+    Both return, for each image of the batch: num_detections (B,), detection_boxes (B, D, 4) yxyx in 0..1 of the sent
+    image, detection_scores (B, D), detection_classes (B, D) from 1, detection_masks (B, D, M, M) probabilities over
+    each box, all float32 and by falling score, 0 in rows past num_detections; `serving_default` also image_errors (B,),
+    "" or why the image was left out. With full_size_masks there is detection_masks_reframed (B, D, H, W) uint8 as well,
+    the masks at the size of the largest sent image, each in the top left of its own.
+
+    Args:
+        model: with its weights.
+        config: how images are resized.
+        max_pixels: encoded images that state more are left out.
+        full_size_masks: paste the masks in the graph too: D bytes for each pixel of the largest image of a batch.
+    """
+
+    def __init__(
+        self, model: MaskRCNN, config: DataConfig, max_pixels: int = MAX_PIXELS, full_size_masks: bool = False
+    ):
+        # Evaluation sizes: those drawn in training would only widen the padding.
+        self.model, self.config = model, dataclasses.replace(config, min_size_train=())
+        self.max_pixels, self.full_size_masks = max_pixels, full_size_masks
+        image_bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+        images_spec = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
+        self.serving_default = tf.function(self._serving_default, input_signature=[image_bytes_spec])
+        self.serving_tensor = tf.function(self._serving_tensor, input_signature=[images_spec])
+
+    def _serving_default(self, image_bytes: Tensor) -> dict[str, Tensor]:
+        def measure(encoded: Tensor) -> Tensor:
+            size = encoded_images.image_size(encoded)
+            turned = encoded_images.exif_orientation(encoded) >= 5
+            return self._canvas(tf.where(turned, tf.reverse(size, [0]), size))
+
+        canvases = tf.map_fn(measure, image_bytes, fn_output_signature=tf.TensorSpec((2,), tf.int32))
+        canvas = tf.reduce_max(tf.concat([canvases, [[32, 32]]], axis=0), axis=0)
+
+        def load(encoded: Tensor) -> tuple[Tensor, ...]:
+            pixels, problem = encoded_images.decode(encoded, self.max_pixels)
+            sent = tf.shape(pixels)[:2]
+            shape = self._scaled(sent)
+            large = self._too_large(shape)
+            problem = tf.where(large & (problem == ""), encoded_images.TOO_LARGE, problem)
+            shape = tf.where(large, 1, shape)
+            return tf.ensure_shape(self._fit(pixels, shape, canvas), (None, None, 3)), shape, sent, problem
+
+        signature = (
+            tf.TensorSpec((None, None, 3), tf.uint8),
+            tf.TensorSpec((2,), tf.int32),
+            tf.TensorSpec((2,), tf.int32),
+            tf.TensorSpec((), tf.string),
+        )
+        # A map over nothing has no shape, so one element more goes through it, which is no image.
+        more = tf.concat([image_bytes, [""]], axis=0)
+        images, shapes, sent, problems = (x[:-1] for x in tf.map_fn(load, more, fn_output_signature=signature))
+        outputs = self._detect(images, shapes, sent, problems == "")
+        return {**outputs, "image_errors": problems}
+
+    def _serving_tensor(self, images: Tensor) -> dict[str, Tensor]:
+        count, size = tf.shape(images)[0], tf.shape(images)[1:3]
+        shape = self._scaled(size)
+        oversize = tf.debugging.Assert(~self._too_large(shape), ["images are too large for this model:", size])
+        with tf.control_dependencies([oversize]):
+            canvas = self._canvas(size)
+        shapes, sent = (tf.tile(x[None], (count, 1)) for x in (shape, size))
+        return self._detect(self._fit(images, shape, canvas), shapes, sent, tf.ones((count,), tf.bool))
+
+    def _scaled(self, size: Tensor) -> Tensor:
+        """Height and width (2,) that an image of this size is resized to, as `augment.scaled_size` has it."""
+        config, sides = self.config, tf.cast(size, tf.float64)
+        if config.resize_mode == "native":
+            scale = tf.constant(config.native_scale, tf.float64)
+        else:
+            shortest, longest = tf.maximum(tf.reduce_min(sides), 1.0), tf.maximum(tf.reduce_max(sides), 1.0)
+            scale = tf.minimum(config.min_size / shortest, config.max_size / longest)
+        return tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), 1)
+
+    def _too_large(self, shape: Tensor) -> Tensor:
+        native = self.config.resize_mode == "native"
+        return tf.reduce_any(shape > MAX_NATIVE_SIDE) if native else tf.constant(False)
+
+    def _canvas(self, size: Tensor) -> Tensor:
+        """The padded height and width (2,) of an image of this size, as `pipeline.bucket_shape` has it."""
+        shape = self._scaled(size)
+        if self.config.resize_mode == "native":
+            small, large, turn = NATIVE_STEPS
+            step = tf.where(shape <= turn, small, large)
+            rounded = (shape + step - 1) // step * step
+            return tf.where(self._too_large(shape), 32, rounded)
+        short, *longs = long_sides(self.config)
+        longest = tf.reduce_max(shape)
+        long = tf.reduce_min(tf.where(tf.constant(longs) >= longest, longs, max(longs)))
+        return tf.where(size[0] <= size[1], [short, long], [long, short])
+
+    def _fit(self, pixels: Tensor, shape: Tensor, canvas: Tensor) -> Tensor:
+        resized = augment.resize(pixels, shape[0], shape[1])
+        batch = [(0, 0)] * (pixels.shape.rank - 3)
+        return tf.pad(resized, [*batch, (0, canvas[0] - shape[0]), (0, canvas[1] - shape[1]), (0, 0)])
+
+    def _detect(self, images: Tensor, shapes: Tensor, sent: Tensor, good: Tensor) -> dict[str, Tensor]:
+        count = tf.shape(images)[0]
+        # TensorFlow's convolutions on the CPU fail on an empty batch: it becomes one blank image, left out at the end.
+        blank = tf.cast(count == 0, tf.int32)
+        images = tf.pad(images, [(0, blank), (0, 0), (0, 0), (0, 0)])
+        shapes, sent = (tf.pad(x, [(0, blank), (0, 0)], constant_values=1) for x in (shapes, sent))
+        good = tf.pad(good, [(0, blank)])
+        found = self.model({"images": images, "image_shapes": shapes}, training=False)
+        rows = tf.range(found["boxes"].shape[1])[None] < found["num_detections"][:, None]
+        rows = tf.cast(rows & good[:, None], tf.float32)  # (B, D)
+        limits = tf.cast(tf.concat([shapes, shapes], axis=1), tf.float32)[:, None]  # (B, 1, 4)
+        boxes = tf.clip_by_value(found["boxes"] / limits, 0.0, 1.0)
+        outputs = {
+            "num_detections": tf.cast(found["num_detections"], tf.float32) * tf.cast(good, tf.float32),
+            "detection_boxes": boxes * rows[..., None],
+            "detection_scores": found["scores"] * rows,
+            "detection_classes": tf.cast(found["classes"], tf.float32) * rows,
+            "detection_masks": tf.cast(found["masks"], tf.float32) * rows[:, :, None, None],
+        }
+        if self.full_size_masks:
+            masks, boxes = outputs["detection_masks"], outputs["detection_boxes"]
+            outputs["detection_masks_reframed"] = _paste(masks, boxes, sent)
+        return {name: value[:count] for name, value in outputs.items()}
+
+
+def _paste(masks: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Masks (B, D, M, M) over boxes (B, D, 4) in 0..1 of images of sizes (B, 2) -> (B, D, max H, max W) uint8 of 0, 1.
+
+    Samples at pixel centres, as `kmaskrcnn.ops.mask_paste`.
+    """
+    height, width = tf.unstack(tf.reduce_max(sizes, axis=0))
+    cells = masks.shape[-1]
+
+    def weights(start: Tensor, stop: Tensor, count: Tensor) -> Tensor:
+        """(count, M): how much of each cell a pixel's centre takes."""
+        position = (tf.range(count, dtype=tf.float32) + 0.5 - start) / tf.maximum(stop - start, 1e-6) * cells - 0.5
+        return tf.maximum(1.0 - tf.abs(position[:, None] - tf.range(cells, dtype=tf.float32)), 0.0)
+
+    def paste_one(arguments: tuple[Tensor, Tensor]) -> Tensor:
+        mask, (y0, x0, y1, x1) = arguments[0], tf.unstack(arguments[1])
+        rows, columns = weights(y0, y1, height), weights(x0, x1, width)
+        return tf.cast(tf.matmul(rows @ mask, columns, transpose_b=True) >= 0.5, tf.uint8)
+
+    pixels = tf.reshape(boxes * tf.cast(tf.tile(sizes, (1, 2)), tf.float32)[:, None], (-1, 4))  # (B * D, 4)
+    flat = tf.reshape(masks, (-1, cells, cells))
+    # One at a time: in float all masks of an image would be four times the memory.
+    pasted = tf.map_fn(
+        paste_one, (flat, pixels), fn_output_signature=tf.TensorSpec((None, None), tf.uint8), parallel_iterations=1
+    )
+    return tf.reshape(pasted, (*tf.unstack(tf.shape(boxes)[:2]), height, width))
+
+
+def export_saved_model(
+    model: MaskRCNN,
+    config: Config,
+    labels: Labels,
+    directory: str | os.PathLike,
+    warmup_images: Mapping[str, bytes] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    full_size_masks: bool = False,
+) -> Path:
+    """Write a SavedModel into the next numbered folder of `directory`, which TensorFlow Serving watches.
+
+    Args:
+        model, config, labels: as `load_model` returns them.
+        directory: the model's base path.
+        warmup_images: encoded images by name that Serving runs before it takes the version into use.
+        max_pixels, full_size_masks: as of `ServingFunctions`.
+
+    Returns:
+        The folder of the version. Besides the graph it holds assets.extra/labels.json, config.json and, with
+        warmup_images, tf_serving_warmup_requests.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    version = max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=0) + 1
+    functions = ServingFunctions(model, config.data, max_pixels, full_size_masks)
+    archive = keras.export.ExportArchive()
+    # Not tracked by hand: the archive finds the variables in the graphs, and would write them twice.
+    archive.add_endpoint("serving_default", functions.serving_default)
+    archive.add_endpoint("serving_tensor", functions.serving_tensor)
+    # Serving must not find a version that is half written.
+    temporary = directory / f"part-{version}"
+    archive.write_out(str(temporary), verbose=False)
+    extra = temporary / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    (extra / "config.json").write_text(config.to_json())
+    write_labels(extra, labels)
+    if warmup_images:
+        write_warmup(extra / "tf_serving_warmup_requests", list(warmup_images.values()), directory.name)
+    os.replace(temporary, directory / str(version))
+    return directory / str(version)
+
+
+def write_warmup(path: Path, images: list[bytes], model_name: str) -> None:
+    """Write the requests that TensorFlow Serving replays: a TFRecord file of its PredictionLog messages."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for image in images:
+            request = serving_protos.predict_request([image], model_name)
+            writer.write(serving_protos.prediction_log(request).SerializeToString())

@@ -1,0 +1,174 @@
+"""TFLite with builtin operations only: one static image in, detections out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.labels import Labels
+from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
+
+QUANTIZE = ("none", "float16", "dynamic", "int8")
+
+
+class ExportError(RuntimeError):
+    """An export that cannot be made, or whose artifact is not what was asked for."""
+
+
+# In which a mobile graph differs from training: no bfloat16, and RoIAlign without CropAndResize.
+MOBILE_SETTINGS = {"dtype": "float32", "roi_align_implementation": "gather"}
+
+
+class MobileFunction:
+    """The graph: `images` (1, H, W, 3) uint8 RGB -> detections with boxes in 0..1 of the input.
+
+    Args:
+        model: built with MOBILE_SETTINGS.
+        height, width: of the input.
+    """
+
+    def __init__(self, model: MaskRCNN, height: int, width: int):
+        self.model, self.size = model, (height, width)
+        model.static_shapes = True  # no shape may depend on the number of detections
+        spec = tf.TensorSpec((1, height, width, 3), tf.uint8, name="images")
+        self.serving_default = tf.function(self._detect, input_signature=[spec])
+
+    def _detect(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = self.model(images, training=False)
+        boxes = found["boxes"] / tf.constant([*self.size, *self.size], tf.float32)
+        return {
+            "num_detections": tf.cast(found["num_detections"], tf.float32),
+            "detection_boxes": tf.clip_by_value(boxes, 0.0, 1.0),
+            "detection_scores": found["scores"],
+            "detection_classes": tf.cast(found["classes"], tf.float32),
+            "detection_masks": found["masks"],
+        }
+
+
+def convert(
+    model: MaskRCNN,
+    height: int,
+    width: int,
+    quantize: str = "none",
+    calibration_images: Iterable[np.ndarray] = (),
+) -> bytes:
+    """Convert to a TFLite flatbuffer whose one signature is serving_default.
+
+    Args:
+        model: built with MOBILE_SETTINGS.
+        height, width: of the input, multiples of 32.
+        quantize: "none" float32; "float16" weights; "dynamic" int8 weights, activations quantised as they come;
+            "int8" convolutions and fully connected layers in int8, detection arithmetic in float.
+        calibration_images: (height, width, 3) uint8, for int8: the ranges of the activations are taken from them.
+
+    Raises:
+        ConfigError: a size that is no multiple of 32, or int8 without images.
+        ExportError: the graph needs an operation that is not builtin.
+    """
+    if quantize not in QUANTIZE:
+        raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)}")
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
+        raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
+    images = [np.asarray(image)[None] for image in calibration_images]
+    if quantize == "int8" and not images:
+        raise ConfigError("quantize=int8 needs calibration images")
+    with tempfile.TemporaryDirectory() as folder:
+        archive = keras.export.ExportArchive()
+        archive.add_endpoint("serving_default", MobileFunction(model, height, width).serving_default)
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if quantize in ("float16", "dynamic"):
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter has no exception of its own
+            raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
+    if quantize == "int8":
+        content = _quantize_convolutions(content, images)
+    return content
+
+
+def _quantize_convolutions(content: bytes, images: list[np.ndarray]) -> bytes:
+    """Static int8 for what has weights; boxes, scores and RoIAlign stay float."""
+    try:
+        from ai_edge_quantizer import qtyping, quantizer
+    except ImportError:
+        raise ExportError("quantize=int8 needs the quantiser: pip install ai-edge-quantizer") from None
+    quantiser = quantizer.Quantizer(content)
+    for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE"):
+        operation = qtyping.TFLOperationName[name]
+        quantiser.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+    ranges = quantiser.calibrate({"serving_default": [{"images": image} for image in images]})
+    return bytes(quantiser.quantize(ranges).quantized_model)
+
+
+def operations(content: bytes) -> collections.Counter[str]:
+    """How often each operation occurs, from the runtime's own list; custom and Flex operations are among them."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=_no_delegates())
+    return collections.Counter(details["op_name"] for details in interpreter._get_ops_details())
+
+
+def _no_delegates() -> object:
+    from ai_edge_litert.interpreter import OpResolverType
+
+    return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+
+def write(
+    content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
+) -> None:
+    """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
+        "outputs": {
+            "num_detections": "(1,) float32",
+            "detection_boxes": "(1, D, 4) float32, y0 x0 y1 x1 in 0..1 of the input",
+            "detection_scores": "(1, D) float32, falling",
+            "detection_classes": "(1, D) float32, from 1; line of labels.txt",
+            "detection_masks": "(1, D, M, M) float32, probabilities over each box",
+        },
+        "padding": "scale the picture to fit, put it top left, fill the rest with pad_value",
+        "pad_value": pad_value(config),
+        "quantize": quantize,
+        **dataclasses.asdict(labels),
+    }
+    files = {
+        "labels.txt": "\n".join(labels.class_names) + "\n",
+        "metadata.json": json.dumps(metadata, indent=2) + "\n",
+    }
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content + packed.getvalue())
+    os.replace(temporary, path)
+    for name, text in files.items():
+        path.with_name(f"{path.stem}.{name}").write_text(text)
+
+
+def pad_value(config: Config) -> list[int]:
+    """The RGB that normalisation turns into about 0, which is what padding is in training."""
+    from kmaskrcnn import backbones
+
+    mean = config.model.image_mean or backbones.pixel_statistics(config.model.backbone)[0]
+    return [round(v) for v in mean]

@@ -1,0 +1,180 @@
+"""An exported artifact beside the model that it came from, on real pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from kmaskrcnn.evaluation.coco_metrics import score
+from kmaskrcnn.export.client import ImageError
+from kmaskrcnn.prediction import Prediction
+
+Predict = Callable[[str], Prediction]
+
+# Detections of the model with a lower score are not looked for in the artifact.
+MIN_SCORE = 0.3
+_MATCH_IOU = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What an artifact may differ by.
+
+    Attributes:
+        matched: smallest share of the model's detections that the artifact must find again.
+        box: largest difference of a coordinate of a matched box, as a share of the box's side.
+        score: largest difference of a matched score.
+        mask: largest difference of a matched mask's probability.
+        ap: largest loss of box or mask AP.
+    """
+
+    matched: float
+    box: float
+    score: float
+    mask: float
+    ap: float
+
+
+# By --quantize, SavedModels as "none". Quantised weights move single detections by any amount: there AP counts.
+BOUNDS = {
+    "none": Bounds(matched=1.0, box=1e-2, score=1e-3, mask=1e-2, ap=1e-3),
+    "float16": Bounds(matched=0.98, box=0.2, score=0.1, mask=0.3, ap=5e-3),
+    "dynamic": Bounds(matched=0.9, box=1.0, score=1.0, mask=1.0, ap=1e-2),
+    "int8": Bounds(matched=0.9, box=1.0, score=1.0, mask=1.0, ap=1e-2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome: lines of a table, and what is past its bound."""
+
+    lines: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join((*self.lines, *(f"PAST ITS BOUND: {problem}" for problem in self.problems)))
+
+
+class Differences:
+    """Worst differences over pairs of predictions."""
+
+    def __init__(self) -> None:
+        self.images = self.expected = self.found = self.matched = 0
+        self.box = self.score = self.mask = 0.0
+
+    def add(self, expected: Prediction, found: Prediction) -> None:
+        """Count what a picture adds; detections are matched by class and IoU, the best pairs first."""
+        self.images += 1
+        self.found += int(np.sum(found.scores >= MIN_SCORE))
+        rows = np.flatnonzero(expected.scores >= MIN_SCORE)
+        self.expected += len(rows)
+        if not len(rows) or not len(found):
+            return
+        overlaps = _iou(expected.boxes[rows], found.boxes)
+        overlaps = np.where(expected.classes[rows, None] == found.classes[None], overlaps, 0.0)
+        for _ in range(len(rows)):
+            i, j = np.unravel_index(np.argmax(overlaps), overlaps.shape)
+            if overlaps[i, j] < _MATCH_IOU:
+                break
+            overlaps[i], overlaps[:, j] = 0.0, 0.0
+            self._compare(expected, int(rows[i]), found, int(j))
+
+    def _compare(self, expected: Prediction, i: int, found: Prediction, j: int) -> None:
+        self.matched += 1
+        box, other = expected.boxes[i], found.boxes[j]
+        sides = np.maximum(box[2:] - box[:2], 1.0)
+        self.box = max(self.box, float(np.max(np.abs(box - other) / np.tile(sides, 2))))
+        self.score = max(self.score, float(abs(expected.scores[i] - found.scores[j])))
+        change = np.abs(expected.mask_probabilities[i] - found.mask_probabilities[j])
+        self.mask = max(self.mask, float(change.max()))
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, 4) and (M, 4) yxyx -> (N, M)."""
+    xywh = [np.concatenate([x[:, [1, 0]], x[:, [3, 2]] - x[:, [1, 0]]], 1).astype(np.float64) for x in (a, b)]
+    return np.asarray(mask_utils.iou(xywh[0], xywh[1], [0] * len(b)))
+
+
+def verify(
+    pictures: Sequence[str],
+    reference: Predict,
+    artifact: Predict,
+    bounds: Bounds,
+    truth: tuple[dict, Sequence[int]] | None = None,
+) -> Report:
+    """Run both on the same pictures and compare.
+
+    Args:
+        pictures: files.
+        reference: the model in this process.
+        artifact: what was exported, in its own runtime; an ImageError of it leaves the picture out.
+        bounds: what it may differ by.
+        truth: a COCO instances dict and the image id of each picture, for AP.
+    """
+    differences = Differences()
+    results: tuple[list[dict], list[dict]] = ([], [])
+    refused, seconds, ids = [], ([], []), []
+    for number, path in enumerate(pictures):
+        start = time.perf_counter()
+        expected = reference(path)
+        middle = time.perf_counter()
+        try:
+            found = artifact(path)
+        except ImageError as error:
+            refused.append(f"{path}: {error}")
+            continue
+        for list_, duration in zip(seconds, (middle - start, time.perf_counter() - middle), strict=True):
+            list_.append(duration)
+        differences.add(expected, found)
+        if truth is not None:
+            ids.append(int(truth[1][number]))
+            for list_, prediction in zip(results, (expected, found), strict=True):
+                list_ += prediction.to_coco(ids[-1])
+    lines, problems = _judge(differences, bounds)
+    if ids:
+        for kind in ("box", "mask"):
+            own, other = (score(truth[0], r, kind, _most(r), image_ids=ids).summary["AP"] for r in results)
+            lines.append(f"{kind} AP on {len(ids)} pictures     {own:.4f} in the model, {other:.4f} exported")
+            if own - other > bounds.ap:
+                problems.append(f"{kind} AP falls by {own - other:.4f}, more than {bounds.ap}")
+    if seconds[0]:
+        own, other = (statistics.median(s) * 1000 for s in seconds)
+        lines.append(
+            f"milliseconds a picture     {own:.0f} in the model, {other:.0f} exported (median, files included)"
+        )
+    lines += [f"refused: {line}" for line in refused]
+    if not differences.images:
+        problems.append("no picture could be compared")
+    return Report(tuple(lines), tuple(problems))
+
+
+def _most(results: list[dict]) -> int:
+    """Detections an image that count: COCO's 100, or more where a model gives more."""
+    numbers: dict[int, int] = {}
+    for result in results:
+        numbers[result["image_id"]] = numbers.get(result["image_id"], 0) + 1
+    return max(100, *numbers.values()) if numbers else 100
+
+
+def _judge(d: Differences, bounds: Bounds) -> tuple[list[str], list[str]]:
+    share = d.matched / d.expected if d.expected else 1.0
+    lines = [
+        f"pictures compared          {d.images}",
+        f"detections above {MIN_SCORE}       {d.expected} in the model, {d.found} exported",
+        f"found again                {d.matched} ({share:.1%}), at least {bounds.matched:.0%}",
+    ]
+    problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are found again"]
+    for name, value, bound in (
+        ("box (share of side)", d.box, bounds.box),
+        ("score", d.score, bounds.score),
+        ("mask probability", d.mask, bounds.mask),
+    ):
+        lines.append(f"worst {name:<20} {value:.2e}, bound {bound:g}")
+        if not value <= bound:
+            problems.append(f"{name} differs by {value:.2e}, more than {bound:g}")
+    return lines, problems

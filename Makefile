@@ -4,23 +4,25 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test test-all lint format parity clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# Train on the built-in shapes set, evaluate, draw predictions. Starts afresh each time.
+# Train on the built-in shapes set, evaluate, draw predictions, export. Starts afresh each time.
 quickstart: $(READY)
 	rm -rf $(RUNS)/quickstart
 	$(BIN)/python train.py --flagfile=configs/quickstart.flags --model_dir=$(RUNS)/quickstart
 	$(BIN)/python evaluate.py --model_dir=$(RUNS)/quickstart --output=$(RUNS)/quickstart/evaluation
 	$(BIN)/python predict.py --model_dir=$(RUNS)/quickstart --input=$(RUNS)/quickstart/shapes/val --output=$(RUNS)/quickstart/predictions
+	$(BIN)/python export.py --model_dir=$(RUNS)/quickstart --output=$(RUNS)/quickstart/exported --verify_count=5
 	@echo
 	@echo "Model, checkpoints, TensorBoard logs:  $(RUNS)/quickstart"
 	@echo "Scores:                                $(RUNS)/quickstart/evaluation"
 	@echo "Pictures with masks, results as JSON:  $(RUNS)/quickstart/predictions"
+	@echo "SavedModel for TensorFlow Serving:     $(RUNS)/quickstart/exported/1"
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -35,6 +37,20 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every stage, loss and gradient beside torchvision's; TORCH_PYTHON=PATH takes an environment that has it.
+# COCO=FOLDER also compares scores on photographs (instances_*.json and the images).
+TORCH_PYTHON ?=
+COCO ?=
+parity: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
+	mkdir -p $(RUNS)
+	$(BIN)/python -m benchmarks.parity.run --torch_python=$(or $(TORCH_PYTHON),.venv-torch/bin/python) \
+		$(if $(COCO),--coco=$(COCO)) --table=$(RUNS)/parity.md
+
+.venv-torch/.ready:
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/pip install --quiet --disable-pip-version-check torch torchvision pillow
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(RUNS)

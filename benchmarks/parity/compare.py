@@ -88,6 +88,7 @@ class Table:
     def __init__(self):
         self.rows = {}
         self.ties = []
+        self.notes = []
 
     def add(self, model, stage, error, bound):
         worst, _ = self.rows.get((model, stage), (0.0, bound))

@@ -128,7 +128,7 @@ def calibrate(model, sizes):
     few = [p[:60] for p in proposals]
     pooled = heads.mask_head(heads.mask_roi_pool(features, few, images.image_sizes))
     predictor = heads.mask_predictor
-    standardize(predictor.mask_fcn_logits, [predictor.relu(predictor.conv5_mask(pooled))], 2.0)
+    standardize(predictor.mask_fcn_logits, [predictor.relu(predictor.conv5_mask(pooled))], 2.0, 1.5)
 
 
 def take_statistics(norm, inputs):
@@ -137,10 +137,10 @@ def take_statistics(norm, inputs):
     norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)) + 1e-3)
 
 
-def standardize(layer, inputs, deviation):
-    """Scale and shift a layer so that each of its outputs has mean 0 and the deviation over the inputs."""
+def standardize(layer, inputs, deviation, mean=0.0):
+    """Scale and shift a layer so that each of its outputs has the mean and the deviation over the inputs."""
     outputs = [layer(x).transpose(0, 1).flatten(1) for x in inputs]  # (channels, positions)
     outputs = torch.cat(outputs, dim=1)
     scale = deviation / outputs.std(dim=1)
-    layer.bias.copy_((layer.bias - outputs.mean(dim=1)) * scale)
+    layer.bias.copy_((layer.bias - outputs.mean(dim=1)) * scale + mean)
     layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))

@@ -50,7 +50,7 @@ def pack(results, name, boxes, scores, labels):
 
 
 @torch.no_grad()
-def dump_case(model, images):
+def dump_case(model, images, pooled_kept=POOLED_KEPT, disturbed_runs=DISTURBED_RUNS):
     """Every stage of inference on one batch."""
     results = {f"image{i}": image for i, image in enumerate(images)}
     image_list = to_list(images)
@@ -65,7 +65,7 @@ def dump_case(model, images):
     for i, own in enumerate(proposals):
         stop = start + len(own)
         results[f"proposals{i}"] = yxyx(own)
-        results[f"pooled{i}"] = pooled[start : min(stop, start + POOLED_KEPT)].permute(0, 2, 3, 1).numpy()
+        results[f"pooled{i}"] = pooled[start : min(stop, start + pooled_kept)].permute(0, 2, 3, 1).numpy()
         results[f"class_logits{i}"] = class_logits[start:stop].numpy()
         results[f"box_deltas{i}"] = yxyx(box_deltas[start:stop].view(len(own), -1, 4))
         start = stop
@@ -75,7 +75,7 @@ def dump_case(model, images):
         results[f"final_masks{i}"] = found["masks"].numpy()[:, 0]
         pasted = paste_masks_in_image(found["masks"], found["boxes"], image_list.image_sizes[i])[:, 0]
         results[f"pasted{i}"] = np.packbits((pasted > 0.5).numpy(), axis=-1)
-    dump_disturbed(model, image_list, features, results)
+    dump_disturbed(model, image_list, features, disturbed_runs, results)
     return results
 
 
@@ -97,10 +97,10 @@ def dump_rpn(model, image_list, features, results):
     return model.rpn.filter_proposals(decoded, logits, image_list.image_sizes, per_level)[0]
 
 
-def dump_disturbed(model, image_list, features, results):
+def dump_disturbed(model, image_list, features, runs, results):
     """What comes out where the features differ by rounding: proposals and detections that then change are ties."""
     heads = model.roi_heads
-    for run in range(DISTURBED_RUNS):
+    for run in range(runs):
         torch.manual_seed(run)
         noisy = {k: v + DISTURBANCE * v.std() * torch.randn_like(v) for k, v in features.items()}
         proposals, _ = model.rpn(image_list, noisy)

@@ -225,8 +225,10 @@ class LiteRTClient:
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 2):
-        from ai_edge_litert.interpreter import Interpreter
-
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:
+            raise ImportError("LiteRTClient needs the runtime: pip install ai-edge-litert") from None
         try:
             with zipfile.ZipFile(path) as archive:
                 self.metadata = json.loads(archive.read("metadata.json"))
@@ -261,7 +263,7 @@ class LiteRTClient:
 
     def interpret(self, outputs: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
         """The raw outputs for a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
-        # Boxes are in 0..1 of the input. One that passes the picture's edge into the padding is not cut there, since its
+        # Boxes are in 0..1 of the input. One that reaches from the picture into the padding is not cut there: its
         # mask lies over all of it.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
         outputs = {**outputs, _BOXES: outputs[_BOXES] * stretch}

@@ -96,8 +96,10 @@ class Differences:
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, 4) and (M, 4) yxyx -> (N, M)."""
-    xywh = [np.concatenate([x[:, [1, 0]], x[:, [3, 2]] - x[:, [1, 0]]], 1).astype(np.float64) for x in (a, b)]
-    return np.asarray(mask_utils.iou(xywh[0], xywh[1], [0] * len(b)))
+    xywh = [np.concatenate([x[:, [1, 0]], x[:, [3, 2]] - x[:, [1, 0]]], 1) for x in (a, b)]
+    # pycocotools reads the memory as it lies.
+    own, other = (np.ascontiguousarray(x, np.float64) for x in xywh)
+    return np.asarray(mask_utils.iou(own, other, [0] * len(b)))
 
 
 def verify(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import io
 import json
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -104,7 +107,10 @@ def convert(
 
 
 def _quantize_convolutions(content: bytes, images: list[np.ndarray]) -> bytes:
-    """Static int8 for what has weights; boxes, scores and RoIAlign stay float."""
+    """Static int8 for what has weights; boxes, scores and RoIAlign stay float, and so does the first convolution.
+
+    In int8 that one alone cost most of what quantisation costs (docs/export.md).
+    """
     try:
         from ai_edge_quantizer import qtyping, quantizer
     except ImportError:
@@ -113,22 +119,39 @@ def _quantize_convolutions(content: bytes, images: list[np.ndarray]) -> bytes:
     for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE"):
         operation = qtyping.TFLOperationName[name]
         quantiser.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-    ranges = quantiser.calibrate({"serving_default": [{"images": image} for image in images]})
-    return bytes(quantiser.quantize(ranges).quantized_model)
+    first = re.escape(_first_convolution(content))
+    quantiser.update_quantization_recipe(first, qtyping.TFLOperationName.CONV_2D, algorithm_key="no_quantize")
+    with _without_progress():
+        ranges = quantiser.calibrate({"serving_default": [{"images": image} for image in images]})
+        return bytes(quantiser.quantize(ranges).quantized_model)
+
+
+@contextlib.contextmanager
+def _without_progress() -> Iterator[None]:
+    """The quantiser draws a bar for every tensor of every image."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _interpreter(content: bytes) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    return Interpreter(
+        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+
+
+def _first_convolution(content: bytes) -> str:
+    """The name of the tensor that the first convolution writes, which is how the quantiser knows the operation."""
+    interpreter = _interpreter(content)
+    details = next(d for d in interpreter._get_ops_details() if d["op_name"] == "CONV_2D")
+    names = {d["index"]: d["name"] for d in interpreter.get_tensor_details()}
+    return names[int(details["outputs"][0])]
 
 
 def operations(content: bytes) -> collections.Counter[str]:
     """How often each operation occurs, from the runtime's own list; custom and Flex operations are among them."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=_no_delegates())
-    return collections.Counter(details["op_name"] for details in interpreter._get_ops_details())
-
-
-def _no_delegates() -> object:
-    from ai_edge_litert.interpreter import OpResolverType
-
-    return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    return collections.Counter(details["op_name"] for details in _interpreter(content)._get_ops_details())
 
 
 def write(

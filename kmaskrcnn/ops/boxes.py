@@ -35,13 +35,13 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     return ops.where(overlap > 0.0, overlap / ops.where(overlap > 0.0, union, 1.0), 0.0)
 
 
-def ioa(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Share of the area of boxes (..., N, 4) that lies in regions (..., M, 4) -> (..., N, M); 0 for no area.
+def ioa(regions: Tensor, boxes: Tensor) -> Tensor:
+    """Share of the area of boxes (..., N, 4) that lies in regions (..., M, 4) -> (..., M, N); 0 for no area.
 
     This is how COCO treats a crowd region: a box inside it matches, however large the region.
     """
-    overlap = intersection(boxes, regions)
-    own = area(boxes)[..., :, None]
+    overlap = intersection(regions, boxes)
+    own = area(boxes)[..., None, :]
     return ops.where(overlap > 0.0, overlap / ops.where(overlap > 0.0, own, 1.0), 0.0)
 
 

@@ -14,6 +14,9 @@ NEGATIVE = -1
 IGNORED = -2
 # A box with at least this share of its area in a crowd region is no negative.
 CROWD_IOA = 0.5
+# Rows of the ground truth that are compared with all boxes at a time: a thousand rows and the 270,000 anchors of a
+# large image would be a table of a gigabyte.
+ROWS_AT_ONCE = 8
 
 
 def match(
@@ -40,16 +43,34 @@ def match(
     Returns:
         (B, N) int32.
     """
-    real = ops.logical_and(gt_valid, ops.logical_not(gt_crowd))[:, None, :]  # (B, 1, M)
-    iou = ops.where(real, box_ops.iou(boxes, gt_boxes), -1.0)  # (B, N, M)
-    best = ops.max(iou, axis=-1)
-    match_index = ops.cast(ops.argmax(iou, axis=-1), "int32")
+    rows = ops.shape(gt_boxes)[1]
+    missing = -rows % ROWS_AT_ONCE
+    # A padded row is not valid.
+    gt_boxes = ops.pad(gt_boxes, ((0, 0), (0, missing), (0, 0)))
+    gt_valid, gt_crowd = (ops.pad(x, ((0, 0), (0, missing))) for x in (gt_valid, gt_crowd))
+    real, crowd = ops.logical_and(gt_valid, ops.logical_not(gt_crowd)), ops.logical_and(gt_valid, gt_crowd)
+
+    def see(step: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Go through the next rows of the ground truth."""
+        best, match_index, low_quality, in_crowd = state
+        own = step * ROWS_AT_ONCE + ops.arange(ROWS_AT_ONCE, dtype="int32")
+        own_boxes, own_real, own_crowd = (ops.take(x, own, axis=1) for x in (gt_boxes, real, crowd))
+        iou = ops.where(own_real[..., None], box_ops.iou(own_boxes, boxes), -1.0)  # (B, rows, N)
+        here = ops.max(iou, axis=1)
+        # The first of equal rows, which is what argmax gives.
+        index_here = ops.min(ops.where(iou == here[:, None], own[:, None], rows + ROWS_AT_ONCE), axis=1)
+        match_index = ops.where(here > best, index_here, match_index)
+        if keep_low_quality:
+            highest = ops.max(iou, axis=-1, keepdims=True)  # (B, rows, 1)
+            low_quality = ops.logical_or(low_quality, ops.any((iou == highest) & (highest > 0.0), axis=1))
+        covered = ops.logical_and(own_crowd[..., None], box_ops.ioa(own_boxes, boxes) >= CROWD_IOA)
+        in_crowd = ops.logical_or(in_crowd, ops.any(covered, axis=1))
+        return ops.maximum(best, here), match_index, low_quality, in_crowd
+
+    shape = (ops.shape(gt_boxes)[0], ops.shape(boxes)[-2])
+    none = ops.zeros(shape, "bool")
+    state = (ops.full(shape, -1.0, "float32"), ops.zeros(shape, "int32"), none, none)
+    best, match_index, low_quality, in_crowd = ops.fori_loop(0, (rows + missing) // ROWS_AT_ONCE, see, state)
     result = ops.where(best >= positive_iou, match_index, IGNORED)
-    crowd = ops.logical_and(gt_valid, gt_crowd)[:, None, :]
-    in_crowd = ops.any(ops.logical_and(crowd, box_ops.ioa(boxes, gt_boxes) >= CROWD_IOA), axis=-1)
     result = ops.where(best < negative_iou, ops.where(in_crowd, IGNORED, NEGATIVE), result)
-    if keep_low_quality:
-        highest = ops.max(iou, axis=1, keepdims=True)  # (B, 1, M)
-        low_quality = ops.any(ops.logical_and(iou == highest, highest > 0.0), axis=-1)
-        result = ops.where(low_quality, match_index, result)
-    return result
+    return ops.where(low_quality, match_index, result) if keep_low_quality else result

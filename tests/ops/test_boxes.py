@@ -41,7 +41,7 @@ def test_iou_and_ioa_equal_the_definition(rows, other_rows):
     union = numpy_area(a)[:, None] + numpy_area(b)[None] - overlap
     expected = np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
     np.testing.assert_allclose(box_ops.iou(ops.array(a), ops.array(b)), expected, rtol=2e-3, atol=1e-3)
-    share = np.divide(overlap, numpy_area(a)[:, None], out=np.zeros_like(overlap), where=overlap > 0)
+    share = np.divide(overlap, numpy_area(b)[None], out=np.zeros_like(overlap), where=overlap > 0)
     np.testing.assert_allclose(box_ops.ioa(ops.array(a), ops.array(b)), share, rtol=2e-3, atol=1e-3)
 
 

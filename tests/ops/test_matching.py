@@ -71,3 +71,22 @@ def test_padded_rows_make_no_anchor_positive():
     no = ops.zeros((1, 3), "bool")
     actual = matching.match(boxes, ops.zeros((1, 3, 4)), no, no, 0.7, 0.3, keep_low_quality=True)
     np.testing.assert_array_equal(actual, [[matching.NEGATIVE, matching.NEGATIVE]])
+
+
+def test_many_rows_of_ground_truth_give_what_one_table_gives():
+    """More rows than are compared at a time, with ties over all of them; the table is the description's."""
+    rng = np.random.default_rng(0)
+    rows = 3 * matching.ROWS_AT_ONCE + 5
+    corners = rng.integers(0, 12, (2, rows, 2)) * 8.0
+    gt = np.concatenate([corners, corners + rng.integers(0, 5, (2, rows, 2)) * 8.0], -1).astype(np.float32)
+    corners = rng.integers(0, 12, (200, 2)) * 8.0
+    boxes = np.concatenate([corners, corners + rng.integers(1, 5, (200, 2)) * 8.0], -1).astype(np.float32)
+    valid, crowd = rng.random((2, rows)) < 0.8, rng.random((2, rows)) < 0.1
+    for keep_low_quality in (False, True):
+        actual = matching.match(
+            ops.array(boxes), ops.array(gt), ops.array(valid), ops.array(crowd), 0.7, 0.3, keep_low_quality
+        )
+        for b in range(2):
+            expected = numpy_match(boxes, gt[b], valid[b], crowd[b], 0.7, 0.3, keep_low_quality)
+            assert list(np.asarray(actual)[b]) == expected
+        assert np.asarray(actual).max() > 2 * matching.ROWS_AT_ONCE

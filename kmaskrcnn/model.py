@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn import backbones
+from kmaskrcnn.backbones.folding import fold_normalization
 from kmaskrcnn.config import Config, ModelConfig
 from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
 from kmaskrcnn.layers.fpn import FPN
@@ -81,6 +82,9 @@ class MaskRCNN(keras.Model):
             frozen_stages=config.frozen_stages,
             dtype=policy,
         )
+        # In a function, so that the weights are tracked once.
+        folded = fold_normalization(self.backbone)
+        self._run_backbone = lambda images: folded(images)
         self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=policy, name="fpn")
         self.fpn.build({level: output.shape for level, output in self.backbone.output.items()})
         self.rpn_head = RPNHead(
@@ -119,7 +123,7 @@ class MaskRCNN(keras.Model):
     def call(self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False) -> dict[str, Tensor]:
         inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
         images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"))
-        features = self.fpn(self.backbone(images))
+        features = self.pyramid(images)
         rpn_outputs = {level: self.rpn_head(feature) for level, feature in features.items()}
         anchors = level_anchors(features, self.config)
         proposals, scores = propose(rpn_outputs, anchors, image_shapes, self.config, training)
@@ -137,6 +141,10 @@ class MaskRCNN(keras.Model):
         losses |= box_head_losses(logits, deltas, sample, gt_boxes, self.config)
         losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"])
         return losses
+
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps P2..P6 of normalised images."""
+        return self.fpn(self._run_backbone(images))
 
     def preprocess(self, images: Tensor, image_shapes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2)."""

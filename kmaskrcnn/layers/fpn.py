@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from kmaskrcnn.layers.normalization import NORMS, make_norm
 
@@ -92,5 +93,11 @@ class FPN(keras.layers.Layer):
 
 
 def _add_upsampled(fine: keras.KerasTensor, coarse: keras.KerasTensor) -> keras.KerasTensor:
-    """fine (B, 2H, 2W, C) + coarse (B, H, W, C) with every pixel of coarse repeated 2 x 2 (nearest)."""
-    return fine + keras.ops.repeat(keras.ops.repeat(coarse, 2, axis=1), 2, axis=2)
+    """fine (B, 2H, 2W, C) + coarse (B, H, W, C) with every pixel of coarse repeated 2 x 2 (nearest).
+
+    Columns are doubled in a copy of half the size, rows by broadcasting.
+    """
+    batch, height, width, channels = ops.shape(coarse)
+    rows = ops.reshape(ops.concatenate([coarse, coarse], axis=-1), (batch, height, 1, 2 * width * channels))
+    fine = ops.reshape(fine, (batch, height, 2, 2 * width * channels))
+    return ops.reshape(fine + rows, (batch, 2 * height, 2 * width, channels))

@@ -65,8 +65,12 @@ class RPNHead(keras.layers.Layer):
         for conv in self.convs:
             features = conv(features)
         batch = ops.shape(features)[0]
-        logits = ops.cast(self.objectness(features), "float32")
-        deltas = ops.cast(self.deltas(features), "float32")
+        # Both 1x1 convolutions read the map in one pass.
+        heads, anchors = (self.objectness, self.deltas), self.num_anchors
+        kernel = ops.concatenate([ops.convert_to_tensor(head.kernel) for head in heads], axis=-1)
+        bias = ops.concatenate([ops.convert_to_tensor(head.bias) for head in heads], axis=0)
+        both = ops.cast(ops.add(ops.conv(features, kernel, padding="same"), bias), "float32")
+        logits, deltas = both[..., :anchors], both[..., anchors:]
         cells = -1 if None in features.shape[1:3] else features.shape[1] * features.shape[2] * self.num_anchors
         logits = ops.reshape(logits, (batch, cells))  # (B, H, W, A) -> (B, H * W * A)
         return logits, ops.reshape(deltas, (batch, cells, 4))  # (B, H, W, A * 4) -> (B, H * W * A, 4)

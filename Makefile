@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all lint format parity clean
+.PHONY: quickstart test test-all lint format parity benchmark clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,14 @@ parity: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
 	mkdir -p $(RUNS)
 	$(BIN)/python -m benchmarks.parity.run --torch_python=$(or $(TORCH_PYTHON),.venv-torch/bin/python) \
 		$(if $(COCO),--coco=$(COCO)) --table=$(RUNS)/parity.md
+
+# Speed and memory beside torchvision's, in turns; the roof; growth; start-up. TORCH_PYTHON as above.
+benchmark: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
+	mkdir -p $(RUNS)/speed
+	$(BIN)/python -m benchmarks.speed.run --torch_python=$(or $(TORCH_PYTHON),.venv-torch/bin/python) \
+		--work=$(RUNS)/speed --json=$(RUNS)/speed/results.json --table=$(RUNS)/speed/table.md
+	$(BIN)/python -m benchmarks.speed.growth --json=$(RUNS)/speed/growth.json
+	$(BIN)/python -m benchmarks.speed.startup
 
 .venv-torch/.ready:
 	$(PYTHON) -m venv .venv-torch

@@ -13,20 +13,23 @@ NUM_CLASSES = 91  # with the background
 PROPOSALS = 300  # an image after NMS; torchvision's 1000 would only take longer
 
 
-def build(kind):
-    """A Mask R-CNN of torchvision's classes as its published checkpoints have them, without weights."""
+def build(kind, proposals=PROPOSALS):
+    """A Mask R-CNN of torchvision's classes as its published checkpoints have them, without weights.
+
+    `proposals` are what is kept an image after NMS, in inference.
+    """
     if kind == "r50_fpn":
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
-        return detection.MaskRCNN(backbone, NUM_CLASSES, rpn_post_nms_top_n_test=PROPOSALS)
+        return detection.MaskRCNN(backbone, NUM_CLASSES, rpn_post_nms_top_n_test=proposals)
     if kind == "r50_fpn_v2":
         return detection.maskrcnn_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=NUM_CLASSES, rpn_post_nms_top_n_test=PROPOSALS
+            weights=None, weights_backbone=None, num_classes=NUM_CLASSES, rpn_post_nms_top_n_test=proposals
         )
     if kind == "mobilenet_v2_fpn":
         features = torchvision.models.mobilenet_v2(weights=None, norm_layer=FrozenBatchNorm2d).features
         taps = {"3": "0", "6": "1", "13": "2", "17": "3"}  # the last block at each stride
         backbone = BackboneWithFPN(features, taps, [24, 32, 96, 320], 256)
-        return detection.MaskRCNN(backbone, NUM_CLASSES, rpn_post_nms_top_n_test=PROPOSALS, **four_levels(pool_size=7))
+        return detection.MaskRCNN(backbone, NUM_CLASSES, rpn_post_nms_top_n_test=proposals, **four_levels(pool_size=7))
     if kind == "tiny":
         body = torchvision.models.resnet18(weights=None, norm_layer=FrozenBatchNorm2d)
         taps = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}

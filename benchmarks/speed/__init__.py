@@ -1,0 +1,1 @@
+"""Speed and memory beside torchvision's, which runs in an environment of its own."""

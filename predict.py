@@ -1,19 +1,29 @@
-"""Find objects in pictures: python predict.py --model_dir=DIR --input=FILE,FOLDER,'GLOB' --output=DIR."""
+"""Find objects in pictures and videos: python predict.py --model_dir=DIR --input=FILE,FOLDER,'GLOB' --output=DIR."""
 
 from __future__ import annotations
 
-import json
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import flags as absl_flags
 
 from kmaskrcnn import flags
 from kmaskrcnn.config import ConfigError
 
-INPUT = absl_flags.DEFINE_list("input", [], "Pictures: files, folders, globs, with commas between.")
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for the overlays (PNG) and results.json (COCO).")
+INPUT = absl_flags.DEFINE_list("input", [], "Pictures and videos: files, folders, globs, with commas between.")
+OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for what --outputs names.")
+OUTPUTS = absl_flags.DEFINE_list(
+    "outputs",
+    ["overlay", "coco"],
+    "What to write. overlay: NAME.png (of a video NAME.mp4); masks: NAME_masks.png with the number of each instance; "
+    "coco: results.json; labelme: NAME.json, to correct by hand and train on; csv: objects.csv with areas and boxes.",
+)
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
+CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")
+TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
+FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Of a video take every so many-th frame.", lower_bound=1)
 WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
 
 
@@ -23,31 +33,66 @@ def main() -> int:
     if not settings.get("model_dir"):
         raise ConfigError("--model_dir is missing: a folder that train.py wrote")
     if not OUTPUT.value:
-        raise ConfigError("--output is missing: the folder for overlays and results.json")
+        raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
     from kmaskrcnn.predict import Predictor
-    from kmaskrcnn.prediction import coco_dataset, find_pictures
+    from kmaskrcnn.prediction import class_indices, find_pictures
+    from kmaskrcnn.progress import Progress, clock
+    from kmaskrcnn.video import is_video
+    from kmaskrcnn.writers import Writer
 
     paths = find_pictures(INPUT.value)
     predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
-    output = Path(OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
-    found, failed, start = [], 0, time.monotonic()
-    for number, (path, name) in enumerate(paths, 1):
+    class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
+    writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels)
+
+    def predict(picture: Any) -> Any:
+        return predictor.predict(picture).select(MIN_SCORE.value, CLASSES.value, TOP_K.value)
+
+    progress, failed = Progress("inputs", len(paths)), 0
+    for path, name in paths:
         try:
-            prediction = predictor.predict(path).above(MIN_SCORE.value)
+            if is_video(path):
+                line = _video(path, name, predict, writer)
+            else:
+                prediction = predict(path)
+                written = writer.add(path, name, prediction)
+                line = f"{len(prediction)} objects" + (f" -> {', '.join(map(str, written))}" if written else "")
         except OSError as error:
-            print(f"error: {error}", flush=True)
-            failed += 1
-            continue
-        target = output / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        prediction.draw(min_score=MIN_SCORE.value).save(target)
-        found.append((str(path), prediction))
-        print(f"{number}/{len(paths)} {path}: {len(prediction)} objects -> {target}", flush=True)
-    (output / "results.json").write_text(json.dumps(coco_dataset(found, predictor.labels)))
-    seconds = time.monotonic() - start
-    print(f"{len(found)} pictures in {seconds:.0f} s, {failed} unreadable; {output / 'results.json'}")
+            line, failed = f"error: {error}", failed + 1
+        else:
+            line = f"{path}: {line}"
+        progress.clear()
+        print(line, flush=True)
+        progress.step()
+    progress.clear()
+    written = [str(path) for path in writer.close()] or [OUTPUT.value]
+    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(written)}")
     return 1 if failed else 0
+
+
+def _video(path: str, name: str, predict: Callable, writer: Any) -> str:
+    """Predict the frames of a video and write them; returns what is to be told of it."""
+    from kmaskrcnn.progress import Progress
+    from kmaskrcnn.video import VideoReader, VideoWriter
+
+    if "labelme" in writer.outputs:
+        raise ConfigError(f"--outputs=labelme needs pictures, {path} is a video: take its frames out first")
+    reader = VideoReader(path)
+    progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
+    target = Path(writer.directory) / f"{name}.mp4"
+    objects = 0
+    with VideoWriter(target, reader.frames_per_second / FRAME_STEP.value) as video:
+        for number, frame in enumerate(reader):
+            if number % FRAME_STEP.value:
+                continue
+            prediction = predict(frame)
+            objects += len(prediction)
+            if "overlay" in writer.outputs:
+                video.add(np.asarray(prediction.draw(min_score=0.0)))
+            writer.add(f"{path}#{number}", f"{name}/{number:06d}", prediction, overlay=False)
+            progress.step()
+    progress.clear()
+    return f"{progress.done} frames, {objects} objects" + (f" -> {target}" if "overlay" in writer.outputs else "")
 
 
 if __name__ == "__main__":

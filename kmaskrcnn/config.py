@@ -176,12 +176,27 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """COCO evaluation."""
+    """COCO evaluation, and how pictures are predicted in it and by `Predictor`."""
 
     eval_batch_size: int = _setting(1, "Images a step in evaluation and prediction.")
     eval_max_images: int = _setting(0, "Evaluate on the first this many images; 0: all.")
     eval_max_detections: int = _setting(100, "Detections an image that COCO evaluation counts.")
     eval_pictures: int = _setting(4, "Pictures of predictions drawn after each evaluation.")
+    tile_size: int = _setting(
+        0, "Pictures with a longer side are predicted in square tiles of so many of their pixels; 0: in one piece."
+    )
+    tile_overlap: int = _setting(
+        128, "Pixels that neighbouring tiles share, at least; best more than an object is long."
+    )
+    tta_flip: bool = _setting(False, "Test-time augmentation: predict the mirrored picture as well.")
+    tta_scales: tuple[float, ...] = _setting(
+        (), "Test-time augmentation: predict at these factors of the network's size, e.g. 0.8,1,1.25."
+    )
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a picture is predicted in several forms."""
+        return self.tta_flip or bool(self.tta_scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +290,7 @@ def validate(config: Config) -> None:
         require(0 <= values[name] <= 1, name, "must lie in 0..1")
     for name, length in (("image_mean", 3), ("image_std", 3), ("scale_jitter", 2)):
         require(len(values[name]) in (0, length), name, f"needs {length} numbers or none")
-    for name in ("anchor_sizes", "image_std", "scale_jitter", "anchor_aspect_ratios", "min_size_train"):
+    for name in ("anchor_sizes", "image_std", "scale_jitter", "anchor_aspect_ratios", "min_size_train", "tta_scales"):
         require(all(v > 0 for v in values[name]), name, "every number must be above 0")
     for name in ("box_conv_channels", "box_fc_channels", "mask_conv_channels"):
         require(all(v > 0 for v in values[name]), name, "every width must be above 0")
@@ -292,6 +307,9 @@ def validate(config: Config) -> None:
         # Without a crop the padded size of an image would depend on the draw, and graphs be traced without end.
         require(not values[name] or values["crop_size"] > 0, name, "needs crop_size")
     require(values["min_size"] <= values["max_size"], "min_size", "must not pass max_size")
+    tile, overlap = values["tile_size"], values["tile_overlap"]
+    require(tile == 0 or tile >= 32, "tile_size", "must be 0 or at least 32")
+    require(overlap >= 0 and (not tile or overlap <= tile // 2), "tile_overlap", "must lie in 0..tile_size / 2")
     for name in (
         "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples rpn_channels"
     ).split():

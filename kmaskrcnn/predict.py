@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ from kmaskrcnn.data.image_files import load_image
 from kmaskrcnn.data.pipeline import prepare_image
 from kmaskrcnn.labels import Labels
 from kmaskrcnn.model import MaskRCNN
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.prediction import Prediction, find_pictures
+from kmaskrcnn.tiling import predict_tiles
 from kmaskrcnn.training.checkpoints import load_model
+from kmaskrcnn.tta import AugmentedDetector
+from kmaskrcnn.video import VideoReader, is_video
 
 
 class Predictor:
@@ -36,6 +39,7 @@ class Predictor:
         }
         # One graph for every size of picture.
         self._detect = tf.function(lambda inputs: model(inputs, training=False), input_signature=[signature])
+        self._augmented = AugmentedDetector(model, config) if config.evaluation.augmented else None
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike, which: str = "best", **settings: Any) -> Predictor:
@@ -43,7 +47,7 @@ class Predictor:
         return cls(*load_model(path, which, **settings))
 
     def predict(self, image: str | os.PathLike | np.ndarray) -> Prediction:
-        """Find the objects of one picture.
+        """Find the objects of one picture, in tiles and with test-time augmentation where the settings ask for them.
 
         Args:
             image: a file, or (H, W, 3) uint8 RGB.
@@ -53,6 +57,15 @@ class Predictor:
             ValueError: the array is no RGB picture.
         """
         pixels = image if isinstance(image, np.ndarray) else load_image(os.fspath(image))
+        settings = self.config.evaluation
+        if settings.tile_size and max(pixels.shape[:2]) > settings.tile_size:
+            size, overlap, iou = settings.tile_size, settings.tile_overlap, self.config.model.nms_iou
+            return predict_tiles(self._predict_whole, pixels, size, overlap, iou)
+        return dataclasses.replace(self._predict_whole(pixels), image=pixels)
+
+    def _predict_whole(self, pixels: np.ndarray) -> Prediction:
+        if self._augmented:
+            return self._prediction(self._augmented(pixels), np.ones(2, np.float32), pixels.shape[:2])
         network_image, shape, scales = prepare_image(pixels, self.config.data)
         batch = {
             "images": network_image[None],
@@ -60,10 +73,39 @@ class Predictor:
             "scales": scales[None],
             "original_shapes": np.array([pixels.shape[:2]], np.int32),
         }
-        return dataclasses.replace(self.predict_batch(batch)[0], image=pixels)
+        return self.predict_batch(batch)[0]
+
+    def predict_many(
+        self, inputs: Iterable[str | os.PathLike | np.ndarray]
+    ) -> Iterator[tuple[str, Prediction | OSError]]:
+        """Find the objects of pictures one after the other.
+
+        Args:
+            inputs: files, folders (with those below), globs, videos (each of their frames), arrays as of `predict`.
+
+        Yields:
+            For each picture its path (of a frame path#number, of an array its number), and its prediction, or what kept
+            it from being read.
+
+        Raises:
+            ConfigError: an input names no picture, or a video needs a package.
+        """
+        for number, item in enumerate(inputs):
+            if isinstance(item, np.ndarray):
+                yield str(number), self.predict(item)
+                continue
+            for path, _ in find_pictures([os.fspath(item)]):
+                try:
+                    if is_video(path):
+                        for frame, pixels in enumerate(VideoReader(path)):
+                            yield f"{path}#{frame}", self.predict(pixels)
+                    else:
+                        yield path, self.predict(path)
+                except OSError as error:
+                    yield path, error
 
     def predict_batch(self, batch: Mapping[str, tf.Tensor | np.ndarray]) -> list[Prediction]:
-        """Find the objects of a batch as `evaluation_dataset` makes it."""
+        """Find the objects of a batch as `evaluation_dataset` makes it, each picture in one look."""
         inputs = {name: tf.convert_to_tensor(batch[name]) for name in ("images", "image_shapes")}
         found = {name: value.numpy() for name, value in self._detect(inputs).items()}
         scales, shapes = np.asarray(batch["scales"]), np.asarray(batch["original_shapes"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import glob
+import html
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +17,16 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.labels import Labels
-from kmaskrcnn.ops.mask_paste import paste_mask, paste_to_rle
+from kmaskrcnn.ops.mask_paste import paste_window, window_to_rle
+from kmaskrcnn.ops.pasted_masks import PastedMasks, Window
+from kmaskrcnn.video import VIDEO_SUFFIXES
 from kmaskrcnn.visualize import draw_instances
 
 # Files of a folder with other endings are passed over.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+
+# Long side of the picture, and rows of the table, that a notebook shows.
+_NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +38,13 @@ class Prediction:
         boxes: (N, 4) float32 yxyx pixels of the picture.
         scores: (N,) float32.
         classes: (N,) int32 in 1..C.
-        mask_probabilities: (N, M, M) float32 over each box.
+        mask_probabilities: (N, M, M) float32 over each box; None where `pasted` is given.
         labels: names and COCO ids of the classes.
         mask_paste: how masks are pasted, as of `kmaskrcnn.ops.mask_paste.paste_window`.
         image: (height, width, 3) uint8, where `Predictor.predict` was given a picture.
+        pasted: masks at the picture's size, where objects were put together from tiles.
+
+    A notebook shows the picture with a table of the objects.
     """
 
     height: int
@@ -41,10 +52,11 @@ class Prediction:
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
-    mask_probabilities: np.ndarray
+    mask_probabilities: np.ndarray | None
     labels: Labels
     mask_paste: str = "pixel_centers"
     image: np.ndarray | None = None
+    pasted: PastedMasks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -54,24 +66,63 @@ class Prediction:
         """The class name of each object."""
         return [self.labels.class_names[c - 1] for c in self.classes]
 
+    def window(self, index: int) -> Window:
+        """The mask of one object as a part of the picture: (h, w) bool, and the y and x of its top left pixel."""
+        if self.pasted is not None:
+            return self.pasted.window(index)
+        mask, box = self.mask_probabilities[index], self.boxes[index]
+        return paste_window(mask, box, self.height, self.width, self.mask_paste)
+
     def mask(self, index: int) -> np.ndarray:
         """The mask of one object at the picture's size, (height, width) bool."""
-        mask, box = self.mask_probabilities[index], self.boxes[index]
-        return paste_mask(mask, box, self.height, self.width, self.mask_paste)
+        window, top, left = self.window(index)
+        mask = np.zeros((self.height, self.width), bool)
+        mask[top : top + window.shape[0], left : left + window.shape[1]] = window
+        return mask
+
+    def mask_areas(self) -> np.ndarray:
+        """(N,) int64 pixels of each mask."""
+        return np.array([np.count_nonzero(self.window(i)[0]) for i in range(len(self))], np.int64)
+
+    def instance_mask(self) -> np.ndarray:
+        """(height, width) int32: 0 where there is no object, else its index + 1; the higher score covers the lower."""
+        numbers = np.zeros((self.height, self.width), np.int32)
+        for index in reversed(range(len(self))):
+            window, top, left = self.window(index)
+            numbers[top : top + window.shape[0], left : left + window.shape[1]][window] = index + 1
+        return numbers
+
+    def take(self, rows: np.ndarray) -> Prediction:
+        """The objects at an array of indices, or where an array of bool is set."""
+        fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted")
+        values = {name: getattr(self, name) for name in fields}
+        return dataclasses.replace(self, **{n: None if v is None else v[rows] for n, v in values.items()})
 
     def above(self, score: float) -> Prediction:
         """The objects with at least this score."""
-        keep = self.scores >= score
-        fields = ("boxes", "scores", "classes", "mask_probabilities")
-        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in fields})
+        return self.take(self.scores >= score)
+
+    def select(self, min_score: float = 0.0, classes: Sequence[str] = (), top_k: int = 0) -> Prediction:
+        """Some of the objects.
+
+        Args:
+            min_score: the least score.
+            classes: names of classes; empty: all.
+            top_k: so many of them with the highest scores; 0: all.
+
+        Raises:
+            ConfigError: a name that the model has no class of.
+        """
+        keep = self.scores >= min_score
+        if classes:
+            keep &= np.isin(self.classes, [number + 1 for number in class_indices(self.labels, classes)])
+        return self.take(np.flatnonzero(keep)[: top_k or None])
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO's result form: image_id, category_id, score, bbox xywh, segmentation (compressed RLE), as for JSON."""
         results = []
-        for box, score, number, mask in zip(
-            self.boxes, self.scores, self.classes, self.mask_probabilities, strict=True
-        ):
-            rle = paste_to_rle(mask, box, self.height, self.width, self.mask_paste)
+        for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
+            rle = window_to_rle(*self.window(index), self.height, self.width)
             y0, x0, y1, x1 = (float(v) for v in box)
             results.append(
                 {
@@ -98,11 +149,48 @@ class Prediction:
             raise ValueError("this prediction was made without its picture: give it to draw(image)")
         shown = self.above(min_score)
         captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores, strict=True)]
-        return draw_instances(image, shown.boxes, shown.mask_probabilities, captions)
+        masks = shown.mask_probabilities if shown.pasted is None else shown.pasted
+        return draw_instances(image, shown.boxes, masks, captions)
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture with the objects; None where the picture is not at hand."""
+        if self.image is None:
+            return None
+        picture = self.draw()
+        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        return data.getvalue()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and a table of the first objects."""
+        shown = self.above(0.5)
+        title = f"{len(shown)} objects with a score of at least 0.5 ({len(self)} in all), {self.width} x {self.height}"
+        heads = "".join(f"<th>{name}</th>" for name in ("", "class", "score", "box (y0, x0, y1, x1)", "mask pixels"))
+        rows = []
+        first = shown.take(np.arange(min(len(shown), _NOTEBOOK_ROWS)))
+        for i, (name, score, box, area) in enumerate(
+            zip(first.names, first.scores, first.boxes, first.mask_areas(), strict=True), 1
+        ):
+            corners = ", ".join(f"{v:.1f}" for v in box)
+            rows.append(f"<tr><td>{i}</td><td>{html.escape(name)}</td><td>{score:.3f}</td><td>{corners}</td>")
+            rows.append(f"<td>{area}</td></tr>")
+        more = f"<p>and {len(shown) - len(first)} more</p>" if len(shown) > len(first) else ""
+        png = self._repr_png_()
+        picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}"/>' if png else ""
+        return f"<div><p>{title}</p>{picture}<table><tr>{heads}</tr>{''.join(rows)}</table>{more}</div>"
+
+
+def class_indices(labels: Labels, names: Sequence[str]) -> list[int]:
+    """Positions of classes in `labels.class_names`; raises ConfigError on a name that is not there."""
+    unknown = [name for name in names if name not in labels.class_names]
+    if unknown:
+        raise ConfigError(f"no class {unknown[0]!r} in the model: it has {', '.join(labels.class_names)}")
+    return [labels.class_names.index(name) for name in names]
 
 
 def find_pictures(inputs: Sequence[str]) -> list[tuple[str, str]]:
-    """Pictures that files, folders (with those below) and globs name, and a name for the output of each.
+    """Pictures and videos that files, folders (with those below) and globs name, and a name for the output of each.
 
     Returns:
         (path, name) in order, each picture once; names have no suffix, differ, and keep the folders below an input.
@@ -117,7 +205,7 @@ def find_pictures(inputs: Sequence[str]) -> list[tuple[str, str]]:
     for item in inputs:
         if os.path.isdir(item):
             paths = sorted(glob.glob(os.path.join(glob.escape(item), "**", "*"), recursive=True))
-            paths = [p for p in paths if p.lower().endswith(PICTURE_SUFFIXES)]
+            paths = [p for p in paths if p.lower().endswith(PICTURE_SUFFIXES + VIDEO_SUFFIXES)]
             root = item
         else:
             paths = [item] if os.path.isfile(item) else sorted(glob.glob(item, recursive=True))
@@ -138,17 +226,20 @@ def find_pictures(inputs: Sequence[str]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def coco_dataset(predictions: Sequence[tuple[str, Prediction]], labels: Labels) -> dict[str, list[dict]]:
-    """Predictions as a COCO instances dict, annotations with a score: for COCO tools, or to train on once corrected.
+def coco_dataset(
+    pictures: Sequence[tuple[str, int, int]], results: Sequence[Sequence[dict[str, Any]]], labels: Labels
+) -> dict[str, list[dict]]:
+    """Results as a COCO instances dict, annotations with a score: for COCO tools, or to train on once corrected.
 
     Args:
-        predictions: (file name, prediction) of each picture; image ids count from 1.
+        pictures: file name, height and width of each; image ids count from 1.
+        results: of each picture, as `Prediction.to_coco` makes them with these ids.
         labels: names and COCO ids of the classes.
     """
     images, annotations = [], []
-    for image_id, (name, prediction) in enumerate(predictions, 1):
-        images.append({"id": image_id, "file_name": name, "height": prediction.height, "width": prediction.width})
-        for result in prediction.to_coco(image_id):
+    for image_id, ((name, height, width), found) in enumerate(zip(pictures, results, strict=True), 1):
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for result in found:
             area = float(mask_utils.area(result["segmentation"]))
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **result})
     categories = [{"id": i, "name": n} for i, n in zip(labels.category_ids, labels.class_names, strict=True)]

@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from kmaskrcnn.ops.mask_paste import paste_window
+from kmaskrcnn.ops.pasted_masks import PastedMasks, Window
 
-_MASK_OPACITY = 0.45
+_MASK_OPACITY = 0.4
 # Pictures are drawn with at least this long side, so that labels on small ones can be read.
-_LEAST_SIDE = 512
+_LEAST_SIDE = 640
+# Each as far as can be in OKLab from those before it, among colours that are neither pale nor dark.
+_COLORS = (
+    "#f04b2d #2d78ff #5aff87 #ff87ff #78780f #00e1ff #ffe100 #785aa5 #c31e78 #ffb478 "
+    "#0078a5 #00b487 #e187a5 #96b4ff #a569ff #a55a2d #b4e196 #00a500 #a53cb4 #a5d200"
+).split()
 
 
 def instance_color(index: int) -> tuple[int, int, int]:
     """The RGB colour of the instance at `index`; neighbours in the order differ as much as can be."""
-    hue = (0.02 + index * 0.618034) % 1.0  # steps of the golden ratio never come close to each other soon
-    saturation, value = (0.95, 1.0) if index % 2 == 0 else (0.75, 0.9)
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+    return ImageColor.getrgb(_COLORS[index % len(_COLORS)])
 
 
 def draw_instances(
-    image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, captions: Sequence[str] | None = None
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: np.ndarray | PastedMasks,
+    captions: Sequence[str] | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
     """Draw instances on a picture.
 
     Args:
         image: (H, W, 3) uint8.
         boxes: (N, 4) yxyx pixels, the best first: it is drawn last.
-        masks: (N, M, M) probabilities over each box.
-        captions: N lines of text; default: none. They are left out where there are too many to read.
+        masks: (N, M, M) probabilities over each box, or masks of the picture's own size.
+        captions: N lines of text; default: none. One is left out where its object is too small for it, or where there
+            is no room between those of better objects.
+        colors: N RGB colours; default: `instance_color`.
 
     Returns:
         The picture, enlarged by a whole factor where it is small.
     """
     factor = max(1, -(-_LEAST_SIDE // max(image.shape[:2])))
-    canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1).astype(np.float32)
-    height, width = canvas.shape[:2]
-    line = max(1, round(max(height, width) / 600))
+    height, width = (side * factor for side in image.shape[:2])
+    canvas = image.copy()
+    if factor > 1:
+        canvas = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)).copy()
+    line = max(2, round(max(height, width) / 500))
     scaled = np.asarray(boxes, np.float32).reshape(-1, 4) * factor
+    colors = [instance_color(i) for i in range(len(scaled))] if colors is None else colors
     for index in reversed(range(len(scaled))):
-        window, top, left = paste_window(masks[index], scaled[index], height, width)
+        window, top, left = _window(masks, index, scaled[index], factor, height, width)
         if not window.size:
             continue
         part = canvas[top : top + window.shape[0], left : left + window.shape[1]]
-        color = np.array(instance_color(index), np.float32)
-        part[window] = (1 - _MASK_OPACITY) * part[window] + _MASK_OPACITY * color
-        part[_contour(window, line)] = color
-    picture = Image.fromarray(np.clip(np.round(canvas), 0, 255).astype(np.uint8))
+        color = np.array(colors[index], np.float32)
+        part[window] = np.round((1 - _MASK_OPACITY) * part[window] + _MASK_OPACITY * color).astype(np.uint8)
+        part[_contour(window, line)] = colors[index]
+    picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    size = max(11, round(max(height, width) / 55))
-    font = ImageFont.load_default(size=size)
-    legible = len(scaled) * size * size * 4 < height * width
-    for index in reversed(range(len(scaled))):
-        y0, x0, y1, x1 = (float(v) for v in scaled[index])
-        if y1 - y0 < 1 or x1 - x0 < 1:
-            continue
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=instance_color(index), width=line)
-    if captions and legible:
-        for index in reversed(range(len(scaled))):
-            _label(draw, captions[index], scaled[index], instance_color(index), font, picture.size)
+    size = max(13, round(max(height, width) / 50))
+    if len(scaled) * size * size * 6 < height * width:  # among more objects boxes hide more than they show
+        for (y0, x0, y1, x1), color in zip(scaled[::-1].tolist(), colors[::-1], strict=True):
+            if y1 - y0 >= 1 and x1 - x0 >= 1:
+                draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=max(1, line // 2))
+    if captions:
+        _draw_captions(draw, captions, scaled, colors, size, picture.size)
     return picture
+
+
+def _window(
+    masks: np.ndarray | PastedMasks, index: int, box: np.ndarray, factor: int, height: int, width: int
+) -> Window:
+    """One mask on the enlarged canvas."""
+    if isinstance(masks, PastedMasks):
+        window, top, left = masks.window(index)
+        return window.repeat(factor, axis=0).repeat(factor, axis=1), top * factor, left * factor
+    return paste_window(masks[index], box, height, width)
 
 
 def _contour(mask: np.ndarray, width: int) -> np.ndarray:
@@ -78,20 +96,33 @@ def _contour(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & ~inner[width:-width, width:-width]
 
 
-def _label(
+def _draw_captions(
     draw: ImageDraw.ImageDraw,
-    text: str,
-    box: np.ndarray,
-    color: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont,
-    size: tuple[int, int],
+    captions: Sequence[str],
+    boxes: np.ndarray,
+    colors: Sequence[tuple[int, int, int]],
+    size: int,
+    canvas: tuple[int, int],
 ) -> None:
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 6, bottom - top + 4
-    # Above the box, or inside it where there is no room above, and always whole.
-    x = min(max(float(box[1]), 0), max(size[0] - width, 0))
-    y = float(box[0]) - height if box[0] >= height else float(box[0])
-    y = min(max(y, 0), max(size[1] - height, 0))
-    draw.rectangle((x, y, x + width, y + height), fill=color)
-    dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    draw.text((x + 3 - left, y + 2 - top), text, fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
+    """Captions of the best objects first, each in the first place about its box where no other one is."""
+    font = ImageFont.load_default(size=size)
+    pad = max(2, size // 5)
+    placed = np.zeros((0, 4))
+    for caption, (y0, x0, y1, x1), color in zip(captions, boxes.tolist(), colors, strict=True):
+        if not caption:
+            continue
+        left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
+        width, height = right - left + 2 * pad, bottom - top + 2 * pad
+        if y1 - y0 < 1 or x1 - x0 < 1 or width > 2.5 * (x1 - x0) or height > y1 - y0:
+            continue
+        for x, y in ((x0, y0 - height), (x0, y0), (x0, y1), (x0, y1 - height), (x1 - width, y0 - height), (x1, y0)):
+            x, y = min(max(x, 0), max(canvas[0] - width, 0)), min(max(y, 0), max(canvas[1] - height, 0))
+            place = np.array([x, y, x + width, y + height])
+            over = np.minimum(placed[:, 2:], place[2:]) - np.maximum(placed[:, :2], place[:2])
+            if not (over > 0).all(1).any():
+                placed = np.vstack([placed, place])
+                draw.rounded_rectangle(tuple(place.tolist()), radius=pad, fill=color)
+                light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+                ink = (0, 0, 0) if light else (255, 255, 255)
+                draw.text((x + pad - left, y + pad - top), caption, fill=ink, font=font)
+                break

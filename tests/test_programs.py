@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kmaskrcnn.video import VideoReader, VideoWriter
+
 ROOT = Path(__file__).parents[1]
 SMALL = """
 --backbone=resnet18
@@ -107,7 +109,10 @@ def test_predict_on_files_folders_and_globs(trained, tmp_path):
         f"--model_dir={trained}",
         f"--input={pictures},{pictures / '*.png'},{single}",
         f"--output={output}",
+        "--outputs=overlay,masks,coco,labelme,csv",
         "--min_score=0",
+        "--top_k=4",
+        "--classes=circle,square,triangle,star",
     )
     assert result.returncode == 1, result.stderr
     assert "error: " in result.stdout
@@ -117,7 +122,32 @@ def test_predict_on_files_folders_and_globs(trained, tmp_path):
     assert tree["annotations"]
     assert {c["name"] for c in tree["categories"]} == {"circle", "square", "triangle", "star"}
     for name in ("a.png", "b.png", "deep/a.png"):
-        assert max(Image.open(output / name).size) >= 512
+        assert max(Image.open(output / name).size) >= 640
+        assert Image.open(output / name.replace(".png", "_masks.png")).size != Image.open(output / name).size
+        tree_of_one = json.loads((output / name).with_suffix(".json").read_text())
+        assert Path(tree_of_one["imagePath"]).name == ("b.jpg" if name == "b.png" else "a.png")
+    counts = np.bincount([a["image_id"] for a in tree["annotations"]])
+    assert counts.max() == 4
+    assert len((output / "objects.csv").read_text().splitlines()) == 1 + counts.sum()
+
+
+def test_predict_on_a_video(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    with VideoWriter(tmp_path / "in.mp4", 8.0) as video:
+        for _ in range(4):
+            video.add(rng.integers(0, 255, (64, 80, 3), np.uint8))
+    arguments = [f"--model_dir={trained}", f"--input={tmp_path / 'in.mp4'}", f"--output={tmp_path}/out"]
+    result = _run("predict.py", *arguments, "--outputs=overlay,csv", "--frame_step=2", "--min_score=0")
+    assert result.returncode == 0, result.stderr
+    assert "2 frames" in result.stdout
+    frames = list(VideoReader(tmp_path / "out" / "in.mp4"))
+    assert len(frames) == 2
+    assert frames[0].shape == (512, 640, 3)
+    pictures = {row.split(",")[0] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]}
+    assert pictures == {f"{tmp_path / 'in.mp4'}#{number}" for number in (0, 2)}
+    result = _run("predict.py", *arguments, "--outputs=labelme")
+    assert result.returncode == 2
+    assert "is a video" in result.stderr
 
 
 @pytest.mark.parametrize(

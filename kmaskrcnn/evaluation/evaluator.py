@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,8 @@ from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.labels import Labels
 from kmaskrcnn.predict import Predictor
-from kmaskrcnn.training.summaries import clock
-
-_SECONDS_BETWEEN_LINES = 20.0
+from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,27 +96,34 @@ def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Eval
     """
     check_categories(predictor.labels, dataset)
     settings = config.evaluation
-    batches = evaluation_dataset(dataset, config.data, settings.eval_batch_size, settings.eval_max_images)
     count = min(settings.eval_max_images or len(dataset), len(dataset))
     results: list[dict] = []
     pictures: dict[str, np.ndarray] = {}
     index_of = {int(image_id): index for index, image_id in enumerate(dataset.image_ids)}
     pictured = {int(image_id) for image_id in dataset.image_ids[: settings.eval_pictures]}
-    start = told = time.monotonic()
-    done = 0
-    for batch in batches:
-        for image_id, prediction in zip(batch["image_ids"].numpy(), predictor.predict_batch(batch), strict=True):
-            results += prediction.to_coco(int(image_id))
-            if int(image_id) in pictured:
-                index = index_of[int(image_id)]
-                pictures[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
-            done += 1
-        now = time.monotonic()
-        if now - told > _SECONDS_BETWEEN_LINES:
-            told = now
-            print(f"evaluated {done}/{count} images, ETA {clock((now - start) * (count - done) / done)}", flush=True)
-    seconds = time.monotonic() - start
+    progress = Progress("images evaluated", count)
+    for image_id, prediction in _predictions(predictor, dataset, config, count):
+        results += prediction.to_coco(image_id)
+        if image_id in pictured:
+            index = index_of[image_id]
+            pictures[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
+        progress.step()
+    progress.clear()
+    seconds = progress.seconds
     truth = dataset.coco_dict
     ids = dataset.image_ids[:count].tolist()
     box, mask = (score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask"))
     return Evaluation(box, mask, results, pictures, count, seconds)
+
+
+def _predictions(
+    predictor: Predictor, dataset: CocoDataset, config: Config, count: int
+) -> Iterator[tuple[int, Prediction]]:
+    """The id and the prediction of the first `count` images."""
+    if config.evaluation.tile_size or config.evaluation.augmented:
+        for index in range(count):
+            prediction = predictor.predict(dataset.image(index))
+            yield int(dataset.image_ids[index]), prediction
+        return
+    for batch in evaluation_dataset(dataset, config.data, config.evaluation.eval_batch_size, count):
+        yield from zip(map(int, batch["image_ids"].numpy()), predictor.predict_batch(batch), strict=True)

@@ -22,12 +22,6 @@ def peak_memory_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # kilobytes but for macOS
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    seconds = max(0, round(seconds))
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
 class Summaries:
     """Writes scalars and pictures of a model folder.
 

@@ -15,11 +15,12 @@ import tensorflow as tf
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, training_dataset
 from kmaskrcnn.model import LOSSES, MaskRCNN
+from kmaskrcnn.progress import clock
 from kmaskrcnn.training import checkpoints
 from kmaskrcnn.training.errors import TrainingError
 from kmaskrcnn.training.schedules import learning_rate
 from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
-from kmaskrcnn.training.summaries import Summaries, clock, peak_memory_gb
+from kmaskrcnn.training.summaries import Summaries, peak_memory_gb
 
 # Steps in a row with a non-finite loss or gradient after which going on is pointless.
 _MAX_SKIPPED = 10

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from kmaskrcnn.training.summaries import Summaries, clock, peak_memory_gb
+from kmaskrcnn.progress import clock
+from kmaskrcnn.training.summaries import Summaries, peak_memory_gb
 
 
 def test_rows_after_the_start_step_and_half_lines_are_dropped(tmp_path):

@@ -1,4 +1,4 @@
-"""Score a trained model by COCO's measures: python evaluate.py --model_dir=DIR [--val_annotations=FILE ...]."""
+"""Score a trained model by COCO's measures: python evaluate.py --model_dir=DIR [--report=DIR ...]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from kmaskrcnn import flags
 from kmaskrcnn.config import ConfigError
 
 WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
+REPORT = absl_flags.DEFINE_string(
+    "report", "", "Folder for report.html, a page that holds everything, with results.json; empty: none."
+)
+COMPARE = absl_flags.DEFINE_string(
+    "compare", "", "Folder of another run's --report or --output on the same images, to compare with in the report."
+)
 OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and pictures; empty: none.")
 
 
@@ -16,6 +22,8 @@ def main() -> int:
     settings = flags.given_settings()
     if not settings.get("model_dir"):
         raise ConfigError("--model_dir is missing: a folder that train.py wrote")
+    if COMPARE.value and not REPORT.value:
+        raise ConfigError("--compare needs --report")
     from kmaskrcnn.data import open_dataset
     from kmaskrcnn.evaluation import evaluate
     from kmaskrcnn.predict import Predictor
@@ -30,6 +38,14 @@ def main() -> int:
     if OUTPUT.value:
         result.write(OUTPUT.value)
         print(f"written to {OUTPUT.value}")
+    if REPORT.value:
+        from kmaskrcnn.evaluation.report import write_report
+
+        limit = predictor.config.evaluation.eval_max_detections
+        page = write_report(
+            REPORT.value, result, dataset, predictor.labels, settings["model_dir"], limit, COMPARE.value
+        )
+        print(f"report: {page}")
     return 0
 
 

@@ -11,6 +11,7 @@ _PUBLIC = {
     "ConfigError": "kmaskrcnn.config",
     "MaskRCNN": "kmaskrcnn.model",
     "ModelConfig": "kmaskrcnn.config",
+    "Prediction": "kmaskrcnn.prediction",
     "Predictor": "kmaskrcnn.predict",
 }
 __all__ = sorted(_PUBLIC)

@@ -24,12 +24,17 @@ class CocoScores:
         summary: AP, AP50, AP75, APs, APm, APl (areas below 32^2, below 96^2, above), AR1, AR10 and AR at the number of
             detections that counts.
         class_ap: AP by class name.
+        class_summary: the columns of `summary` but AR1 and AR10 by class name.
         counts: by IoU of 0.5 to 0.9, (TP, FP, FN) over all images of the detections above the working score.
+        precision: (T, R, K) at IoU thresholds 0.5, 0.55, ... 0.95, recalls 0, 0.01, ... 1 and classes; -1 for a class
+            without objects.
     """
 
     summary: dict[str, float]
     class_ap: dict[str, float]
+    class_summary: dict[str, dict[str, float]]
     counts: dict[float, tuple[int, int, int]]
+    precision: np.ndarray
 
     def overlap_scores(self) -> list[float]:
         """TP / (TP + FP + FN) at each of COUNT_IOUS, the measure of the 2018 Data Science Bowl over the whole set."""
@@ -68,18 +73,27 @@ def score(
     names = {c["id"]: c["name"] for c in ground_truth["categories"]}
     # (IoU, recall, class, area, detections) of precision and (IoU, class, area, detections) of recall
     precision, recall = coco_eval.eval["precision"], coco_eval.eval["recall"]
+    summary = _summary(precision, recall)
+    middle = {"AR1": _mean(recall[:, :, 0, 0]), "AR10": _mean(recall[:, :, 0, min(1, recall.shape[-1] - 1)])}
+    summary = {**{k: v for k, v in summary.items() if k != "AR"}, **middle, "AR": summary["AR"]}
+    class_summary = {
+        names[c]: _summary(precision[:, :, k : k + 1], recall[:, k : k + 1])
+        for k, c in enumerate(coco_eval.params.catIds)
+    }
+    class_ap = {name: values["AP"] for name, values in class_summary.items()}
+    counts = _counts(coco_eval, working_score)
+    return CocoScores(summary, class_ap, class_summary, counts, precision[:, :, :, 0, -1])
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     areas = {"s": 1, "m": 2, "l": 3}
-    summary = {
+    return {
         "AP": _mean(precision[:, :, :, 0, -1]),
         "AP50": _mean(precision[0, :, :, 0, -1]),
         "AP75": _mean(precision[5, :, :, 0, -1]),
         **{f"AP{name}": _mean(precision[:, :, :, area, -1]) for name, area in areas.items()},
-        "AR1": _mean(recall[:, :, 0, 0]),
-        "AR10": _mean(recall[:, :, 0, min(1, recall.shape[-1] - 1)]),
         "AR": _mean(recall[:, :, 0, -1]),
     }
-    class_ap = {names[c]: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(coco_eval.params.catIds)}
-    return CocoScores(summary, class_ap, _counts(coco_eval, working_score))
 
 
 def _index(ground_truth: dict, annotations: Sequence[dict]) -> COCO:

@@ -1,0 +1,167 @@
+"""What a model gets right and wrong, image by image: matches, confusions, misses, false finds, and calibration."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+# IoU from which on a detection is an object, and the score from which on it is shown and counted.
+MATCH_IOU, WORKING_SCORE = 0.5, 0.5
+_BINS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMatches:
+    """One image's objects and detections, and who is whom.
+
+    Attributes:
+        image: its COCO record.
+        objects: its annotations but for crowds.
+        results: detections of it in COCO's result form, by falling score.
+        matched: (D,) the object that each detection is by class and mask IoU; -1 for none, -2 for inside a crowd.
+        taken_for: (D,) the object of another class that a detection above the working score covers; -1 for none.
+    """
+
+    image: dict[str, Any]
+    objects: list[dict]
+    results: list[dict]
+    matched: np.ndarray
+    taken_for: np.ndarray
+
+    @property
+    def shown(self) -> np.ndarray:
+        """(D,) whether a detection has the working score and is not inside a crowd."""
+        scores = np.array([r["score"] for r in self.results])
+        return (scores.reshape(-1) >= WORKING_SCORE) & (self.matched != -2)
+
+    @property
+    def found(self) -> np.ndarray:
+        """(G,) whether a detection of the working score is the object."""
+        found = np.zeros(len(self.objects), bool)
+        found[self.matched[self.shown & (self.matched >= 0)]] = True
+        return found
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """TP, FP, FN at the working score."""
+        right = int(self.found.sum())
+        return right, int(self.shown.sum()) - right, len(self.objects) - right
+
+    @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN); 1 for an image without objects where nothing was found."""
+        right, false, missed = self.counts
+        return 2 * right / total if (total := 2 * right + false + missed) else 1.0
+
+
+def match_images(ground_truth: dict, results: Sequence[dict], image_ids: Sequence[int]) -> list[ImageMatches]:
+    """Match detections with objects by mask IoU, by falling score, class by class, and what is left over classes.
+
+    Args:
+        ground_truth: a COCO instances dict.
+        results: detections with masks, in COCO's result form.
+        image_ids: the images.
+    """
+    objects, found = collections.defaultdict(list), collections.defaultdict(list)
+    for annotation in ground_truth["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+    for result in results:
+        found[result["image_id"]].append(result)
+    images = {image["id"]: image for image in ground_truth["images"]}
+    return [_match(images[i], objects[i], sorted(found[i], key=lambda r: -r["score"])) for i in image_ids]
+
+
+def to_rle(annotation: dict, image: dict) -> dict[str, Any]:
+    """The segmentation of an annotation or a result as compressed RLE."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        return mask_utils.merge(mask_utils.frPyObjects(segmentation, image["height"], image["width"]))
+    return segmentation
+
+
+def _match(image: dict, annotations: list[dict], results: list[dict]) -> ImageMatches:
+    crowds = [a for a in annotations if a.get("iscrowd")]
+    objects = [a for a in annotations if not a.get("iscrowd")]
+    matched, taken_for = np.full(len(results), -1), np.full(len(results), -1)
+    if results and annotations:
+        rles = [to_rle(a, image) for a in objects + crowds]
+        flags = [0] * len(objects) + [1] * len(crowds)
+        overlap = np.array(mask_utils.iou([to_rle(r, image) for r in results], rles, flags)).reshape(len(results), -1)
+        same = np.array([[r["category_id"] == a["category_id"] for a in objects + crowds] for r in results])
+        free = np.ones(len(objects), bool)
+        for i in range(len(results)):
+            values = np.where(same[i, : len(objects)] & free, overlap[i, : len(objects)], 0)
+            if values.max(initial=0) >= MATCH_IOU:
+                matched[i] = int(values.argmax())
+                free[matched[i]] = False
+            elif (same[i, len(objects) :] & (overlap[i, len(objects) :] >= MATCH_IOU)).any():
+                matched[i] = -2
+        above = np.array([r["score"] >= WORKING_SCORE for r in results])
+        free = np.ones(len(objects), bool)
+        free[matched[above & (matched >= 0)]] = False
+        for i in np.flatnonzero(above & (matched == -1)):
+            values = np.where(~same[i, : len(objects)] & free, overlap[i, : len(objects)], 0)
+            if values.max(initial=0) >= MATCH_IOU:
+                taken_for[i] = int(values.argmax())
+                free[taken_for[i]] = False
+    return ImageMatches(image, objects, results, matched, taken_for)
+
+
+def confusion_matrix(matches: Sequence[ImageMatches], category_ids: Sequence[int]) -> np.ndarray:
+    """(C + 1, C + 1) counts at the working score: rows what it is, columns what it was found as; the last is nothing.
+
+    The last row holds false finds where there is no object, the last column missed objects.
+    """
+    position = {category: i for i, category in enumerate(category_ids)}
+    nothing = len(position)
+    matrix = np.zeros((nothing + 1, nothing + 1), np.int64)
+    for image in matches:
+        classes = [position[o["category_id"]] for o in image.objects]
+        seen = image.found
+        for i in np.flatnonzero(image.shown):
+            column = position.get(image.results[i]["category_id"])
+            if column is None:  # a class of the model that the data set lacks
+                continue
+            owner = image.matched[i] if image.matched[i] >= 0 else image.taken_for[i]
+            matrix[classes[owner] if owner >= 0 else nothing, column] += 1
+            if owner >= 0:
+                seen[owner] = True
+        for i in np.flatnonzero(~seen):
+            matrix[classes[i], nothing] += 1
+    return matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How often detections of a score are right.
+
+    Attributes:
+        counts: (bins,) detections by score, of 0..0.1, 0.1..0.2, ...
+        mean_scores: (bins,) their mean score, NaN where there are none.
+        precisions: (bins,) the share of them that is an object, NaN where there are none.
+        error: mean distance of the two over all detections (expected calibration error).
+    """
+
+    counts: np.ndarray
+    mean_scores: np.ndarray
+    precisions: np.ndarray
+    error: float
+
+
+def calibration(matches: Sequence[ImageMatches]) -> Calibration:
+    """Scores beside the share of right detections; those inside crowds do not count."""
+    scores = np.array([r["score"] for m in matches for r, n in zip(m.results, m.matched, strict=True) if n != -2])
+    right = np.array([n >= 0 for m in matches for n in m.matched if n != -2], float)
+    bins = np.minimum((scores.reshape(-1) * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS)
+    with np.errstate(invalid="ignore"):
+        mean_scores = np.bincount(bins, scores, _BINS) / counts
+        precisions = np.bincount(bins, right, _BINS) / counts
+    gaps = np.abs(mean_scores - precisions)[counts > 0]
+    error = float(np.sum(gaps * counts[counts > 0]) / max(counts.sum(), 1))
+    return Calibration(counts, mean_scores, precisions, error)

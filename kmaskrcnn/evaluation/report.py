@@ -1,0 +1,293 @@
+"""The evaluation report: one HTML file that holds everything, pictures included."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from kmaskrcnn.config import ConfigError
+from kmaskrcnn.data import CocoDataset
+from kmaskrcnn.evaluation import report_figures as figures
+from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
+from kmaskrcnn.evaluation.errors import ImageMatches, calibration, confusion_matrix, match_images, to_rle
+from kmaskrcnn.evaluation.evaluator import Evaluation
+from kmaskrcnn.labels import Labels
+from kmaskrcnn.ops.pasted_masks import PastedMasks
+from kmaskrcnn.progress import Progress
+from kmaskrcnn.visualize import draw_instances
+
+_WORST, _BEST, _CHANGED = 6, 4, 3
+_PICTURE_SIDE = 900
+_RIGHT, _FALSE, _MISSED = (60, 200, 90), (240, 70, 50), (255, 210, 0)
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; margin-bottom: 0.2em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 0.8em 0; } th, td { padding: 0.25em 0.7em; text-align: right; }
+th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
+tr:nth-child(even) { background: #f5f6f8; } .all td { font-weight: 600; }
+.row { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; } .row > img { max-width: 560px; }
+figure { margin: 0 0 1em; flex: 1 1 500px; max-width: 580px; } figure img { width: 100%; }
+figcaption { font-size: 0.9em; color: #444; } .up { color: #177a36; } .down { color: #b3261e; }
+.key { display: inline-block; width: 0.9em; height: 0.9em; margin: 0 0.3em 0 1em; vertical-align: -0.1em; }
+nav a { margin-right: 1em; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One run's results on the data set."""
+
+    name: str
+    box: CocoScores
+    mask: CocoScores
+    matches: list[ImageMatches]
+
+    @property
+    def f1(self) -> list[float]:
+        return [image.f1 for image in self.matches]
+
+
+def write_report(
+    directory: str | Path,
+    evaluation: Evaluation,
+    dataset: CocoDataset,
+    labels: Labels,
+    name: str,
+    max_detections: int = 100,
+    compare: str | Path = "",
+) -> Path:
+    """Write report.html, with results.json and scores.json, so that another report can compare with this one.
+
+    Args:
+        directory: the folder; made where it is not there.
+        evaluation: what `evaluate` gave.
+        dataset: what it was scored on.
+        labels: of the model.
+        name: of the run.
+        max_detections: as of `score`.
+        compare: folder with the results.json of another run on the same data set; empty: none.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: there are no results to compare with, or they are of other images.
+    """
+    directory = Path(directory)
+    ids = dataset.image_ids[: evaluation.images].tolist()
+    truth = dataset.coco_dict
+    own = _Run(name, evaluation.box, evaluation.mask, match_images(truth, evaluation.results, ids))
+    other = _read_run(compare, truth, ids, max_detections) if compare else None
+    evaluation.write(directory)
+    sections = {
+        "Average precision": _precision_section(own, other, truth, evaluation),
+        "Precision and recall": _curves_section(own, other),
+        "Confusion": _confusion_section(own, labels, dataset),
+        "Calibration": _calibration_section(own, other),
+        "Worst images": "",
+        "Best images": "",
+    }
+    order = sorted(range(len(ids)), key=lambda i: (own.f1[i], -sum(own.matches[i].counts[1:])))
+    worst = [i for i in order if own.f1[i] < 1][:_WORST]
+    best = [i for i in sorted(order, key=lambda i: (-own.f1[i], -own.matches[i].counts[0])) if i not in worst][:_BEST]
+    changed = _changed(own, other) if other else []
+    progress = Progress("pictures of the report", len(worst) + len(best) + 2 * len(changed))
+    sections["Worst images"] = _gallery(own, worst, dataset, progress)
+    sections["Best images"] = _gallery(own, best, dataset, progress)
+    if other:
+        sections["Images that changed most"] = _changes_section(own, other, changed, dataset, progress)
+    progress.clear()
+    page = directory / "report.html"
+    page.write_text(_page(f"Evaluation of {name}", _headline(own, other, evaluation), sections), encoding="utf-8")
+    return page
+
+
+def _read_run(directory: str | Path, truth: dict, ids: list[int], max_detections: int) -> _Run:
+    path = Path(directory) / "results.json"
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--compare={directory}: no results of another run there ({error})") from None
+    unknown = {r["image_id"] for r in results} - {image["id"] for image in truth["images"]}
+    if unknown:
+        raise ConfigError(f"--compare={directory}: its results are of other images, such as id {min(unknown)}")
+    results = [r for r in results if r["image_id"] in set(ids)]
+    box, mask = (score(truth, results, kind, max_detections, image_ids=ids) for kind in ("box", "mask"))
+    return _Run(str(directory), box, mask, match_images(truth, results, ids))
+
+
+# Sections
+
+
+def _headline(own: _Run, other: _Run | None, evaluation: Evaluation) -> str:
+    totals = np.sum([m.counts for m in own.matches], axis=0)
+    text = (
+        f"{evaluation.images} images, {int(totals[0] + totals[2])} objects. At a score of at least 0.5 and a mask IoU "
+        f"of 0.5: {totals[0]} found, {totals[2]} missed, {totals[1]} false."
+    )
+    return f"<p>{text}</p>" + (f"<p>Compared with <b>{html.escape(other.name)}</b>.</p>" if other else "")
+
+
+def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: Evaluation) -> str:
+    parts = []
+    numbers = {c["id"]: c["name"] for c in truth["categories"]}
+    objects: dict[str, int] = {}
+    for annotation in (o for image in own.matches for o in image.objects):
+        objects[numbers[annotation["category_id"]]] = objects.get(numbers[annotation["category_id"]], 0) + 1
+    for kind in ("mask", "box"):
+        scores: CocoScores = getattr(own, kind)
+        theirs = getattr(other, kind) if other else None
+        columns = [c for c in scores.summary if c not in ("AR1", "AR10")]
+        rows = [("all", sum(objects.values()), scores.summary, theirs.summary if theirs else None)]
+        if len(scores.class_summary) > 1:
+            for name, values in scores.class_summary.items():
+                rows.append((name, objects.get(name, 0), values, theirs.class_summary[name] if theirs else None))
+        body = []
+        for index, (name, count, values, old) in enumerate(rows):
+            cells = [html.escape(name), str(count), *(_cell(values[c], old[c] if old else None) for c in columns)]
+            body.append(f"<tr{' class=all' if not index else ''}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
+        heads = "".join(f"<th>{c}</th>" for c in (f"{kind}es" if kind == "box" else f"{kind}s", "objects", *columns))
+        parts.append(f"<table><tr>{heads}</tr>{''.join(body)}</table>")
+    shares = ", ".join(f"{v:.3f} at {iou}" for iou, v in zip(COUNT_IOUS, evaluation.mask.overlap_scores(), strict=True))
+    note = (
+        "COCO's measures: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
+        "96<sup>2</sup> and above, by area in pixels; - where there are none. "
+        f"Masks above a score of 0.5, TP / (TP + FP + FN): {shares}."
+    )
+    return "".join(parts) + f"<p>{note}</p>"
+
+
+def _cell(value: float, old: float | None) -> str:
+    text = f"{value:.3f}" if value >= 0 else "-"
+    if old is None or value < 0 or old < 0:
+        return text
+    change = value - old
+    return f'{text} <span class="{"up" if change >= 0 else "down"}">{change:+.3f}</span>'
+
+
+def _curves_section(own: _Run, other: _Run | None) -> str:
+    runs = [(own.name, own.mask)] + ([(other.name, other.mask)] if other else [])
+    drawings = [figures.precision_recall_by_iou(runs)]
+    if len(own.mask.class_ap) > 1:
+        drawings.append(figures.precision_recall_by_class(own.mask))
+    captions = ("Masks, mean over the classes.", "Masks at IoU 0.5, the classes of lowest precision first.")
+    return _row(_figure(_svg(d), c) for d, c in zip(drawings, captions, strict=False))
+
+
+def _confusion_section(own: _Run, labels: Labels, dataset: CocoDataset) -> str:
+    names = dict(zip(labels.category_ids, labels.class_names, strict=True))
+    matrix = confusion_matrix(own.matches, dataset.category_ids)
+    drawing = figures.confusion(matrix, [names[i] for i in dataset.category_ids])
+    caption = (
+        "Masks of a score of at least 0.5 and the objects that they cover with an IoU of at least 0.5, whatever the "
+        "class. Last row: found where nothing is; last column: missed."
+    )
+    return _row([_figure(_svg(drawing), caption)])
+
+
+def _calibration_section(own: _Run, other: _Run | None) -> str:
+    runs = [(run.name, calibration(run.matches)) for run in (own, other) if run]
+    caption = "Of the masks of a score, the share that is an object (IoU 0.5); bars: how many. Error: the mean gap."
+    return _row([_figure(_svg(figures.reliability(runs)), caption)])
+
+
+def _gallery(run: _Run, indices: Sequence[int], dataset: CocoDataset, progress: Progress) -> str:
+    if not indices:
+        return "<p>None.</p>"
+    return _key() + _row(_picture(run.matches[i], i, dataset, progress) for i in indices)
+
+
+def _key() -> str:
+    names = ((_RIGHT, "right"), (_FALSE, "false, or of a wrong class"), (_MISSED, "missed"))
+    return "<p>" + "".join(f'<span class="key" style="background:rgb{c}"></span>{n}' for c, n in names) + "</p>"
+
+
+def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Progress, title: str = "") -> str:
+    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    picture = draw_matches(image, dataset.image(index), names)
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    progress.step()
+    right, false, missed = image.counts
+    text = f"{title}{image.image['file_name']}: {right} right, {false} false, {missed} missed"
+    return _figure(_data_url("image/jpeg", data.getvalue()), text)
+
+
+def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str]) -> Image.Image:
+    """A picture with its errors: false finds and missed objects with their names, right ones without."""
+    rows = []
+    for i in np.flatnonzero(image.shown):
+        result = image.results[i]
+        name = names.get(result["category_id"], "?")
+        right = image.matched[i] >= 0
+        taken = image.taken_for[i]
+        truth = f", is {names[image.objects[taken]['category_id']]}" if taken >= 0 else f" {result['score']:.2f}"
+        rows.append((result, _RIGHT if right else _FALSE, "" if right else name + truth))
+    covered = set(image.taken_for[image.taken_for >= 0].tolist())
+    for i in np.flatnonzero(~image.found):
+        if i not in covered:
+            rows.append((image.objects[i], _MISSED, names[image.objects[i]["category_id"]]))
+    rows.sort(key=lambda row: row[1] == _RIGHT)  # errors are drawn last, on top
+    boxes = np.array([[y, x, y + h, x + w] for (x, y, w, h) in (row[0]["bbox"] for row in rows)], np.float32)
+    masks = PastedMasks((mask_utils.decode(to_rle(record, image.image)).astype(bool), 0, 0) for record, _, _ in rows)
+    return draw_instances(pixels, boxes.reshape(-1, 4), masks, [r[2] for r in rows], [r[1] for r in rows])
+
+
+def _changed(own: _Run, other: _Run) -> list[int]:
+    gain = np.subtract(own.f1, other.f1)
+    order = np.argsort(gain, kind="stable")
+    losses = [int(i) for i in order[:_CHANGED] if gain[i] < 0]
+    return [int(i) for i in order[::-1][:_CHANGED] if gain[i] > 0] + losses
+
+
+def _changes_section(own: _Run, other: _Run, indices: list[int], dataset: CocoDataset, progress: Progress) -> str:
+    gain = np.subtract(own.f1, other.f1)
+    text = (
+        f"F1 of an image (score 0.5, mask IoU 0.5) against {html.escape(other.name)}: better on "
+        f"{int((gain > 0).sum())}, worse on {int((gain < 0).sum())}, equal on {int((gain == 0).sum())}."
+    )
+    rows = []
+    for i in indices:
+        both = (_picture(run.matches[i], i, dataset, progress, f"{run.name}, ") for run in (own, other))
+        rows.append(f"<h3>F1 {other.f1[i]:.2f} &rarr; {own.f1[i]:.2f}</h3>" + _row(both))
+    return f"<p>{text}</p>" + "".join(rows)
+
+
+# The page
+
+
+def _row(parts: Iterable[str]) -> str:
+    return f'<div class="row">{"".join(parts)}</div>'
+
+
+def _figure(source: str, caption: str) -> str:
+    return f'<figure><img src="{source}" alt=""/><figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def _svg(data: bytes) -> str:
+    return _data_url("image/svg+xml", data)
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _page(title: str, headline: str, sections: dict[str, str]) -> str:
+    anchors = {name: name.lower().replace(" ", "-") for name in sections}
+    links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
+    body = "".join(f'<h2 id="{anchors[name]}">{name}</h2>{content}' for name, content in sections.items())
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{headline}<nav>{links}</nav>{body}"
+        "</body></html>\n"
+    )

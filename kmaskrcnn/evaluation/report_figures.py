@@ -1,0 +1,103 @@
+"""The drawings of the evaluation report, as SVG by matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kmaskrcnn.evaluation.coco_metrics import CocoScores
+from kmaskrcnn.evaluation.errors import Calibration
+
+_RECALLS = np.linspace(0, 1, 101)
+# Classes drawn with a curve of their own, and classes whose cells of the confusion matrix hold their numbers.
+_MOST_CURVES, _MOST_NUMBERS = 10, 20
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # Imported here, since only the report draws; without pyplot nothing looks for a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Any) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="svg")
+    return data.getvalue()
+
+
+def _curve(precision: np.ndarray) -> np.ndarray:
+    """(R, K) -> (R,), the mean over the classes that have objects."""
+    present = (precision > -1).all(0)
+    return precision[:, present].mean(1) if present.any() else np.zeros(len(precision))
+
+
+def precision_recall_by_iou(runs: Sequence[tuple[str, CocoScores]]) -> bytes:
+    """Precision over recall at IoU 0.5 and 0.75 and over all ten thresholds, means over the classes; a style a run."""
+    figure, axes = _figure(6, 4.5)
+    for (name, scores), style in zip(runs, ("-", "--"), strict=False):
+        rows = {"IoU 0.5": scores.precision[0], "IoU 0.75": scores.precision[5]}
+        curves = {key: _curve(value) for key, value in rows.items()}
+        curves["IoU 0.5 to 0.95"] = np.mean([_curve(p) for p in scores.precision], axis=0)
+        for color, (key, values) in zip(("C0", "C1", "C2"), curves.items(), strict=True):
+            label = f"{key}: {values.mean():.3f}" + (f" ({name})" if len(runs) > 1 else "")
+            axes.plot(_RECALLS, values, style, color=color, label=label)
+    return _finish(figure, axes)
+
+
+def precision_recall_by_class(scores: CocoScores) -> bytes:
+    """Precision over recall at IoU 0.5 of each class, of the worst ones where there are many."""
+    figure, axes = _figure(6, 4.5)
+    names = list(scores.class_ap)
+    rows = [(k, scores.precision[0, :, k]) for k in range(len(names)) if (scores.precision[0, :, k] > -1).all()]
+    rows.sort(key=lambda row: row[1].mean())
+    for k, values in rows[:_MOST_CURVES]:
+        axes.plot(_RECALLS, values, label=f"{names[k]}: {values.mean():.3f}")
+    return _finish(figure, axes)
+
+
+def _finish(figure: Any, axes: Any) -> bytes:
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8, loc="lower left")
+    return _svg(figure)
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+    """The matrix of `errors.confusion_matrix`, colours by the share of each row."""
+    labels = [*names, "nothing"]
+    side = max(4.0, min(0.45 * len(labels) + 1.5, 16))
+    figure, axes = _figure(side, side)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="found as", ylabel="is", xticks=range(len(labels)), yticks=range(len(labels)))
+    axes.set_xticklabels(labels, rotation=90, fontsize=8)
+    axes.set_yticklabels(labels, fontsize=8)
+    if len(labels) <= _MOST_NUMBERS:
+        for row, column in np.argwhere(matrix > 0):
+            color = "white" if shares[row, column] > 0.6 else "black"
+            axes.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=8)
+    return _svg(figure)
+
+
+def reliability(runs: Sequence[tuple[str, Calibration]]) -> bytes:
+    """The share of right detections over their score, with the number of detections below."""
+    figure, axes = _figure(6, 4.5)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, label="perfectly calibrated")
+    counts = runs[0][1].counts
+    edges = np.linspace(0, 1, len(counts) + 1)
+    other = axes.twinx()
+    other.bar(edges[:-1], counts, np.diff(edges), align="edge", color="C0", alpha=0.15)
+    other.set_ylabel("detections")
+    for (name, values), style in zip(runs, ("o-", "s--"), strict=False):
+        there = values.counts > 0
+        axes.plot(values.mean_scores[there], values.precisions[there], style, label=f"{name}: error {values.error:.3f}")
+    axes.set(xlabel="score", ylabel="share that is an object", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left")
+    return _svg(figure)

@@ -25,6 +25,7 @@ _WIDTH = flags.DEFINE_integer("width", 8000, "Of the mosaic, in pixels.")
 _TILE = flags.DEFINE_integer("tile", 512, "Side of a tile.")
 _OVERLAP = flags.DEFINE_integer("overlap", 128, "Pixels that tiles share.")
 _GAP = flags.DEFINE_integer("gap", 16, "Pixels between images.")
+_OVERLAY = flags.DEFINE_string("overlay", "", "File for a picture of the mosaic with what tiles found.")
 _GROUND = (124, 116, 104)
 
 
@@ -125,6 +126,8 @@ def main(argv: list[str]) -> None:
     prediction = tiled.predict(mosaic)
     print(f"tiled: {len(prediction)} objects in {time.monotonic() - start:.0f} s, peak {peak_memory_gb():.2f} GB")
     results = {"tiled": _in_cells(prediction, cells), "each image alone": []}
+    if _OVERLAY.value:
+        prediction.draw().save(_OVERLAY.value)
     plain = Predictor.from_directory(_MODEL.value)
     start = time.monotonic()
     for image_id, cell in enumerate(cells, 1):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from kmaskrcnn.progress import Progress
+
 # IoU from which on a detection is an object, and the score from which on it is shown and counted.
 MATCH_IOU, WORKING_SCORE = 0.5, 0.5
 _BINS = 10
@@ -73,7 +75,13 @@ def match_images(ground_truth: dict, results: Sequence[dict], image_ids: Sequenc
     for result in results:
         found[result["image_id"]].append(result)
     images = {image["id"]: image for image in ground_truth["images"]}
-    return [_match(images[i], objects[i], sorted(found[i], key=lambda r: -r["score"])) for i in image_ids]
+    matches, progress = [], Progress("images matched", len(image_ids))
+    for image_id in image_ids:
+        by_score = sorted(found[image_id], key=lambda r: -r["score"])
+        matches.append(_match(images[image_id], objects[image_id], by_score))
+        progress.step()
+    progress.clear()
+    return matches
 
 
 def to_rle(annotation: dict, image: dict) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class AugmentedDetector:
         """The first half of `MaskRCNN.call`, up to the boxes; and the pyramid, float32."""
         model = self.model
         images, image_shapes = model.preprocess(images, image_shapes)
-        features = model.fpn(model.backbone(images))
+        features = model.pyramid(images)
         rpn_outputs = {level: model.rpn_head(feature) for level, feature in features.items()}
         anchors = level_anchors(features, model.config)
         proposals, scores = propose(rpn_outputs, anchors, image_shapes, model.config, False)

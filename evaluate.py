@@ -29,7 +29,7 @@ def main() -> int:
     from kmaskrcnn.predict import Predictor
 
     predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
-    dataset = open_dataset(predictor.config, "val")
+    dataset = open_dataset(predictor.config, "val", predictor.labels)
     if dataset is None:
         raise ConfigError("--val_annotations is missing: the COCO JSON to score on")
     dataset.summary()

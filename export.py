@@ -86,6 +86,8 @@ def _verification_pictures(config):
     dataset = open_dataset(config, "val")
     if dataset is None:
         raise ConfigError("--verify_images is missing: pictures to verify on, or --noverify to leave that out")
+    if (dataset.spans[:, 1] >= 0).any():
+        raise ConfigError("--verify_images is missing: the evaluation set lies in TFRecord, verification reads files")
     paths = list(dataset.paths[: VERIFY_COUNT.value])
     return paths, (dataset.coco_dict, dataset.image_ids[: len(paths)])
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from absl import flags as absl_flags
+
 from kmaskrcnn import flags
 from kmaskrcnn.config import ConfigError
+
+PREVIEW = absl_flags.DEFINE_integer(
+    "preview_augmentations", 0, "Write this many training images into model_dir/augmentations.png and stop.", 0
+)
 
 
 def main() -> int:
@@ -26,11 +32,20 @@ def main() -> int:
     if "num_classes" in flags.given_settings() and config.model.num_classes != classes:
         raise ConfigError(f"--num_classes={config.model.num_classes}, but the training set has {classes}")
     config = config.replace(num_classes=classes)
-    val_set = open_dataset(config, "val")
+    if PREVIEW.value:
+        from kmaskrcnn.data.preview import contact_sheet
+
+        path = Path(config.train.model_dir) / "augmentations.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(train_set, config, PREVIEW.value).save(path)
+        print(f"written: {path}")
+        return 0
+    labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+    val_set = open_dataset(config, "val", labels)
     if val_set is not None:
         print("evaluation set: ", end="")
         val_set.summary()
-        check_categories(Labels(tuple(train_set.class_names), tuple(train_set.category_ids)), val_set)
+        check_categories(labels, val_set)
 
     def score(model, step):
         result = evaluate(Predictor(model, config, trainer.labels), val_set, config)

@@ -107,10 +107,23 @@ class ModelConfig:
 class DataConfig:
     """Where images come from and what happens to them before the model."""
 
-    train_annotations: str = _setting("shapes", "COCO JSON to train on, or 'shapes' for the built-in synthetic set.")
-    train_images: str = _setting("", "Folder of the training images; empty: the folder of the JSON.")
-    val_annotations: str = _setting("", "COCO JSON to evaluate on, 'shapes', or empty for no evaluation.")
-    val_images: str = _setting("", "Folder of the evaluation images; empty: the folder of the JSON.")
+    train_annotations: str = _setting(
+        "shapes", "Set to train on (COCO JSON, or another form of docs/data.md), or 'shapes' for the built-in one."
+    )
+    train_images: str = _setting("", "Folder of the training images; empty: that of the JSON, or where the form says.")
+    val_annotations: str = _setting("", "Set to evaluate on, 'shapes', or empty for no evaluation.")
+    val_images: str = _setting("", "Folder of the evaluation images; empty: that of the JSON, or where the form says.")
+    data_format: str = _setting(
+        "auto",
+        "Form of both sets; auto tells it by what is there.",
+        ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord"),
+    )
+    class_names: tuple[str, ...] = _setting(
+        (), "Names of the classes in order, or a file of them (one a line, or a .pbtxt label map); empty: those found."
+    )
+    class_map: tuple[str, ...] = _setting(
+        (), "OLD=NEW,... or a file of such lines (or JSON): renames and joins classes, OLD= leaves one out."
+    )
     on_bad_record: str = _setting(
         "error", "A broken image or annotation stops the run or is left out.", ("error", "skip")
     )
@@ -131,8 +144,15 @@ class DataConfig:
     horizontal_flip: bool = _setting(True, "Flip half of the training images left-right.")
     vertical_flip: bool = _setting(False, "Flip half of the training images top-bottom.")
     rotate90: bool = _setting(False, "Turn training images by a random multiple of 90 degrees; needs crop_size.")
+    max_rotation: float = _setting(0.0, "Turn training images by up to this many degrees either way.")
+    crop_probability: float = _setting(
+        0.0, "Share of training images of which a part that keeps its objects whole is magnified; not with crop_size."
+    )
+    copy_paste_probability: float = _setting(0.0, "Share of training images that get objects of another one.")
     color_jitter: float = _setting(0.0, "Strength of random brightness, contrast, saturation and hue (0..1).")
     invert_probability: float = _setting(0.0, "Share of training images whose intensities are inverted (microscopy).")
+    blur_probability: float = _setting(0.0, "Share of training images that are blurred a little.")
+    jpeg_probability: float = _setting(0.0, "Share of training images that get the noise of JPEG compression.")
     max_instances: int = _setting(100, "Ground-truth rows an image; further instances are left out and counted.")
     mask_resolution: int = _setting(112, "Ground-truth masks are stored cropped to their box at this side.")
     shapes_images: int = _setting(400, "Training images of the built-in shapes set.")
@@ -259,7 +279,8 @@ _POSITIVE = (
 ).split()
 _SHARES = (
     "rpn_positive_fraction rpn_positive_iou rpn_negative_iou rpn_nms_iou roi_positive_fraction roi_positive_iou "
-    "score_threshold nms_iou momentum ema_decay color_jitter invert_probability warmup_factor"
+    "score_threshold nms_iou momentum ema_decay color_jitter invert_probability warmup_factor "
+    "crop_probability copy_paste_probability blur_probability jpeg_probability"
 ).split()
 
 
@@ -306,6 +327,8 @@ def validate(config: Config) -> None:
     for name in ("scale_jitter", "rotate90"):
         # Without a crop the padded size of an image would depend on the draw, and graphs be traced without end.
         require(not values[name] or values["crop_size"] > 0, name, "needs crop_size")
+    require(not values["crop_probability"] or not values["crop_size"], "crop_probability", "not with crop_size")
+    require(0 <= values["max_rotation"] <= 180, "max_rotation", "must lie in 0..180")
     require(values["min_size"] <= values["max_size"], "min_size", "must not pass max_size")
     tile, overlap = values["tile_size"], values["tile_overlap"]
     require(tile == 0 or tile >= 32, "tile_size", "must be 0 or at least 32")

@@ -1,4 +1,4 @@
-"""Augmentation: what happens to an image is drawn first, then done to the image and to its instances.
+"""Augmentation: what happens to an image is drawn here, then done to its pixels (`pixels`) and objects (`instances`).
 
 The draw and the instances are NumPy, a few hundred numbers an image; the pixels are TensorFlow. Masks stay in the frame
 they were cropped to, so that scaling and cropping only move frames and lose nothing.
@@ -9,31 +9,37 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 
 from kmaskrcnn.config import DataConfig
 
 # Share of the crops that are placed to hold the centre of an object.
 _CROP_ON_OBJECT = 0.9
-# Instances of which a crop leaves less than this share are dropped.
-_LEAST_VISIBLE = 0.1
+# With crop_probability: sides of the window as shares of the image's, its longest aspect, the share of every object
+# with its centre inside that must be left, and the windows that are tried.
+_WINDOW_SHARE, _WINDOW_ASPECT, _WINDOW_LEAST, _WINDOW_DRAWS = (0.35, 1.0), 2.0, 0.75, 20
+# Blur (deviation in pixels) and JPEG quality that are drawn from; images with a smaller side are not blurred.
+_BLUR, _JPEG_QUALITY, _LEAST_BLURRED = (0.4, 2.0), (25, 80), 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """What is done to an image, in this order: cut out the window, resize it, flip, turn, change colours.
+    """What is done to an image: cut out the window, resize, rotate, flip, turn, change colours, blur, compress.
 
     Attributes:
         window: (y, x, height, width) in whole source pixels.
         size: (height, width) that the window is resized to.
+        angle: degrees, counter-clockwise about the middle; the size stays, corners that come in are gray.
         flip_x, flip_y: mirror left-right, top-bottom.
         turns: counter-clockwise quarter turns.
         gains: (3,) factors of R, G, B about the mean; contrast, brightness, saturation: factors, 1 for none.
         invert: take 255 - value.
+        blur: deviation of a Gaussian in pixels, 0 for none.
+        jpeg_quality: of a compression, 0 for none.
     """
 
     window: tuple[int, int, int, int]
     size: tuple[int, int]
+    angle: float = 0.0
     flip_x: bool = False
     flip_y: bool = False
     turns: int = 0
@@ -42,6 +48,8 @@ class Transform:
     brightness: float = 1.0
     saturation: float = 1.0
     invert: bool = False
+    blur: float = 0.0
+    jpeg_quality: int = 0
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -85,7 +93,12 @@ def draw_transform(
             corner.append(int(rng.integers(low, high + 1)))
         window = (*corner, *window_size)
         size = tuple(min(side, config.crop_size) for side in scaled_size(*window_size, scale))
-    strength = config.color_jitter
+    elif rng.random() < config.crop_probability:
+        window = _draw_window(height, width, boxes, rng)
+        # Magnified as far as the padded shape of the whole image allows; native pixels keep their size.
+        fit = scale if config.resize_mode == "native" else min(size[0] / window[2], size[1] / window[3])
+        size = tuple(min(a, b) for a, b in zip(scaled_size(*window[2:], fit), size, strict=True))
+    strength, blurred = config.color_jitter, rng.random() < config.blur_probability
 
     def factor(share: float = 1.0) -> float:
         return float(rng.uniform(1 - share * strength, 1 + share * strength))
@@ -93,6 +106,7 @@ def draw_transform(
     return Transform(
         window=window,
         size=size,
+        angle=float(rng.uniform(-config.max_rotation, config.max_rotation)),
         flip_x=config.horizontal_flip and bool(rng.random() < 0.5),
         flip_y=config.vertical_flip and bool(rng.random() < 0.5),
         turns=int(rng.integers(4)) if config.rotate90 else 0,
@@ -101,122 +115,31 @@ def draw_transform(
         brightness=factor(),
         saturation=factor(),
         invert=bool(rng.random() < config.invert_probability),
+        blur=float(rng.uniform(*_BLUR)) if blurred and min(size) >= _LEAST_BLURRED else 0.0,
+        jpeg_quality=int(rng.integers(*_JPEG_QUALITY)) if rng.random() < config.jpeg_probability else 0,
     )
 
 
-def transform_instances(instances: dict[str, np.ndarray], transform: Transform) -> dict[str, np.ndarray]:
-    """The instances of an image (as of `CocoDataset.instances`) after the transform.
-
-    Boxes are clipped to the window and tightened to what is visible of the mask; instances of which too little or less
-    than a pixel is left are dropped. A crowd region is only clipped.
-    """
-    y, x, height, width = transform.window
-    corner = np.array([y, x, y, x], np.float32)
-    scale = np.array([transform.size[0] / height, transform.size[1] / width] * 2, np.float32)
-    limit = np.array([*transform.size] * 2, np.float32)
-    frames = (instances["mask_frames"] - corner) * scale
-    boxes = np.clip((instances["boxes"] - corner) * scale, 0, limit)
-    masks, crowd = instances["masks"], instances["is_crowd"]
-    keep = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
-    cut = ((frames < 0) | (frames > limit)).any(axis=1) & keep & ~crowd
-    for i in np.flatnonzero(cut):
-        visible = _visible_part(masks[i], frames[i], transform.size)
-        if visible is None:
-            keep[i] = False
+def _draw_window(height: int, width: int, boxes: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A part (y, x, height, width) of the image that leaves most of each object with its centre inside, and has one."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for _ in range(_WINDOW_DRAWS):
+        cut_height, cut_width = (max(1, round(side * rng.uniform(*_WINDOW_SHARE))) for side in (height, width))
+        y, x = int(rng.integers(height - cut_height + 1)), int(rng.integers(width - cut_width + 1))
+        if not 1 / _WINDOW_ASPECT <= (cut_height / cut_width) / (height / width) <= _WINDOW_ASPECT:
             continue
-        boxes[i, :2] = np.maximum(boxes[i, :2], visible[:2])
-        boxes[i, 2:] = np.minimum(boxes[i, 2:], visible[2:])
-        keep[i] = ((boxes[i, 2:] - boxes[i, :2]) >= 1).all()
-    result = {name: value[keep] for name, value in instances.items()}
-    boxes, frames, masks = boxes[keep], frames[keep], result["masks"]
-    height, width = transform.size
-    if transform.flip_x:
-        boxes, frames = (_mirror(b, 1, width) for b in (boxes, frames))
-        masks = masks[:, :, ::-1]
-    if transform.flip_y:
-        boxes, frames = (_mirror(b, 0, height) for b in (boxes, frames))
-        masks = masks[:, ::-1]
-    for _ in range(transform.turns):
-        boxes, frames = (_mirror(b, 1, width)[:, [1, 0, 3, 2]] for b in (boxes, frames))
-        masks = np.rot90(masks, axes=(1, 2))
-        height, width = width, height
-    return {**result, "boxes": boxes, "mask_frames": frames, "masks": np.ascontiguousarray(masks)}
-
-
-def _mirror(boxes: np.ndarray, axis: int, side: int) -> np.ndarray:
-    mirrored = boxes.copy()
-    mirrored[:, axis], mirrored[:, axis + 2] = side - boxes[:, axis + 2], side - boxes[:, axis]
-    return mirrored
-
-
-def _visible_part(mask: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
-    """Tight box of the mask's cells inside an image of this size, or None where too little of it is left."""
-    inside = mask >= 128
-    total = inside.sum()
-    bounds = []
-    for axis in (0, 1):
-        cells = np.linspace(frame[axis], frame[axis + 2], mask.shape[axis] + 1)
-        centres = (cells[1:] + cells[:-1]) / 2
-        visible = (centres > 0) & (centres < size[axis])
-        inside = inside & np.expand_dims(visible, 1 - axis)
-        bounds.append(cells)
-    if inside.sum() < max(_LEAST_VISIBLE * total, 1):
-        return None
-    box = np.zeros(4, np.float32)
-    for axis in (0, 1):
-        filled = np.flatnonzero(inside.any(axis=1 - axis))
-        box[axis], box[axis + 2] = bounds[axis][filled[0]], bounds[axis][filled[-1] + 1]
-    return box
-
-
-def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """(..., H, W, 3) uint8 -> (..., height, width, 3) uint8, bilinear.
-
-    Smaller images are made with a low-pass filter, as Pillow does and torchvision's tensors do not: without it thin
-    structures alias.
-    """
-    shape = tf.shape(image)[-3:]
-
-    def scaled(antialias: bool) -> tf.Tensor:
-        pixels = tf.image.resize(image, (height, width), antialias=antialias)
-        return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
-
-    same = (shape[0] == height) & (shape[1] == width)
-    smaller = (height < shape[0]) | (width < shape[1])
-    return tf.case([(same, lambda: image), (smaller, lambda: scaled(True))], default=lambda: scaled(False))
-
-
-def transform_image(image: tf.Tensor, geometry: tf.Tensor, colors: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """The pixels after a transform.
-
-    Args:
-        image: (H, W, 3) uint8.
-        geometry: (9,) int32: window, size, flip_x, flip_y, turns.
-        colors: (7,) float32: gains, contrast, brightness, saturation, invert.
-        config: which of the changes are on at all.
-    """
-    y, x, window_height, window_width, height, width, flip_x, flip_y, turns = tf.unstack(geometry)
-    image = image[y : y + window_height, x : x + window_width]
-    image = resize(image, height, width)
-    if config.horizontal_flip:
-        image = tf.cond(flip_x > 0, lambda: image[:, ::-1], lambda: image)
-    if config.vertical_flip:
-        image = tf.cond(flip_y > 0, lambda: image[::-1], lambda: image)
-    if config.rotate90:
-        image = tf.image.rot90(image, turns)
-    if config.color_jitter or config.invert_probability:
-        pixels = tf.cast(image, tf.float32)
-        mean = tf.reduce_mean(pixels)
-        pixels = ((pixels - mean) * colors[3] + mean * colors[4]) * colors[:3]
-        gray = tf.reduce_mean(pixels, axis=-1, keepdims=True)
-        pixels = tf.clip_by_value(gray + (pixels - gray) * colors[5], 0.0, 255.0)
-        pixels = tf.where(colors[6] > 0, 255.0 - pixels, pixels)
-        image = tf.cast(tf.round(pixels), tf.uint8)
-    return image
+        low, high = np.array([y, x]), np.array([y + cut_height, x + cut_width])
+        inside = ((centers > low) & (centers < high)).all(axis=1)
+        left = np.clip(np.minimum(boxes[:, 2:], high) - np.maximum(boxes[:, :2], low), 0, None).prod(axis=1)
+        if not len(boxes) or (inside.any() and (left >= _WINDOW_LEAST * areas)[inside].all()):
+            return y, x, cut_height, cut_width
+    return 0, 0, height, width
 
 
 def as_arrays(transform: Transform) -> tuple[np.ndarray, np.ndarray]:
-    """The geometry and colors that `transform_image` takes."""
-    flags = (transform.flip_x, transform.flip_y, transform.turns)
-    colors = (*transform.gains, transform.contrast, transform.brightness, transform.saturation, transform.invert)
-    return np.array([*transform.window, *transform.size, *flags], np.int32), np.array(colors, np.float32)
+    """The geometry (9,) int32 and amounts (10,) float32 that `pixels` takes."""
+    t = transform
+    geometry = (*t.window, *t.size, t.flip_x, t.flip_y, t.turns)
+    amounts = (*t.gains, t.contrast, t.brightness, t.saturation, t.invert, t.angle, t.blur, t.jpeg_quality)
+    return np.array(geometry, np.int32), np.array(amounts, np.float32)

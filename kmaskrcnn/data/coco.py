@@ -1,30 +1,32 @@
-"""Data sets in COCO form: read, checked before training, and handed out one image at a time."""
+"""Data sets in COCO form, whatever form their files have: checked before training, handed out one image at a time."""
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import json
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as mask_utils
 
-from kmaskrcnn.data.image_files import ImageHeader, decode_file, read_header
-from kmaskrcnn.data.masks import CropCache, Segmentation, mask_frame, rasterize_polygons, resample_area
-from kmaskrcnn.data.records import DataError, Problems, is_integer, parse_box, parse_segmentation
+from kmaskrcnn.data.checks import check_categories, keep_annotations, keep_images
+from kmaskrcnn.data.image_files import ImageHeader, decode_file
+from kmaskrcnn.data.masks import CropCache, Segmentation, rasterize_polygons, resample_area
+from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.readers import read_raw
+from kmaskrcnn.data.records import DataError, Problems
+from kmaskrcnn.labels import Labels
 
 
 class CocoDataset:
-    """Images and instances of a COCO file, as `load_coco` makes it.
+    """Images and instances of a data set, as `load_dataset` and `load_coco` make it.
 
     Attributes:
         class_names: names by contiguous class - 1.
         category_ids: COCO category ids by contiguous class - 1.
         image_ids: (len,) int64 COCO image ids.
-        paths: image files.
+        paths: image files, or the TFRecord shards that hold the images.
+        spans: (len, 2) int64, where in its file an image lies: offset and length in bytes; length -1: all of it.
         sizes: (len, 2) int32 height, width.
         by_pillow: (len,) bool, files that TensorFlow's decoders do not read.
         boxes: (A, 4) float32 yxyx pixels of every instance, clipped to its image; instances of one image together.
@@ -43,6 +45,8 @@ class CocoDataset:
         self.paths = paths
         self.sizes = np.array([h[:2] for h in headers], np.int32).reshape(-1, 2)
         self.by_pillow = np.array([h.by_pillow for h in headers], bool)
+        spans = [(i["offset"], i["length"]) if "shard" in i else (0, -1) for i in images]
+        self.spans = np.array(spans, np.int64).reshape(-1, 2)
         self.report: collections.Counter[str] = collections.Counter()
         self.file_names = [i["file_name"] for i in images]
         self.segmentations: list[Segmentation] = []
@@ -100,7 +104,8 @@ class CocoDataset:
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB pixels of one image, as stored."""
-        return decode_file(tf.constant(self.paths[index]), tf.constant(bool(self.by_pillow[index]))).numpy()
+        by_pillow = tf.constant(bool(self.by_pillow[index]))
+        return decode_file(tf.constant(self.paths[index]), by_pillow, tf.constant(self.spans[index])).numpy()
 
     @property
     def coco_dict(self) -> dict[str, list[dict]]:
@@ -143,174 +148,55 @@ class CocoDataset:
         return "\n".join(lines)
 
 
-def _read_json(path: str) -> dict[str, list]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if not text.strip():
-        raise DataError(f"{path}: the annotation file is empty")
-    try:
-        tree = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise DataError(f"{path}: not a COCO instances file: no list {key!r}")
-        if not tree[key]:
-            raise DataError(f"{path}: the annotation file is empty: {key!r} has no records")
-    return tree
+def load_dataset(
+    path: str,
+    images_dir: str = "",
+    on_bad_record: str = "error",
+    data_format: str = "auto",
+    class_names: Sequence[str] = (),
+    class_map: Mapping[str, str] | None = None,
+    labels: Labels | None = None,
+) -> CocoDataset:
+    """Read a data set of any of the known forms and check every record and every image file.
 
-
-def _check_categories(path: str, categories: list) -> None:
-    seen = set()
-    for position, category in enumerate(categories):
-        good = isinstance(category, dict) and is_integer(category.get("id")) and isinstance(category.get("name"), str)
-        if not good:
-            raise DataError(f"{path}: categories[{position}]: needs an integer 'id' and a text 'name'")
-        if category["id"] in seen:
-            raise DataError(f"{path}: categories[{position}]: duplicate category id {category['id']}")
-        seen.add(category["id"])
-
-
-def _check_file(path: str) -> ImageHeader | OSError:
-    try:
-        return read_header(path)
-    except OSError as error:
-        return error
-
-
-def _keep_images(
-    records: list, images_dir: str, problems: Problems
-) -> tuple[list[dict], list[ImageHeader], list[str], set]:
-    """Images whose record and file are in order, and the ids of those that are not."""
-    candidates, seen, dropped = [], set(), set()
-    for position, image in enumerate(records):
-        name = f"images[{position}]"
-        keys = ("id", "height", "width")
-        good = isinstance(image, dict) and all(is_integer(image.get(k)) for k in keys) and image.get("file_name")
-        if not good or not isinstance(image["file_name"], str) or min(image["height"], image["width"]) < 1:
-            problems.add("bad image record", name, "needs integers 'id', 'height', 'width' and a text 'file_name'")
-            if isinstance(image, dict) and is_integer(image.get("id")):
-                dropped.add(image["id"])
-        elif image["id"] in seen:
-            problems.add("duplicate image id", f"{name} ({image['file_name']})", f"duplicate image id {image['id']}")
-        else:
-            seen.add(image["id"])
-            candidates.append(image)
-    paths = [os.path.join(images_dir, image["file_name"]) for image in candidates]
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        headers = list(pool.map(_check_file, paths, chunksize=64))
-    kept: tuple[list, list, list] = [], [], []
-    for image, header, path in zip(candidates, headers, paths, strict=True):
-        record, reason = f"image {image['id']} ({path})", ""
-        if isinstance(header, FileNotFoundError):
-            reason, detail = "missing image", "the file is missing"
-        elif isinstance(header, OSError):
-            reason, detail = "unreadable image", str(header)
-        elif (header.height, header.width) != (image["height"], image["width"]):
-            reason = "image size differs"
-            detail = f"the file has {header.width} x {header.height}, the JSON {image['width']} x {image['height']}"
-            if header.turned:
-                detail += "; its EXIF orientation turns it, store it upright"
-        if reason:
-            problems.add(reason, record, detail)
-            dropped.add(image["id"])
-        else:
-            for column, value in zip(kept, (image, header, path), strict=True):
-                column.append(value)
-    return *kept, dropped - {image["id"] for image in kept[0]}
-
-
-def _check_links(annotation: Any, seen: set, index_of: dict, class_of: dict) -> tuple[str, str] | None:
-    """(reason, detail) if ids of an annotation are missing, repeated or unknown."""
-    if not isinstance(annotation, dict) or not is_integer(annotation.get("id")):
-        return "bad annotation record", "needs an integer 'id'"
-    if annotation["id"] in seen:
-        return "duplicate annotation id", f"duplicate annotation id {annotation['id']}"
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        return "bad annotation record", f"iscrowd is {annotation['iscrowd']!r}, needs 0 or 1"
-    for key, known, reason in (("image_id", index_of, "unknown image"), ("category_id", class_of, "unknown category")):
-        if not is_integer(annotation.get(key)) or annotation[key] not in known:
-            return reason, f"{reason} id {annotation.get(key)!r}"
-    return None
-
-
-def _keep_annotations(records: list, dataset: CocoDataset, dropped: set, problems: Problems) -> list[tuple]:
-    index_of = {int(image_id): index for index, image_id in enumerate(dataset.image_ids)}
-    class_of = {category_id: index + 1 for index, category_id in enumerate(dataset.category_ids)}
-    seen, rows = set(), []
-    for position, annotation in enumerate(records):
-        if (
-            isinstance(annotation, dict)
-            and is_integer(annotation.get("image_id"))
-            and annotation["image_id"] in dropped
-        ):
-            if problems.skip:  # in error mode the image itself is the one line to read
-                problems.add("annotation of an image left out", f"annotations[{position}]", "its image was left out")
-            continue
-        record = f"annotations[{position}]"
-        if isinstance(annotation, dict):
-            record += f" (id {annotation.get('id')}, image {annotation.get('image_id')})"
-        if problem := _check_links(annotation, seen, index_of, class_of):
-            problems.add(problem[0], record, problem[1])
-            continue
-        seen.add(annotation["id"])
-        index = index_of[annotation["image_id"]]
-        record = f"annotations[{position}] (id {annotation['id']}, {dataset.file_names[index]})"
-        height, width = map(int, dataset.sizes[index])
-        try:
-            reason = "bad box"
-            box = parse_box(annotation.get("bbox"), height, width)
-            reason = "bad segmentation"
-            segmentation = parse_segmentation(annotation.get("segmentation"), height, width)
-        except ValueError as error:
-            problems.add(reason, record, str(error))
-            continue
-        area = annotation.get("area")
-        if not isinstance(area, int | float):
-            area = _area(segmentation, height, width)
-        frame = mask_frame(segmentation, box, height, width)
-        crowd, number = bool(annotation.get("iscrowd", 0)), class_of[annotation["category_id"]]
-        rows.append((index, number, crowd, box, frame, annotation["bbox"], annotation["id"], area, segmentation))
-    return rows
-
-
-def _area(segmentation: Segmentation, height: int, width: int) -> float:
-    if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    return float(mask_utils.area(segmentation))
-
-
-def load_coco(annotations_path: str, images_dir: str = "", on_bad_record: str = "error") -> CocoDataset:
-    """Read a COCO instances file and check every record and every image file.
-
-    Categories become classes 1..C in the order of their ids. Boxes that stick out of the image are clipped; boxes
-    with nothing left are bad records. Image files are opened and looked at for their end mark, not decoded.
+    Categories become classes 1..C in the order of their ids; where the files give names only, in the order of the
+    names. Boxes that stick out of the image are clipped; boxes with nothing left are bad records. Image files are
+    opened and looked at for their end mark, not decoded.
 
     Args:
-        annotations_path: the JSON file.
-        images_dir: folder of the images; empty: the folder of the JSON.
+        path: file, folder or pattern of shards, also behind tf.io.gfile (gs://...); docs/data.md has the forms.
+        images_dir: folder of the images; empty: where the form has them.
         on_bad_record: "error" raises on bad records, "skip" leaves them out and counts them in `report`.
+        data_format: one of `kmaskrcnn.data.readers.FORMATS`, or "auto" to tell by the path and what is there.
+        class_names: the classes in order, which then get the ids 1, 2, ...; empty: those of the set.
+        class_map: new name by old name, applied first; an empty new name leaves the class out.
+        labels: names and ids of a model's classes, for files that give names only.
 
     Raises:
-        DataError: with one line a problem; for a file that is no COCO JSON or has nothing usable also under "skip".
+        DataError: with one line a problem; for a file that is no such set or has nothing usable also under "skip".
     """
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f"on_bad_record={on_bad_record!r}: choose error or skip")
-    annotations_path = os.fspath(annotations_path)
-    tree = _read_json(annotations_path)
-    _check_categories(annotations_path, tree["categories"])
-    problems = Problems(annotations_path, skip=on_bad_record == "skip")
-    images_dir = os.fspath(images_dir) or os.path.dirname(annotations_path)
-    images, headers, paths, dropped = _keep_images(tree["images"], images_dir, problems)
-    dataset = CocoDataset(images, headers, paths, tree["categories"])
-    dataset._set_annotations(_keep_annotations(tree["annotations"], dataset, dropped, problems))
+    raw = read_raw(path, images_dir, data_format, class_names, class_map, labels)
+    return dataset_of(raw, on_bad_record)
+
+
+def dataset_of(raw: RawSet, on_bad_record: str = "error") -> CocoDataset:
+    """Check a raw set; raises as `load_dataset` does."""
+    check_categories(raw.source, raw.categories)
+    problems = Problems(raw.source, skip=on_bad_record == "skip")
+    for problem in raw.problems:
+        problems.add(*problem)
+    images, headers, paths, dropped = keep_images(raw, problems)
+    dataset = CocoDataset(images, headers, paths, raw.categories)
+    dataset._set_annotations(keep_annotations(raw, images, dropped, problems))
     problems.finish()
     if not len(dataset):
-        raise DataError("\n".join([*problems.lines, f"{annotations_path}: no usable image is left"]))
+        raise DataError("\n".join([*problems.lines, f"{raw.source}: no usable image is left"]))
     dataset.report = problems.counts
     return dataset
+
+
+def load_coco(annotations_path: str, images_dir: str = "", on_bad_record: str = "error") -> CocoDataset:
+    """`load_dataset` of a COCO instances file; empty images_dir: the folder of the JSON."""
+    return load_dataset(os.fspath(annotations_path), os.fspath(images_dir), on_bad_record, "coco")

@@ -1,14 +1,13 @@
 """From a data set to batches, with tf.data.
 
-The order, the augmentation and the shape of every batch are functions of the seed and the step alone, so that a run
-that is resumed at a step gets the batches it would have got.
+The order and the shape of every batch are functions of the seed and the step alone, and what an image goes through one
+of (seed, epoch, image id), so that a run that is resumed at a step gets the batches it would have got.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 
 import numpy as np
@@ -17,7 +16,9 @@ import tensorflow as tf
 from kmaskrcnn.config import DataConfig
 from kmaskrcnn.data import augment
 from kmaskrcnn.data.coco import CocoDataset
+from kmaskrcnn.data.examples import ExampleMaker
 from kmaskrcnn.data.image_files import decode_file
+from kmaskrcnn.data.pixels import resize
 
 _MULTIPLE = 32  # the stride of C5
 
@@ -106,65 +107,19 @@ def training_dataset(
     else:
         shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
     plan = _Plan(shapes, batch_size, seed)
-    warned = [False]
+    maker, image_ids = ExampleMaker(dataset, config, seed), tf.constant(dataset.image_ids)
 
     def plan_step(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         indices, _ = plan.step(step)
         rows = np.array([(index, *plan.shapes[index], slot) for slot, index in enumerate(indices)], np.int64)
         return np.concatenate([rows, np.full((len(rows), 1), step)], axis=1)
 
-    def annotate(row: np.ndarray) -> tuple[np.ndarray, ...]:
-        index, slot, step = int(row[0]), int(row[3]), int(row[4])
-        rng = np.random.default_rng([seed, step, slot])
-        height, width = (int(side) for side in dataset.sizes[index])
-        rows = dataset.rows(index)
-        objects = dataset.boxes[rows][~dataset.is_crowd[rows]]
-        transform = augment.draw_transform(height, width, objects, config, rng)
-        instances = augment.transform_instances(dataset.instances(index, config.mask_resolution), transform)
-        count = len(instances["boxes"])
-        if count > config.max_instances:
-            if not warned[0]:
-                warned[0] = True
-                logging.getLogger(__name__).warning(
-                    "%s has %d instances, more than max_instances=%d: a random part of them is used",
-                    dataset.paths[index],
-                    count,
-                    config.max_instances,
-                )
-            chosen = np.sort(rng.choice(count, config.max_instances, replace=False))
-            instances = {name: value[chosen] for name, value in instances.items()}
-        geometry, colors = augment.as_arrays(transform)
-        padding = config.max_instances - len(instances["boxes"])
-        rows = [
-            np.pad(instances[name], [(0, padding)] + [(0, 0)] * (instances[name].ndim - 1))
-            for name in ("boxes", "classes", "is_crowd", "masks", "mask_frames")
-        ]
-        shape = np.array(transform.output_size, np.int32)
-        return geometry, colors, shape, *rows
-
-    paths, by_pillow = tf.constant(dataset.paths), tf.constant(dataset.by_pillow)
-    image_ids = tf.constant(dataset.image_ids)
-    n, m = config.max_instances, config.mask_resolution
-
     def example(row: tf.Tensor) -> dict[str, tf.Tensor]:
-        dtypes = (tf.int32, tf.float32, tf.int32, tf.float32, tf.int32, tf.bool, tf.uint8, tf.float32)
-        shapes = ((9,), (7,), (2,), (n, 4), (n,), (n,), (n, m, m), (n, 4))
-        values = tf.numpy_function(annotate, [row], dtypes)
-        for value, shape in zip(values, shapes, strict=True):
-            value.set_shape(shape)
-        geometry, colors, shape, boxes, classes, crowd, masks, frames = values
-        index = row[0]
-        image = decode_file(paths[index], by_pillow[index])
-        image = augment.transform_image(image, geometry, colors, config)
+        image, rows = maker.make(row[0], row[4] // plan.steps_per_epoch)
         return {
             "images": _pad(image, tf.cast(row[1], tf.int32), tf.cast(row[2], tf.int32)),
-            "image_shapes": shape,
-            "boxes": boxes,
-            "classes": classes,
-            "is_crowd": crowd,
-            "masks": masks,
-            "mask_frames": frames,
-            "image_ids": image_ids[index],
+            **rows,
+            "image_ids": image_ids[row[0]],
         }
 
     def rows_of(step: tf.Tensor) -> tf.data.Dataset:
@@ -208,6 +163,7 @@ def evaluation_dataset(
         columns = {
             "path": tf.constant([dataset.paths[i] for i in indices]),
             "by_pillow": tf.constant(dataset.by_pillow[indices]),
+            "span": tf.constant(dataset.spans[indices]),
             "image_shapes": tf.constant(scaled, tf.int32),
             "image_ids": tf.constant(dataset.image_ids[indices]),
             "original_shapes": tf.constant(sizes, tf.int32),
@@ -215,8 +171,8 @@ def evaluation_dataset(
 
         def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
             row = dict(row)
-            image = decode_file(row.pop("path"), row.pop("by_pillow"))
-            image = augment.resize(image, row["image_shapes"][0], row["image_shapes"][1])
+            image = decode_file(row.pop("path"), row.pop("by_pillow"), row.pop("span"))
+            image = resize(image, row["image_shapes"][0], row["image_shapes"][1])
             image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
             scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)
             return {**row, "images": image, "scales": scales}
@@ -259,6 +215,6 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np
     height, width = image.shape[:2]
     shape = augment.scaled_size(height, width, augment.base_scale(height, width, config))
     padded = np.zeros((*bucket_shape(height, width, config), 3), np.uint8)
-    padded[: shape[0], : shape[1]] = augment.resize(tf.constant(image), *shape).numpy()
+    padded[: shape[0], : shape[1]] = resize(tf.constant(image), *shape).numpy()
     scales = np.array([shape[0] / height, shape[1] / width], np.float32)
     return padded, np.array(shape, np.int32), scales

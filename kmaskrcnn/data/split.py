@@ -1,58 +1,63 @@
-"""Split a COCO file in two: python -m kmaskrcnn.data.split --annotations=FILE --val_images=N --output=DIR."""
+"""Split a set in two: python -m kmaskrcnn.data.split --annotations=SET --val_images=N --output=DIR."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
-import numpy as np
-from absl import app, flags
+from absl import flags as absl_flags
 
-from kmaskrcnn.data.records import DataError
-
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "COCO JSON to split.", required=True)
-_VAL_IMAGES = flags.DEFINE_integer("val_images", None, "Images of the second part.", lower_bound=1, required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for train.json and val.json.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "The same seed makes the same split.")
+from kmaskrcnn import flags
+from kmaskrcnn.data import files
+from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.records import DataError, is_integer
+from kmaskrcnn.data.subsets import Tree, split_coco
 
 
-def split_coco(tree: dict[str, list], val_images: int, seed: int = 0) -> tuple[dict[str, list], dict[str, list]]:
-    """Deal the images of a COCO dict out to two, with their annotations; both keep all categories.
+def tree_of(raw: RawSet, folder: str) -> Tree:
+    """A raw set as a COCO dict to lie in another folder, its file names still from the images' folder.
 
-    Args:
-        tree: the COCO dict.
-        val_images: images drawn for the second.
-        seed: of the draw, which depends on it and on the image ids alone.
-
-    Raises:
-        DataError: no image would be left in the first.
+    The records go through as they are, bad ones too; an image inside a TFRecord shard is named from the new folder.
     """
-    ids = sorted(image["id"] for image in tree["images"])
-    if not 0 < val_images < len(ids):
-        raise DataError(f"val_images={val_images}: must lie in 1..{len(ids) - 1}, the set has {len(ids)} images")
-    chosen = set(np.random.default_rng(seed).permutation(ids)[:val_images].tolist())
+    if raw.problems:
+        raise DataError("\n".join(f"{raw.source}: {p.place}: {p.detail}" for p in raw.problems[:20]))
+    links = (("id",), ("image_id", "category_id"))
+    for records, places, keys in zip(
+        (raw.images, raw.annotations), (raw.image_places, raw.annotation_places), links, strict=True
+    ):
+        for record, place in zip(records, places, strict=True):
+            if not isinstance(record, dict) or not all(is_integer(record.get(key)) for key in keys):
+                raise DataError(f"{raw.source}: {place}: needs integers {', '.join(map(repr, keys))}")
+    tree: Tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
+    shards = {image["shard"] for image in raw.images if "shard" in image}
+    if not shards:
+        return tree
+    name = {path: path if files.is_remote(path) else os.path.relpath(path, folder) for path in shards}
+    images = [{**image, "shard": name[image["shard"]]} for image in raw.images]
+    return {"shards": {name[path]: files.size(path) for path in sorted(shards)}, **tree, "images": images}
 
-    def part(inside: bool) -> dict[str, list]:
-        return {
-            **tree,
-            "images": [i for i in tree["images"] if (i["id"] in chosen) == inside],
-            "annotations": [a for a in tree["annotations"] if (a["image_id"] in chosen) == inside],
-        }
 
-    return part(False), part(True)
+def write_tree(path: str, tree: Tree) -> None:
+    """Write a COCO dict as JSON, and say so."""
+    files.make_folder(os.path.dirname(path))
+    files.write_text(path, json.dumps(tree))
+    print(f"{path}: {len(tree['images'])} images, {len(tree['annotations'])} annotations")
 
 
-def main(_: list[str]) -> None:
-    """Write the two files."""
-    with open(_ANNOTATIONS.value, encoding="utf-8") as file:
-        tree = json.load(file)
-    output = Path(_OUTPUT.value)
-    os.makedirs(output, exist_ok=True)
-    for name, part in zip(("train", "val"), split_coco(tree, _VAL_IMAGES.value, _SEED.value), strict=True):
-        (output / f"{name}.json").write_text(json.dumps(part))
-        print(f"{output / name}.json: {len(part['images'])} images, {len(part['annotations'])} annotations")
+def main() -> int:
+    """Write train.json and val.json."""
+    output = set_flags.OUTPUT.value
+    tree = tree_of(set_flags.read_set(), output)
+    for name, part in zip(("train", "val"), split_coco(tree, _VAL_IMAGES.value, set_flags.SEED.value), strict=True):
+        write_tree(os.path.join(output, f"{name}.json"), part)
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    from kmaskrcnn.data import set_flags
+
+    absl_flags.mark_flag_as_required("output")
+    _VAL_IMAGES = absl_flags.DEFINE_integer(
+        "val_images", None, "Images of the second part.", lower_bound=1, required=True
+    )
+    flags.run(main)

@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 
 from kmaskrcnn.config import Config, DataConfig
-from kmaskrcnn.data import augment
 from kmaskrcnn.data.pipeline import NATIVE_STEPS, long_sides
+from kmaskrcnn.data.pixels import resize
 from kmaskrcnn.export import encoded_images, serving_protos
 from kmaskrcnn.labels import Labels, write_labels
 from kmaskrcnn.model import MaskRCNN
@@ -119,7 +119,7 @@ class ServingFunctions:
         return tf.where(size[0] <= size[1], [short, long], [long, short])
 
     def _fit(self, pixels: Tensor, shape: Tensor, canvas: Tensor) -> Tensor:
-        resized = augment.resize(pixels, shape[0], shape[1])
+        resized = resize(pixels, shape[0], shape[1])
         batch = [(0, 0)] * (pixels.shape.rank - 3)
         return tf.pad(resized, [*batch, (0, canvas[0] - shape[0]), (0, canvas[1] - shape[1]), (0, 0)])
 

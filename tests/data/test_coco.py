@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from kmaskrcnn.data import DataError, load_coco
-from kmaskrcnn.data.split import split_coco
+from kmaskrcnn.data.subsets import split_coco
 
 HEIGHT, WIDTH = 40, 60
 

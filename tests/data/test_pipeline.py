@@ -60,6 +60,50 @@ def test_starting_later_gives_the_same_batches_bit_for_bit(shapes):
     assert (other["images"] != whole[0]["images"]).any()
 
 
+EVERYTHING = {
+    "max_rotation": 10.0,
+    "copy_paste_probability": 0.5,
+    "blur_probability": 0.3,
+    "jpeg_probability": 0.3,
+    "invert_probability": 0.3,
+}
+
+
+def test_what_an_image_goes_through_is_a_function_of_seed_epoch_and_image(shapes):
+    config = _data(**AUGMENTED, **EVERYTHING)
+
+    def by_image(batch_size, seed, epochs):
+        """The examples of each image by (id, epoch)."""
+        found = {}
+        steps = epochs * -(-len(shapes) // batch_size)
+        for step, batch in enumerate(_take(training_dataset(shapes, config, batch_size, seed), steps)):
+            for slot, image_id in enumerate(batch["image_ids"].tolist()):
+                epoch = step // -(-len(shapes) // batch_size)
+                found[image_id, epoch] = {k: v[slot] for k, v in batch.items()}
+        return found
+
+    one, three = by_image(1, 4, 2), by_image(3, 4, 2)
+    assert set(one) == set(three)
+    for key, example in one.items():  # other batches, other order, the same examples
+        for name in ("images", "boxes", "masks", "classes"):
+            np.testing.assert_array_equal(example[name], three[key][name])
+    image_id = int(shapes.image_ids[0])
+    assert (one[image_id, 0]["images"] != one[image_id, 1]["images"]).any()
+    assert (by_image(1, 5, 1)[image_id, 0]["images"] != one[image_id, 0]["images"]).any()
+
+
+def test_no_augmentation_makes_empty_boxes(shapes):
+    whole = {"min_size": 64, "max_size": 96, "resize_mode": "short_side", "crop_probability": 0.7}
+    for changes in (AUGMENTED | {"scale_jitter": (0.2, 3.0)}, whole):
+        for batch in _take(training_dataset(shapes, _data(**changes, **EVERYTHING), 3, seed=1), 12):
+            real = batch["classes"] > 0
+            assert real.any()
+            assert ((batch["boxes"][..., 2:] - batch["boxes"][..., :2]) >= 1 - 1e-4)[real].all()
+            assert (batch["boxes"][real] >= 0).all()
+            assert (batch["boxes"][..., 2:] <= batch["image_shapes"][:, None] + 1e-4)[real].all()
+            assert (batch["masks"][real & ~batch["is_crowd"]].max(axis=(1, 2)) >= 128).all()
+
+
 def test_batches_are_whole_and_padded_with_zeros(shapes):
     for batch in _take(training_dataset(shapes, _data(**AUGMENTED), 2, seed=0), 5):
         assert batch["images"].shape == (2, 64, 64, 3)

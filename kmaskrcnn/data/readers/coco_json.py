@@ -1,0 +1,58 @@
+"""COCO instances files, whose images are files or lie in TFRecord shards (as `kmaskrcnn.data.convert` writes them)."""
+
+from __future__ import annotations
+
+import os
+
+from kmaskrcnn.data import files
+from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.readers.json_file import read_json
+from kmaskrcnn.data.records import DataError, is_integer
+
+# The file beside the shards that `kmaskrcnn.data.convert` writes.
+INSTANCES = "instances.json"
+
+
+def is_coco(tree: object) -> bool:
+    """Whether a JSON tree is a COCO instances file."""
+    return isinstance(tree, dict) and {"images", "annotations"} <= tree.keys()
+
+
+def read_coco(path: str, images_dir: str) -> RawSet:
+    """Read a COCO instances file; raises DataError where it is none or has no records."""
+    tree = read_json(path)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+            raise DataError(f"{path}: not a COCO instances file: no list {key!r}")
+        if not tree[key]:
+            raise DataError(f"{path}: the annotation file is empty: {key!r} has no records")
+    folder = os.path.dirname(path)
+    raw = RawSet(
+        path,
+        images_dir or folder,
+        tree["images"],
+        tree["annotations"],
+        tree["categories"],
+        [f"images[{i}]" for i in range(len(tree["images"]))],
+        [f"annotations[{i}]" for i in range(len(tree["annotations"]))],
+    )
+    if isinstance(tree.get("shards"), dict):
+        _open_shards(raw, folder, tree["shards"])
+    return raw
+
+
+def _open_shards(raw: RawSet, folder: str, sizes: dict[str, int]) -> None:
+    """Turn the shards of images into paths; raises DataError where one is not as it was written."""
+    for name, size in sizes.items():
+        path = os.path.join(folder, name)
+        try:
+            found = files.size(path)
+        except OSError:
+            raise DataError(f"{raw.source}: the shard {path} is missing") from None
+        if found != size:
+            raise DataError(f"{raw.source}: the shard {path} has {found} bytes, {size} were written")
+    for position, image in enumerate(raw.images):
+        good = isinstance(image, dict) and image.get("shard") in sizes
+        if not good or not all(is_integer(image.get(k)) for k in ("offset", "length", "height", "width")):
+            raise DataError(f"{raw.source}: images[{position}]: needs 'shard', 'offset', 'length' as it was written")
+    raw.images = [{**image, "shard": os.path.join(folder, image["shard"])} for image in raw.images]

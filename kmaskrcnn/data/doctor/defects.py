@@ -1,0 +1,124 @@
+"""The defects that the doctor knows, and the list of those it found."""
+
+from __future__ import annotations
+
+import collections
+from typing import NamedTuple
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+
+
+class Defect(NamedTuple):
+    """What a defect is: how grave (an error stops training), in words, and what a repaired copy does about it."""
+
+    grade: str
+    title: str
+    repair: str
+
+
+_OUT = "left out"
+DEFECTS: dict[str, Defect] = {
+    # Image files.
+    "missing-image": Defect(ERROR, "the image file is missing", _OUT),
+    "empty-image-file": Defect(ERROR, "the image file is empty", _OUT),
+    "not-an-image": Defect(ERROR, "the file is no image that can be read", _OUT),
+    "truncated-image": Defect(ERROR, "the image file is cut short or damaged", _OUT),
+    "image-size-differs": Defect(ERROR, "the image has another size than the annotations say", _OUT),
+    "exif-rotation": Defect(WARNING, "an EXIF orientation turns the image in some programs only", "stored upright"),
+    "duplicate-content": Defect(WARNING, "the same picture under two names", "the first is kept"),
+    "leak": Defect(ERROR, "a training picture is in the validation set too", "left out of the training set"),
+    "wrong-file-ending": Defect(NOTE, "the file is of another format than its name says", "kept"),
+    "unusual-pixels": Defect(NOTE, "CMYK, 16 bits, transparency or an animation: colours change on reading", "kept"),
+    "unlisted-image": Defect(NOTE, "an image file that no record names", "not copied"),
+    # Image records.
+    "bad-image-record": Defect(ERROR, "an image record without id, size or file name", _OUT),
+    "duplicate-image-id": Defect(ERROR, "two image records with one id", "the first is kept"),
+    "duplicate-file-name": Defect(WARNING, "two image records of one file", "the first takes all objects"),
+    "image-without-objects": Defect(NOTE, "an image without objects (a valid negative)", "kept"),
+    # Classes.
+    "bad-category": Defect(ERROR, "a category without id or name", _OUT),
+    "duplicate-category-id": Defect(ERROR, "two categories with one id", "the first is kept"),
+    "duplicate-category-name": Defect(WARNING, "two categories with one name", "joined"),
+    "similar-category-names": Defect(WARNING, "names that differ in case or blanks only", "kept; join with class_map"),
+    "unused-category": Defect(NOTE, "a category without objects", "kept"),
+    # Annotations.
+    "bad-annotation-record": Defect(ERROR, "an annotation without an id, or no record at all", _OUT),
+    "duplicate-annotation-id": Defect(ERROR, "two annotations with one id", "a new id"),
+    "unknown-image": Defect(ERROR, "an annotation of an image that is not listed", _OUT),
+    "unknown-category": Defect(ERROR, "an annotation of a category that is not listed", _OUT),
+    "bad-iscrowd": Defect(ERROR, "iscrowd is neither 0 nor 1", "taken for 0"),
+    "crowd": Defect(NOTE, "a crowd region: counts neither for nor against a detection", "kept"),
+    # Boxes.
+    "bad-box": Defect(ERROR, "the box is not four finite numbers", "the mask's box"),
+    "box-without-area": Defect(ERROR, "the box has no width or height", "the mask's box"),
+    "box-outside": Defect(ERROR, "the box lies outside the image", "the mask's box"),
+    "box-over-border": Defect(WARNING, "the box sticks out of the image", "clipped"),
+    "box-as-corners": Defect(ERROR, "the box is x0, y0, x1, y1 in place of x, y, width, height", "the mask's box"),
+    "box-as-shares": Defect(ERROR, "the box is in shares of the image in place of pixels", "the mask's box"),
+    "box-mask-differ": Defect(WARNING, "the box does not fit the mask", "the mask's box"),
+    # Masks.
+    "no-segmentation": Defect(ERROR, "there is no mask", _OUT),
+    "odd-polygon": Defect(ERROR, "a polygon with an odd number of coordinates", "that polygon is left out"),
+    "short-polygon": Defect(ERROR, "a polygon of fewer than 3 points", "that polygon is left out"),
+    "bad-polygon": Defect(ERROR, "a polygon whose coordinates are not finite numbers", "that polygon is left out"),
+    "flat-polygon": Defect(ERROR, "a polygon without area", "that polygon is left out"),
+    "crossing-polygon": Defect(WARNING, "a polygon that crosses itself", "stored as the mask that is drawn"),
+    "polygon-over-border": Defect(
+        WARNING, "a polygon that sticks out of the image", "stored as the mask that is drawn"
+    ),
+    "mask-outside": Defect(ERROR, "a mask that lies outside the image", _OUT),
+    "rle-size-differs": Defect(ERROR, "a run-length mask of another size than its image", _OUT),
+    "bad-rle": Defect(ERROR, "a run-length mask that cannot be read", _OUT),
+    "empty-mask": Defect(ERROR, "a mask without a pixel", _OUT),
+    "tiny-mask": Defect(WARNING, "a mask of fewer than 4 pixels", "kept"),
+    "area-differs": Defect(WARNING, "the stated area is not the mask's", "the mask's area"),
+    "duplicate-instance": Defect(WARNING, "the same object twice", "the first is kept"),
+    # What a reader could not make sense of.
+    "unreadable-record": Defect(ERROR, "a record that the reader of this form cannot use", _OUT),
+}
+
+
+class Finding(NamedTuple):
+    """A defect of one record: `place` says which, `detail` what was found."""
+
+    code: str
+    place: str
+    detail: str
+
+
+class Findings:
+    """What was found in a set, in order."""
+
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
+
+    def add(self, code: str, place: str, detail: str) -> None:
+        """Note a defect, one of DEFECTS."""
+        assert code in DEFECTS, code
+        self.all.append(Finding(code, place, detail))
+
+    def counts(self) -> dict[str, int]:
+        """Number of each defect that was found, in the order of DEFECTS."""
+        found = collections.Counter(f.code for f in self.all)
+        return {code: found[code] for code in DEFECTS if found[code]}
+
+    def of(self, code: str) -> list[Finding]:
+        """The findings of one defect."""
+        return [f for f in self.all if f.code == code]
+
+    def number(self, grade: str) -> int:
+        """How many there are of a grade."""
+        return sum(DEFECTS[f.code].grade == grade for f in self.all)
+
+    def text(self, examples: int = 3) -> str:
+        """Lines with counts and examples, the gravest first."""
+        lines = []
+        for grade in (ERROR, WARNING, NOTE):
+            for code, count in self.counts().items():
+                if DEFECTS[code].grade == grade:
+                    lines.append(f"{grade:7} {count:6} x {code}: {DEFECTS[code].title}")
+                    shown = self.of(code)[:examples]
+                    lines += [f"{'':18}{f.place}: {f.detail}" for f in shown]
+                    if count > len(shown):
+                        lines.append(f"{'':18}... and {count - len(shown)} more")
+        return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""The repaired copy of an examined set: COCO JSON and images, which load without a word."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+from PIL import Image
+
+from kmaskrcnn.data import files
+from kmaskrcnn.data.coco import load_coco
+from kmaskrcnn.data.doctor.examine import Examined
+from kmaskrcnn.data.doctor.images import ExaminedImage
+from kmaskrcnn.progress import Progress
+
+_QUALITY = 95  # of a JPEG that has to be written anew since its EXIF orientation is carried out
+
+
+def write_repaired(examined: Examined, folder: str) -> str:
+    """Write `instances.json` and the images into a folder, and load them once.
+
+    Images are copied byte by byte but for those with an EXIF orientation, which are written upright or, where the
+    annotations mean the pixels as stored, without it.
+
+    Returns:
+        The path of the JSON; file names in it start from its folder.
+    """
+    progress = Progress("images copied", len(examined.images))
+    images, used = [], set()
+    for image in examined.images:
+        name = _name(image, used)
+        path = os.path.join(folder, "images", name)
+        files.make_folder(os.path.dirname(path))
+        files.write_bytes(path, _contents(image))
+        record = {k: v for k, v in image.record.items() if k not in ("shard", "offset", "length", "by_pillow")}
+        images.append({**record, "file_name": f"images/{name}"})
+        progress.step()
+    progress.clear()
+    tree = {
+        "images": images,
+        "annotations": [a.record for a in examined.annotations],
+        "categories": examined.categories,
+    }
+    path = os.path.join(folder, "instances.json")
+    files.write_text(path, json.dumps(tree))
+    if images and tree["annotations"]:
+        load_coco(path)
+    return path
+
+
+def _name(image: ExaminedImage, used: set[str]) -> str:
+    """A file name inside the copy, of which no other image has it."""
+    parts = os.path.normpath(image.record["file_name"]).split(os.sep)
+    name = "/".join(part for part in parts if part not in ("..", ""))
+    stem, ending = os.path.splitext(name)
+    if "shard" in image.record and not ending:
+        ending = ".png" if files.read_bytes(image.path, *image.span).startswith(b"\x89PNG") else ".jpg"
+    number, unique = 1, stem + ending
+    while unique in used:
+        number, unique = number + 1, f"{stem}_{number + 1}{ending}"
+    used.add(unique)
+    return unique
+
+
+def _contents(image: ExaminedImage) -> bytes:
+    data = files.read_bytes(image.path, *image.span)
+    if image.orientation == 1:
+        return data
+    if not image.turn:
+        return _without_exif(data)
+    buffer = io.BytesIO()
+    Image.fromarray(image.pixels()).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _without_exif(data: bytes) -> bytes:
+    """A JPEG without its EXIF segments, the picture itself as it was."""
+    kept, position = [data[:2]], 2
+    while data[position : position + 1] == b"\xff" and data[position + 1] != 0xDA:  # up to the start of the scan
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if not (data[position + 1] == 0xE1 and data[position + 4 : position + 8] == b"Exif"):
+            kept.append(data[position:end])
+        position = end
+    return b"".join([*kept, data[position:]])

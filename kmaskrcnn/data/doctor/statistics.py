@@ -1,0 +1,163 @@
+"""What a data set looks like in numbers, and the settings that suit it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kmaskrcnn.config import Config, DataConfig, ModelConfig
+from kmaskrcnn.data.augment import base_scale, scaled_size
+from kmaskrcnn.data.doctor.examine import Examined
+from kmaskrcnn.ops.anchors import cell_anchors
+
+_STRIDES = (4, 8, 16, 32, 64)
+# Smallest anchor sides that are tried; the others double from level to level.
+_SMALLEST = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+# Coverage is measured on at most so many boxes, evenly taken from all.
+_MOST_BOXES = 20000
+_RATIOS = ((0.5, 1.0, 2.0), (0.33, 1.0, 3.0), (0.33, 0.5, 1.0, 2.0, 3.0))
+# Anchors are suggested in place of the present ones where the mean best IoU is better by this. The share of the boxes
+# above a threshold alone would give up the small ones for a few more of the large.
+_WORTH = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Numbers of an examined set.
+
+    Attributes:
+        class_names: in the order of their ids; class_counts: objects of each.
+        boxes: (N, 4) float64 yxyx source pixels of the objects that are no crowd.
+        scaled: the same in network pixels.
+        areas: (N,) mask pixels in the source.
+        per_image: (images,) objects.
+        image_sizes: (images, 2) height, width of the source; network_sizes: after resizing.
+        box_images: (N,) position of the image of each box.
+    """
+
+    class_names: list[str]
+    class_counts: list[int]
+    boxes: np.ndarray
+    scaled: np.ndarray
+    areas: np.ndarray
+    per_image: np.ndarray
+    image_sizes: np.ndarray
+    network_sizes: np.ndarray
+    box_images: np.ndarray
+
+
+def measure(examined: Examined, config: DataConfig) -> Statistics:
+    """The numbers of a set, its images resized as `config` says."""
+    index = {image.record["id"]: i for i, image in enumerate(examined.images)}
+    sizes = np.array([(i.record["height"], i.record["width"]) for i in examined.images], np.int64).reshape(-1, 2)
+    scales = np.array([base_scale(int(h), int(w), config) for h, w in sizes])
+    network = [scaled_size(int(h), int(w), s) for (h, w), s in zip(sizes, scales, strict=True)]
+    objects = [a.record for a in examined.annotations if not a.record["iscrowd"]]
+    xywh = np.array([a["bbox"] for a in objects], np.float64).reshape(-1, 4)
+    boxes = np.stack([xywh[:, 1], xywh[:, 0], xywh[:, 1] + xywh[:, 3], xywh[:, 0] + xywh[:, 2]], axis=1)
+    owners = np.array([index[a["image_id"]] for a in objects], np.int64)
+    categories = sorted(examined.categories, key=lambda c: c["id"])
+    counts = {c["id"]: 0 for c in categories}
+    for annotation in objects:
+        counts[annotation["category_id"]] += 1
+    return Statistics(
+        [c["name"] for c in categories],
+        list(counts.values()),
+        boxes,
+        boxes * scales[owners][:, None] if len(boxes) else boxes,
+        np.array([a["area"] for a in objects], np.float64),
+        np.bincount(owners, minlength=len(sizes)),
+        sizes,
+        np.array(network, np.int64).reshape(-1, 2),
+        owners,
+    )
+
+
+def best_anchor_iou(
+    boxes: np.ndarray, sizes: np.ndarray, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
+) -> np.ndarray:
+    """IoU of each box with the best of all anchors.
+
+    Args:
+        boxes: (N, 4) yxyx network pixels.
+        sizes: (N, 2) height and width of the image of each.
+        anchor_sizes: side on each of the strides 4, 8, 16, 32, 64.
+        ratios: height / width.
+
+    Returns:
+        (N,). Of anchors of one shape the one whose centre is nearest has the largest overlap along both axes, so
+        only that one is looked at.
+    """
+    best = np.zeros(len(boxes))
+    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for stride, side in zip(_STRIDES, anchor_sizes, strict=True):
+        last = np.ceil(sizes / stride) - 1
+        nearest = np.clip(np.round(center / stride), 0, last) * stride
+        for anchor in cell_anchors(side, ratios).astype(np.float64):
+            low = np.maximum(boxes[:, :2], nearest + anchor[:2])
+            high = np.minimum(boxes[:, 2:], nearest + anchor[2:])
+            overlap = np.maximum(high - low, 0).prod(axis=1)
+            union = height * width + (anchor[2:] - anchor[:2]).prod() - overlap
+            best = np.maximum(best, overlap / np.maximum(union, 1e-9))
+    return best
+
+
+class Coverage(NamedTuple):
+    """How well a set of anchors meets the boxes: shares of the boxes whose best anchor has an IoU ..."""
+
+    anchor_sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+    unmatched: float  # below rpn_positive_iou: trained through the one best anchor alone
+    hopeless: float  # below rpn_negative_iou
+    mean: float  # of the IoUs
+
+
+def coverage(
+    statistics: Statistics, config: ModelConfig, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
+) -> Coverage:
+    """How well anchors of these sizes and ratios meet the boxes of a set."""
+    every = max(1, -(-len(statistics.scaled) // _MOST_BOXES))
+    sizes = statistics.network_sizes[statistics.box_images[::every]]
+    iou = best_anchor_iou(statistics.scaled[::every], sizes, anchor_sizes, ratios)
+    if not len(iou):
+        return Coverage(anchor_sizes, ratios, 0.0, 0.0, 0.0)
+    low, high = (float((iou < limit).mean()) for limit in (config.rpn_negative_iou, config.rpn_positive_iou))
+    return Coverage(anchor_sizes, ratios, high, low, float(iou.mean()))
+
+
+def suggest_anchors(statistics: Statistics, config: ModelConfig) -> tuple[Coverage, Coverage]:
+    """Coverage of the anchors of the settings, and of the best that was tried; the same where none is worth it."""
+    present = coverage(statistics, config, tuple(config.anchor_sizes), tuple(config.anchor_aspect_ratios))
+    tried = [
+        coverage(statistics, config, tuple(float(s * 2**i) for i in range(5)), ratios)
+        for s in _SMALLEST
+        for ratios in _RATIOS
+    ]
+    # More anchors a cell cost time in the RPN: they must be worth it too.
+    best = max(tried, key=lambda c: c.mean - _WORTH * (len(c.ratios) > 3))
+    return present, best if best.mean > present.mean + _WORTH else present
+
+
+def suggest_flags(statistics: Statistics, config: Config, anchors: Coverage) -> list[tuple[str, str]]:
+    """(flag, why) of settings that suit the set, but for the names of its files."""
+    flags = []
+    sizes = tuple(f"{s:g}" for s in anchors.anchor_sizes)
+    if anchors.anchor_sizes != tuple(config.model.anchor_sizes):
+        why = f"the best anchor meets a box with an IoU of {anchors.mean:.2f} on average then"
+        flags.append((f"--anchor_sizes={','.join(sizes)}", why))
+    if anchors.ratios != tuple(config.model.anchor_aspect_ratios):
+        ratios = ",".join(f"{r:g}" for r in anchors.ratios)
+        flags.append((f"--anchor_aspect_ratios={ratios}", "the boxes are long or flat"))
+    most = int(statistics.per_image.max(initial=0))
+    if most > config.data.max_instances:
+        wanted = math.ceil(most / 50) * 50
+        flags.append((f"--max_instances={wanted}", f"an image has {most} objects"))
+    if most > config.model.max_detections * 0.8:
+        wanted = math.ceil(most * 1.5 / 50) * 50
+        flags.append((f"--max_detections={wanted}", f"an image has {most} objects"))
+        flags.append((f"--eval_max_detections={wanted}", "as max_detections"))
+    return flags

@@ -13,9 +13,6 @@ from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
-# Programs import this module before TensorFlow, whose own log tells of missing GPUs and cost estimates; what goes wrong
-# comes as exceptions.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def define_config_flags() -> None:
@@ -59,6 +56,8 @@ def config_from_flags(base: Config | None = None) -> Config:
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a program: parse the flags, and turn an error that a user can mend into one line and exit code 2."""
+    # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-# Loaded on first use, so that the programs of this folder can set up TensorFlow's log before it is loaded.
+# Loaded on first use, so that the parts without TensorFlow do not wait for it.
 _PUBLIC = {
     "CocoDataset": "kmaskrcnn.data.coco",
     "DataError": "kmaskrcnn.data.records",

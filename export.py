@@ -34,7 +34,7 @@ VERIFY = absl_flags.DEFINE_bool("verify", True, "Run what was exported on pictur
 VERIFY_IMAGES = absl_flags.DEFINE_list(
     "verify_images", [], "Pictures to verify on (files, folders, globs); default: those of the evaluation set, with AP."
 )
-VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 20, "Verify on this many pictures at most.")
+VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Verify on this many pictures at most.")
 
 _CALIBRATION_COUNT = 100
 
@@ -137,7 +137,10 @@ def _export_tflite(model, config, labels, pictures):
     if QUANTIZE.value == "int8":
         found = find_pictures(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]
         calibration = [letterbox(load_image(path), height, width, pad)[0] for path, _ in found]
-    content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
+    try:
+        content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
+    except tflite.ExportError as error:
+        raise ConfigError(str(error)) from error
     path = Path(OUTPUT.value)
     tflite.write(content, path, config, labels, height, width, QUANTIZE.value)
     function = tflite.MobileFunction(model, height, width).serving_default

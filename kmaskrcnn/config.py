@@ -74,7 +74,9 @@ class ModelConfig:
     roi_sampling_ratio: int = _setting(2, "Bilinear samples along each side of a RoIAlign bin.")
     roi_aligned: bool = _setting(False, "RoIAlign with the half-pixel shift (Detectron2); False as in torchvision.")
     roi_align_implementation: str = _setting(
-        "auto", "RoIAlign kernel; auto is crop_and_resize on TensorFlow.", ("auto", "crop_and_resize", "gather")
+        "auto",
+        "RoIAlign kernel; auto is crop_and_resize on TensorFlow, lookup is for TFLite.",
+        ("auto", "crop_and_resize", "gather", "lookup"),
     )
     box_pool_size: int = _setting(7, "Side of the RoIAlign output for the box head.")
     box_conv_channels: tuple[int, ...] = _setting((), "Widths of 3x3 convolutions in the box head; 4conv1fc has four.")

@@ -149,15 +149,16 @@ class MaskRCNN(keras.Model):
     def preprocess(self, images: Tensor, image_shapes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2)."""
         batch, height, width = ops.shape(images)[:3]
-        if image_shapes is None:
-            image_shapes = ops.tile(ops.stack([height, width])[None], (batch, 1))
-        image_shapes = ops.cast(image_shapes, "int32")
         mean, std = (ops.convert_to_tensor(value, "float32") for value in (self._mean, self._std))
         images = (ops.cast(images, "float32") - mean) / std
-        inside_y = ops.arange(height, dtype="int32")[None, :] < image_shapes[:, :1]  # (B, H)
-        inside_x = ops.arange(width, dtype="int32")[None, :] < image_shapes[:, 1:]  # (B, W)
-        inside = ops.logical_and(inside_y[:, :, None], inside_x[:, None, :])
-        images = ops.where(inside[..., None], images, 0.0)
+        if image_shapes is None:
+            image_shapes = ops.cast(ops.tile(ops.stack([height, width])[None], (batch, 1)), "int32")
+        else:
+            image_shapes = ops.cast(image_shapes, "int32")
+            inside_y = ops.arange(height, dtype="int32")[None, :] < image_shapes[:, :1]  # (B, H)
+            inside_x = ops.arange(width, dtype="int32")[None, :] < image_shapes[:, 1:]  # (B, W)
+            inside = ops.logical_and(inside_y[:, :, None], inside_x[:, None, :])
+            images = ops.where(inside[..., None], images, 0.0)
         missing = [(-side) % SIZE_MULTIPLE for side in (height, width)]
         if any(not isinstance(side, int) or side for side in missing):
             images = ops.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
@@ -168,7 +169,9 @@ class MaskRCNN(keras.Model):
     ) -> dict[str, Tensor]:
         """Detections from the pyramid's features and the proposals (B, P, 4) with their scores (B, P)."""
         logits, deltas = self._run_box_head(features, proposals)
-        boxes, scores, classes, count = detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config)
+        boxes, scores, classes, count = detect_boxes(
+            logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes
+        )
         valid = ops.arange(boxes.shape[1], dtype="int32")[None, :] < count[:, None]  # (B, D)
         if self.static_shapes:
             pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)

@@ -15,13 +15,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.labels import Labels
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
+from kmaskrcnn.ops.roi_align import LOOKUP_SUM
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
 
@@ -31,7 +34,7 @@ class ExportError(RuntimeError):
 
 
 # In which a mobile graph differs from training: no bfloat16, and RoIAlign without CropAndResize.
-MOBILE_SETTINGS = {"dtype": "float32", "roi_align_implementation": "gather"}
+MOBILE_SETTINGS = {"dtype": "float32", "roi_align_implementation": "lookup"}
 
 
 class MobileFunction:
@@ -77,22 +80,26 @@ def convert(
         calibration_images: (height, width, 3) uint8, for int8: the ranges of the activations are taken from them.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, or int8 without images.
+        ConfigError: a size that is no multiple of 32, or int8 without images of that size.
         ExportError: the graph needs an operation that is not builtin.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)}")
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
         raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
-    images = [np.asarray(image)[None] for image in calibration_images]
+    images = [np.asarray(image)[None] for image in calibration_images] if quantize == "int8" else []
     if quantize == "int8" and not images:
         raise ConfigError("quantize=int8 needs calibration images")
+    for image in images:
+        if image.shape != (1, height, width, 3):
+            raise ConfigError(f"calibration image of shape {image.shape[1:]}: expected ({height}, {width}, 3)")
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()
         archive.add_endpoint("serving_default", MobileFunction(model, height, width).serving_default)
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.allow_custom_ops = True  # RoIAlign's sum comes as one; any other is refused below
         if quantize in ("float16", "dynamic"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
@@ -101,28 +108,70 @@ def convert(
             content = converter.convert()
         except Exception as error:  # the converter has no exception of its own
             raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
+    content = _with_builtin_lookups(content)
     if quantize == "int8":
-        content = _quantize_convolutions(content, images)
+        content = _quantize_convolutions(content, images, model.config.backbone)
     return content
 
 
-def _quantize_convolutions(content: bytes, images: list[np.ndarray]) -> bytes:
-    """Static int8 for what has weights; boxes, scores and RoIAlign stay float, and so does the first convolution.
+def _with_builtin_lookups(content: bytes) -> bytes:
+    """Put EMBEDDING_LOOKUP_SPARSE where RoIAlign's sum is: the converter has no TensorFlow operation for that builtin.
 
-    In int8 that one alone cost most of what quantisation costs (docs/export.md).
+    Raises:
+        ExportError: there are other operations that are not builtin.
+    """
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    custom = {code.customCode.decode(): code for code in model.operatorCodes if code.customCode}
+    lookup = custom.pop(LOOKUP_SUM, None)
+    if custom:
+        raise ExportError(f"not TFLite builtins: {', '.join(sorted(custom))}; build the model with MOBILE_SETTINGS")
+    if lookup is None:
+        return content
+    lookup.customCode, lookup.version = None, 1
+    lookup.builtinCode = lookup.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP_SPARSE
+    index = model.operatorCodes.index(lookup)
+    for operator in (operator for graph in model.subgraphs for operator in graph.operators):
+        if operator.opcodeIndex == index:
+            operator.customOptions = None
+            operator.builtinOptionsType = schema.BuiltinOptions.EmbeddingLookupSparseOptions
+            operator.builtinOptions = schema.EmbeddingLookupSparseOptionsT()
+            operator.builtinOptions.combiner = schema.CombinerType.SUM
+    builder = flatbuffers.Builder(len(content) + 1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+# By scope in the graph. Besides what has weights it is what lies between convolutions: in float, residual and top-down
+# sums would take every map out of int8 and back.
+_INT8_OPERATIONS = {
+    ".*": ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE"),
+    "/({backbone}|fpn)[_0-9]*/": ("ADD", "PAD", "MAX_POOL_2D", "PACK", "CONCATENATION", "RESHAPE", "STRIDED_SLICE"),
+    "/mask_head[_0-9]*/": ("RELU", "RESHAPE", "BATCH_MATMUL"),
+}
+
+
+def _quantize_convolutions(content: bytes, images: list[np.ndarray], backbone: str) -> bytes:
+    """Static int8 for the convolutions; boxes, scores and RoIAlign stay float.
+
+    So do the first convolution and the RPN's outputs, whose objectness and offsets would share one scale.
     """
     try:
-        from ai_edge_quantizer import qtyping, quantizer
+        from ai_edge_quantizer import calibrator, qtyping, quantizer
     except ImportError:
         raise ExportError("quantize=int8 needs the quantiser: pip install ai-edge-quantizer") from None
     quantiser = quantizer.Quantizer(content)
-    for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE"):
-        operation = qtyping.TFLOperationName[name]
-        quantiser.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-    first = re.escape(_first_convolution(content))
-    quantiser.update_quantization_recipe(first, qtyping.TFLOperationName.CONV_2D, algorithm_key="no_quantize")
+    for scope, names in _INT8_OPERATIONS.items():
+        scope = scope.format(backbone=backbone)
+        for operation in (qtyping.TFLOperationName[name] for name in names):
+            quantiser.add_static_config(scope, operation, activation_num_bits=8, weight_num_bits=8)
+    pixels, first = (re.escape(name) for name in _first_convolution(content))
+    for scope, name in ((pixels, "PAD"), (first, "CONV_2D"), (r"/rpn_head[_0-9]*/(?!conv\d)", "CONV_2D")):
+        quantiser.update_quantization_recipe(scope, qtyping.TFLOperationName[name], algorithm_key="no_quantize")
     with _without_progress():
-        ranges = quantiser.calibrate({"serving_default": [{"images": image} for image in images]})
+        # The other mode keeps every tensor of the graph: gigabytes for a ResNet-50.
+        mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
+        inputs = {"serving_default": [{"images": image} for image in images]}
+        ranges = quantiser.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
         return bytes(quantiser.quantize(ranges).quantized_model)
 
 
@@ -141,12 +190,12 @@ def _interpreter(content: bytes) -> Any:
     )
 
 
-def _first_convolution(content: bytes) -> str:
-    """The name of the tensor that the first convolution writes, which is how the quantiser knows the operation."""
+def _first_convolution(content: bytes) -> tuple[str, str]:
+    """The names of what the first convolution reads and writes; the quantiser knows operations by what they write."""
     interpreter = _interpreter(content)
     details = next(d for d in interpreter._get_ops_details() if d["op_name"] == "CONV_2D")
     names = {d["index"]: d["name"] for d in interpreter.get_tensor_details()}
-    return names[int(details["outputs"][0])]
+    return names[int(details["inputs"][0])], names[int(details["outputs"][0])]
 
 
 def operations(content: bytes) -> collections.Counter[str]:

@@ -202,6 +202,7 @@ def detect_boxes(
     proposal_scores: Tensor,
     image_shapes: Tensor,
     config: ModelConfig,
+    static_shapes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Detections from all (RoI, class) pairs: threshold, NMS of each class, the best over all classes.
 
@@ -210,6 +211,7 @@ def detect_boxes(
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
         config: score_threshold, nms_iou, max_detections.
+        static_shapes: as of `multiclass_nms`.
 
     Returns:
         boxes (B, D, 4), scores (B, D), classes (B, D) with 0 in empty rows, number of detections (B,).
@@ -219,6 +221,6 @@ def detect_boxes(
     boxes = box_ops.decode(deltas[:, :, 1:], proposals[:, :, None], box_ops.BOX_HEAD_CODING_WEIGHTS)
     boxes = box_ops.clip(boxes, image_shapes)
     boxes, scores, classes, _, count = multiclass_nms(
-        boxes, scores, config.score_threshold, config.nms_iou, config.max_detections
+        boxes, scores, config.score_threshold, config.nms_iou, config.max_detections, static_shapes=static_shapes
     )
     return boxes, scores, classes, count

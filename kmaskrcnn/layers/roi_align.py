@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
-from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather
+from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
 
 Tensor = Any
 
@@ -17,6 +17,11 @@ LEVELS = (2, 3, 4, 5)
 _CANONICAL_LEVEL, _CANONICAL_SIZE = 4, 224.0
 # Boxes are clipped to this many pixels around the origin, where float32 arithmetic on them stays finite.
 _FARTHEST = 1e6
+_KERNELS = {
+    "crop_and_resize": roi_align_crop_and_resize,
+    "gather": roi_align_gather,
+    "lookup": roi_align_lookup,
+}
 
 
 def roi_levels(boxes: Tensor) -> Tensor:
@@ -38,11 +43,11 @@ class RoIAlign(keras.layers.Layer):
         output_size: S.
         sampling_ratio: bilinear samples along each side of a bin.
         aligned: shift by half a pixel (Detectron2); False as in torchvision.
-        implementation: "crop_and_resize" (TensorFlow), "gather" (any backend, XLA, TFLite), or "auto", which is the
-            first on TensorFlow.
+        implementation: "crop_and_resize" (TensorFlow), "gather" (any backend, XLA), "lookup" (TFLite; TensorFlow with a
+            known number of RoIs), or "auto", which is the first on TensorFlow and the second elsewhere.
 
     Raises:
-        ValueError: crop_and_resize on another backend than TensorFlow.
+        ValueError: crop_and_resize or lookup on another backend than TensorFlow.
     """
 
     def __init__(
@@ -55,8 +60,8 @@ class RoIAlign(keras.layers.Layer):
     ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32
         on_tensorflow = keras.backend.backend() == "tensorflow"
-        if implementation == "crop_and_resize" and not on_tensorflow:
-            raise ValueError("roi_align_implementation='crop_and_resize': needs the TensorFlow backend; use 'gather'")
+        if implementation in ("crop_and_resize", "lookup") and not on_tensorflow:
+            raise ValueError(f"roi_align_implementation={implementation!r}: needs the TensorFlow backend; use 'gather'")
         self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
         self.implementation = implementation
         if implementation == "auto":
@@ -73,8 +78,7 @@ class RoIAlign(keras.layers.Layer):
         """Boxes (K, 4) of the images batch_indices (K,) int32 -> (K, S, S, C); K may be 0."""
         # A NaN would become an index outside the map, which crop_and_resize does not check.
         boxes = ops.where(ops.isnan(boxes), 0.0, ops.clip(boxes, -_FARTHEST, _FARTHEST))
-        kernel = roi_align_gather if self._kernel == "gather" else roi_align_crop_and_resize
-        return kernel(
+        return _KERNELS[self._kernel](
             [features[f"P{level}"] for level in LEVELS],
             [0.5**level for level in LEVELS],
             boxes,

@@ -128,19 +128,19 @@ def propose(
     all_boxes, all_scores = [], []
     for level, (logits, deltas) in outputs.items():
         scores, indices = _top(logits, pre_nms)
-        deltas = ops.take_along_axis(deltas, indices[..., None], axis=1)
+        deltas = box_ops.take_rows(deltas, indices)
         boxes = box_ops.decode(deltas, ops.take(anchors[level], indices, axis=0))
         boxes = box_ops.clip(boxes, image_shapes)
         size = boxes[..., 2:] - boxes[..., :2]
         scores = ops.where(ops.all(size > config.rpn_min_size, axis=-1), scores, -float("inf"))
         keep, valid = batched_nms(boxes, scores, min(boxes.shape[1], post_nms), config.rpn_nms_iou)
-        kept_scores = ops.take_along_axis(scores, keep, axis=1)
+        kept_scores = box_ops.take_rows(scores, keep)
         kept = ops.arange(keep.shape[1], dtype="int32") < valid[:, None]
-        all_boxes.append(ops.take_along_axis(boxes, keep[..., None], axis=1))
+        all_boxes.append(box_ops.take_rows(boxes, keep))
         all_scores.append(ops.where(kept, kept_scores, -float("inf")))
     boxes, scores = ops.concatenate(all_boxes, axis=1), ops.concatenate(all_scores, axis=1)
     scores, indices = ops.top_k(scores, min(post_nms, scores.shape[1]))
-    boxes = ops.take_along_axis(boxes, indices[..., None], axis=1)
+    boxes = box_ops.take_rows(boxes, indices)
     boxes = ops.where(scores[..., None] > -float("inf"), boxes, 0.0)
     return ops.stop_gradient(boxes), ops.stop_gradient(scores)
 

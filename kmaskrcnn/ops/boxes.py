@@ -58,6 +58,13 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes[..., :2] + 0.5 * size, size
 
 
+def take_rows(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows (B, K) int32 of values (B, N, ...) -> (B, K, ...), in one gather where take_along_axis is a dozen."""
+    batch, count = ops.shape(values)[:2]
+    flat = ops.reshape(values, (-1, *values.shape[2:]))  # (B, N, ...) -> (B * N, ...)
+    return ops.take(flat, ops.arange(batch, dtype="int32")[:, None] * count + indices, axis=0)
+
+
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...] = RPN_CODING_WEIGHTS) -> Tensor:
     """Offsets (..., 4) = (dy, dx, dh, dw) that take anchors (..., 4) to boxes (..., 4).
 

@@ -113,6 +113,7 @@ def multiclass_nms(
     iou_threshold: float,
     max_detections: int,
     portable: bool = False,
+    static_shapes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Detections from all (RoI, class) pairs: threshold, NMS within each class, the best over all classes.
 
@@ -123,6 +124,7 @@ def multiclass_nms(
         iou_threshold: of the NMS of each class.
         max_detections: detections kept an image, D.
         portable: as of `nms`; all R * C pairs then take part in every step.
+        static_shapes: no shape depends on the number of pairs above the threshold, as XLA and TFLite want it.
 
     Returns:
         boxes (B, D, 4) and scores (B, D) float32, classes (B, D) int32 counted from 1, roi_indices (B, D) int32 and the
@@ -137,11 +139,10 @@ def multiclass_nms(
         flat_scores = ops.cast(ops.reshape(pair[1], (-1,)), "float32")
         pairs = ops.arange(ops.shape(flat_scores)[0], dtype="int32")
         candidates = ops.logical_and(_has_area(flat_boxes), flat_scores > score_threshold)
-        if not portable:
+        if not (portable or static_shapes):
             # Few of the pairs pass the threshold, and all that follows costs by the pair.
             import tensorflow as tf
 
-            # ops.nonzero unstacks a matrix of unknown length, which TFLite has no builtin for.
             pairs = tf.cast(tf.where(candidates)[:, 0], tf.int32)
             flat_boxes, flat_scores = ops.take(flat_boxes, pairs, axis=0), ops.take(flat_scores, pairs)
             candidates = ops.take(candidates, pairs)

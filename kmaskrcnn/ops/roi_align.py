@@ -1,4 +1,4 @@
-"""RoIAlign (He et al. 2017, section 3), in two forms that give the same numbers.
+"""RoIAlign (He et al. 2017, section 3), in three forms that give the same numbers.
 
 A RoI is divided into P x P bins without rounding; each bin is the mean of s x s bilinear samples. Sample positions are
 clamped as in torchvision and Detectron2: beyond one pixel outside the map a sample is 0, within that it takes the
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -44,6 +45,13 @@ def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int
     return ops.reshape(taps, shape), ops.reshape(weights, shape)  # (K, P * s, 2) -> (K, P, 2 * s)
 
 
+def _merge_equal(taps: Tensor, weights: Tensor) -> Tensor:
+    """Weights (K, P, n) such that of equal taps (K, P, n) the first has the sum and the others have 0."""
+    equal = ops.cast(taps[..., :, None] == taps[..., None, :], weights.dtype)  # (K, P, n, n)
+    earlier = ops.sum(equal * np.tril(np.ones(equal.shape[-2:], np.float32), -1), axis=-1)
+    return ops.where(earlier > 0.0, 0.0, ops.sum(equal * weights[..., None, :], axis=-1))
+
+
 def _taps(
     boxes: Tensor,
     first_row: Tensor,
@@ -52,15 +60,19 @@ def _taps(
     size: int,
     ratio: int,
     aligned: bool,
+    merge: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Row of the flattened map and weight of every value that a bin reads, both (K, P, P, 4 * s * s).
 
-    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each () or (K,).
+    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each () or (K,). With merge,
+    a row that a bin reads more than once has all its weight where it comes first, and 0 after that.
     """
     start, bins = _bins(boxes, scale, size, aligned)
     height, width = map_shape
     y, y_weight = _axis_taps(start[:, 0], bins[:, 0], height, size, ratio)
     x, x_weight = _axis_taps(start[:, 1], bins[:, 1], width, size, ratio)
+    if merge:
+        y_weight, x_weight = _merge_equal(y, y_weight), _merge_equal(x, x_weight)
     y = first_row[:, None, None] + y * ops.cast(width, "int32")[..., None, None]
     rows = y[:, :, None, :, None] + x[:, None, :, None, :]  # (K, P, P, 2s, 2s)
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
@@ -95,6 +107,29 @@ def roi_align_gather(
     Returns:
         (K, P, P, C) in the dtype of the features.
     """
+    table, rows, weights = _table_and_taps(
+        features, scales, boxes, batch_indices, map_indices, output_size, sampling_ratio, aligned
+    )
+    # Subtracted, for TensorFlow turns a chain of additions into AddN, which may add in another order at each run.
+    weights = -ops.cast(weights, table.dtype)
+    result = 0.0
+    for tap in range(weights.shape[-1]):  # one tap at a time: memory stays at one copy of the output
+        result = result - weights[..., tap, None] * ops.take(table, rows[..., tap], axis=0)
+    return result
+
+
+def _table_and_taps(
+    features: Sequence[Tensor],
+    scales: Sequence[float],
+    boxes: Tensor,
+    batch_indices: Tensor,
+    map_indices: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    merge: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as of `_taps`."""
     channels = features[0].shape[-1]
     table, sizes, offset = [], [], 0
     for feature in features:
@@ -102,18 +137,55 @@ def roi_align_gather(
         sizes.append(ops.stack([height, width, height * width, offset]))
         table.append(ops.reshape(feature, (-1, channels)))  # (B, H, W, C) -> (B * H * W, C)
         offset = offset + ops.shape(feature)[0] * height * width
-    table = ops.concatenate(table, axis=0)
     own = ops.take(ops.cast(ops.stack(sizes), "int32"), map_indices, axis=0)  # (K, 4)
     first_row = own[:, 3] + ops.cast(batch_indices, "int32") * own[:, 2]
     scale = ops.take(ops.convert_to_tensor(list(scales), "float32"), map_indices, axis=0)[:, None]
     shape = (own[:, 0], own[:, 1])
-    rows, weights = _taps(ops.stop_gradient(boxes), first_row, shape, scale, output_size, sampling_ratio, aligned)
-    # Subtracted, for TensorFlow turns a chain of additions into AddN, which may add in another order at each run.
-    weights = -ops.cast(weights, table.dtype)
-    result = 0.0
-    for tap in range(weights.shape[-1]):  # one tap at a time: memory stays at one copy of the output
-        result = result - weights[..., tap, None] * ops.take(table, rows[..., tap], axis=0)
-    return result
+    options = (output_size, sampling_ratio, aligned, merge)
+    rows, weights = _taps(ops.stop_gradient(boxes), first_row, shape, scale, *options)
+    return ops.concatenate(table, axis=0), rows, weights
+
+
+# The name under which `roi_align_lookup` has its sum in a graph, for the TFLite exporter.
+LOOKUP_SUM = "kmaskrcnn.lookup_sum"
+
+
+def roi_align_lookup(
+    features: Sequence[Tensor],
+    scales: Sequence[float],
+    boxes: Tensor,
+    batch_indices: Tensor,
+    map_indices: Tensor,
+    output_size: int,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign for TFLite, in float32, with a known number of RoIs. Args and result as of `roi_align_gather`.
+
+    The sum of weighted rows is a function with the inputs of TFLite's EMBEDDING_LOOKUP_SPARSE, which the exporter puts
+    in its place: that reads each value once and writes each result once, where gathering moves 16 copies of the output
+    through memory. Its time goes by the values it reads, so those that a bin would read twice are read once, and those
+    of weight 0 not at all: half of them or so (docs/export.md has the times).
+    """
+    import tensorflow as tf
+
+    table, rows, weights = _table_and_taps(
+        features, scales, boxes, batch_indices, map_indices, output_size, sampling_ratio, aligned, merge=True
+    )
+    taps = weights.shape[-1]
+    bins = boxes.shape[0] * output_size * output_size
+    # (K, P, P, 4ss) -> (K * P * P, 4ss)
+    rows, weights = ops.reshape(rows, (bins, taps)), ops.reshape(weights, (bins, taps))
+    used = tf.cast(tf.where(weights != 0.0), tf.int32)  # (values read, 2): bin and tap
+
+    @tf.function(experimental_implements=f'name: "{LOOKUP_SUM}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}')
+    def lookup_sum(ids: Tensor, indices: Tensor, shape: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+        places = tf.cast(tf.stack([indices[:, 0], ids], axis=1), tf.int64)
+        matrix = tf.SparseTensor(places, weights, (bins, table.shape[0]))
+        return tf.sparse.sparse_dense_matmul(matrix, table)
+
+    pooled = lookup_sum(tf.gather_nd(rows, used), used, tf.constant([bins, taps]), tf.gather_nd(weights, used), table)
+    return tf.reshape(pooled, (-1, output_size, output_size, table.shape[-1]))  # (K * P * P, C) -> (K, P, P, C)
 
 
 def roi_align_crop_and_resize(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
-from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather
+from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
 from tests import numpy_reference
 
 # yxyx in image pixels of a 13 x 17 map at stride 4, that is 52 x 68 pixels.
@@ -28,10 +28,12 @@ ROIS = np.array(
     np.float32,
 )
 
+KERNELS = {"gather": roi_align_gather, "crop_and_resize": roi_align_crop_and_resize, "lookup": roi_align_lookup}
+
 
 def run(implementation, features, boxes, images, scale, size, ratio, aligned):
-    kernel = roi_align_gather if implementation == "gather" else roi_align_crop_and_resize
-    return kernel([features], [scale], boxes, images, tf.zeros(len(boxes), tf.int32), size, ratio, aligned)
+    first_map = tf.zeros(len(boxes), tf.int32)
+    return KERNELS[implementation]([features], [scale], boxes, images, first_map, size, ratio, aligned)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def features():
     return np.random.default_rng(0).normal(size=(2, 13, 17, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+@pytest.mark.parametrize("implementation", sorted(KERNELS))
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(("size", "ratio"), [(7, 2), (4, 1), (3, 3)])
 def test_equals_numpy_over_the_border_outside_and_degenerate(implementation, aligned, size, ratio, features):
@@ -56,7 +58,7 @@ def test_equals_numpy_over_the_border_outside_and_degenerate(implementation, ali
 coordinate = st.floats(-80, 130, width=32)
 
 
-@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+@pytest.mark.parametrize("implementation", sorted(KERNELS))
 @settings(max_examples=30, deadline=None)
 @given(boxes=st.lists(st.tuples(*[coordinate] * 4), min_size=1, max_size=4), size=st.integers(1, 5))
 def test_equals_numpy_on_any_box(implementation, boxes, size):

@@ -68,9 +68,9 @@ def test_a_graph_for_any_number_of_boxes_takes_none(portable):
         assert valid == min(count, 5)
 
 
-@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(("portable", "static_shapes"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("batch", [2, None])
-def test_multiclass_nms_takes_every_pair_above_the_threshold(batch, portable):
+def test_multiclass_nms_takes_every_pair_above_the_threshold(batch, portable, static_shapes):
     rng = np.random.default_rng(1)
     rois, classes = 30, 4
     start = rng.uniform(0, 60, (2, rois, classes, 2))
@@ -78,7 +78,8 @@ def test_multiclass_nms_takes_every_pair_above_the_threshold(batch, portable):
     scores = rng.uniform(0, 1, (2, rois, classes)).astype(np.float32)
     scores[1] = 0.0  # an image without detections
     signature = [tf.TensorSpec((batch, rois, classes, 4)), tf.TensorSpec((batch, rois, classes))]
-    run = tf.function(lambda b, s: multiclass_nms(b, s, 0.3, 0.5, 25, portable), input_signature=signature)
+    options = {"portable": portable, "static_shapes": static_shapes}
+    run = tf.function(lambda b, s: multiclass_nms(b, s, 0.3, 0.5, 25, **options), input_signature=signature)
     found_boxes, found_scores, found_classes, found_rois, count = (x.numpy() for x in run(boxes, scores))
     assert list(count) == [25, 0]
     expected = []

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all lint format parity benchmark clean
+.PHONY: quickstart test test-all lint format parity benchmark arm64 browser litert-versions clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,29 @@ benchmark: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/pip install --quiet --disable-pip-version-check torch torchvision pillow
 	touch $@
+
+# A .tflite in other runtimes, compared with LiteRT here: MODEL=FILE.tflite IMAGES=FOLDER.
+# arm64 needs qemu-user and fetches an ARM64 Python from Debian and the wheels into .arm64.
+arm64: $(READY)
+	sh benchmarks/arm64.sh $(MODEL) $(IMAGES) $(BIN)/python
+
+# The oldest version of the range and the newest, each in an environment of its own.
+LITERT_VERSIONS ?= 2.1.0 2.3.0
+litert-versions: $(READY)
+	mkdir -p $(RUNS)
+	$(BIN)/python -m benchmarks.runtimes $(MODEL) $(IMAGES) --save=$(RUNS)/runtimes.npz
+	set -e; for version in $(LITERT_VERSIONS); do \
+		test -d .venv-litert-$$version || $(PYTHON) -m venv .venv-litert-$$version; \
+		.venv-litert-$$version/bin/pip install --quiet --disable-pip-version-check \
+			ai-edge-litert==$$version numpy pillow pycocotools; \
+		.venv-litert-$$version/bin/python -m benchmarks.runtimes $(MODEL) $(IMAGES) --against=$(RUNS)/runtimes.npz; \
+	done
+
+# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE. Needs npm and chromium.
+browser: $(READY)
+	cd demo/browser && npm install --silent --no-fund --no-audit
+	mkdir -p $(RUNS)
+	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --screenshot=$(RUNS)/browser.png
 
 clean:
 	rm -rf $(VENV) $(RUNS)

@@ -1,0 +1,115 @@
+"""Run a .tflite in headless Chromium on the page of demo/browser, compare with LiteRT here and take a screenshot.
+
+    python -m benchmarks.browser MODEL.tflite PICTURE [--screenshot=browser.png] [--chromium=chromium]
+
+Needs the page's one package (cd demo/browser && npm install) and Chromium. Browsers scale pictures in their own way, so
+the picture is scaled here and both get the same pixels. Exit code 1 where detections differ by more than --tolerance.
+"""
+
+import argparse
+import functools
+import http.server
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from kmaskrcnn.export.client import LiteRTClient, decode_picture
+
+PAGE = pathlib.Path(__file__).parents[1] / "demo" / "browser"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """The page's files, the model beside them, the picture, and the page's report."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    reports: ClassVar[list[dict]] = []
+    reported: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self):
+        if self.path == "/wait":
+            self.reported.wait()
+        content = self.files.get(self.path.split("?")[0])
+        if content is None:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+        self.reports.append(json.loads(body))
+        self.reported.set()
+
+    def log_message(self, *_):
+        pass
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("picture")
+    parser.add_argument("--screenshot", default="browser.png")
+    parser.add_argument("--chromium", default="chromium")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the picture")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds")
+    options = parser.parse_args()
+    if not (PAGE / "node_modules").is_dir():
+        sys.exit(f"error: {PAGE}: run npm install there first")
+    client = LiteRTClient(options.model)
+    canvas, scaled = client.letterbox(decode_picture(pathlib.Path(options.picture).read_bytes()))
+    pixels = canvas[: scaled[0], : scaled[1]]
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    expected = client.predict(pixels)
+
+    model = pathlib.Path(options.model)
+    Handler.files = {
+        "/model.tflite": model.read_bytes(),
+        "/model.metadata.json": model.with_name(f"{model.stem}.metadata.json").read_bytes(),
+        "/picture.png": encoded.getvalue(),
+        # Chromium takes the screenshot once the page is loaded, which this picture holds up until there is a result.
+        "/index.html": (PAGE / "index.html").read_bytes() + b'<img src="wait" hidden>',
+        "/wait": b"",
+    }
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(PAGE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = f"http://127.0.0.1:{server.server_port}/index.html?image=picture.png&report=report"
+    with tempfile.TemporaryDirectory() as profile:
+        command = [options.chromium, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        command += [f"--screenshot={options.screenshot}", "--window-size=900,1100", page]
+        try:
+            subprocess.run(command, capture_output=True, check=True, timeout=options.timeout)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"error: the page gave no result in {options.timeout:g} seconds")
+    (report,) = Handler.reports
+    if "error" in report:
+        sys.exit(f"error: {report['error']}")
+    found = report["objects"]
+    print(f"{len(expected)} detections here, {len(found)} in the browser, {report['milliseconds']:.0f} ms there")
+    if len(found) != len(expected):
+        return 1
+    worst = {
+        "box": np.abs(expected.boxes - [o["box"] for o in found]).max(initial=0.0) / max(pixels.shape[:2]),
+        "score": np.abs(expected.scores - [o["score"] for o in found]).max(initial=0.0),
+        "mask": np.abs(expected.mask_probabilities.reshape(len(found), -1) - [o["mask"] for o in found]).max(
+            initial=0.0
+        ),
+    }
+    same = expected.names == [o["name"] for o in found]
+    print(f"worst difference: {', '.join(f'{k} {v:.1e}' for k, v in worst.items())}; classes equal: {same}")
+    return int(max(worst.values()) > options.tolerance or not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,6 +30,7 @@ FULL_SIZE_MASKS = absl_flags.DEFINE_bool(
     "full_size_masks", False, "saved_model: also give the masks pasted at the size of the picture."
 )
 MAX_PIXELS = absl_flags.DEFINE_integer("max_pixels", 40_000_000, "saved_model: larger pictures are refused undecoded.")
+MAX_IMAGES = absl_flags.DEFINE_integer("max_images", 16, "saved_model: requests with more pictures are refused.")
 VERIFY = absl_flags.DEFINE_bool("verify", True, "Run what was exported on pictures and compare it with the model.")
 VERIFY_IMAGES = absl_flags.DEFINE_list(
     "verify_images", [], "Pictures to verify on (files, folders, globs); default: those of the evaluation set, with AP."
@@ -48,6 +49,9 @@ def main() -> int:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
     if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
         raise ConfigError("--quantize is for --format=tflite")
+    for bound in (MAX_PIXELS, MAX_IMAGES):
+        if bound.value < 1:
+            raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
     if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
         raise ConfigError("--quantize=int8 needs --calibration_images: pictures like those to come")
     from kmaskrcnn.export.tflite import MOBILE_SETTINGS
@@ -93,36 +97,15 @@ def _verification_pictures(config):
 
 
 def _export_saved_model(model, config, labels, pictures):
-    import tensorflow as tf
-
-    from kmaskrcnn.export.client import to_predictions
-    from kmaskrcnn.export.saved_model import export_saved_model
+    from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
     from kmaskrcnn.predict import Predictor
 
-    warmup = {path: Path(path).read_bytes() for path in pictures[:2]}
-    path = export_saved_model(model, config, labels, OUTPUT.value, warmup, MAX_PIXELS.value, FULL_SIZE_MASKS.value)
-    predictor = Predictor(model, config, labels)
-
-    def artifact():
-        function = tf.saved_model.load(str(path)).signatures["serving_default"]
-
-        def predict(picture):
-            with open(picture, "rb") as file:
-                outputs = function(image_bytes=tf.constant([file.read()]))
-            size = predictor_size(picture)
-            (result,) = to_predictions({n: v.numpy() for n, v in outputs.items()}, [size], labels)
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        return predict
-
-    def predictor_size(picture):
-        from kmaskrcnn.data import load_image
-
-        return load_image(picture).shape[:2]
-
-    return path, predictor.predict, artifact
+    warmup = [Path(path).read_bytes() for path in pictures[:2]]
+    bounds = {"max_pixels": MAX_PIXELS.value, "max_images": MAX_IMAGES.value}
+    path = export_saved_model(
+        model, config, labels, OUTPUT.value, warmup, full_size_masks=FULL_SIZE_MASKS.value, **bounds
+    )
+    return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 
 def _export_tflite(model, config, labels, pictures):

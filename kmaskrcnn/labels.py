@@ -30,11 +30,16 @@ def write_labels(directory: Path, labels: Labels) -> None:
     write_text(directory / "labels.json", json.dumps(dataclasses.asdict(labels), indent=2) + "\n")
 
 
+def parse_labels(text: str) -> Labels:
+    """What labels.json holds; raises ValueError, KeyError or TypeError where it is broken."""
+    tree = json.loads(text)
+    return Labels(tuple(tree["class_names"]), tuple(tree["category_ids"]))
+
+
 def read_labels(directory: str | os.PathLike) -> Labels:
     """The class names and category ids of a model folder; raises ConfigError where they are missing or broken."""
     path = Path(directory) / "labels.json"
     try:
-        tree = json.loads(path.read_text())
-        return Labels(tuple(tree["class_names"]), tuple(tree["category_ids"]))
+        return parse_labels(path.read_text())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: {error}") from None

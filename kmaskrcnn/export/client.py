@@ -28,7 +28,9 @@ __all__ = ["GrpcClient", "ImageError", "LiteRTClient", "RestClient", "ServingErr
 
 _SIGNATURE = "serving_default"
 _NUMBER, _BOXES, _SCORES = "num_detections", "detection_boxes", "detection_scores"
-_CLASSES, _MASKS, _ERRORS = "detection_classes", "detection_masks", "image_errors"
+_CLASSES, _MASKS = "detection_classes", "detection_masks"
+_SIZES, _ERRORS = "image_sizes", "image_errors"
+_OUTPUTS = (_NUMBER, _BOXES, _SCORES, _CLASSES, _MASKS, _SIZES, _ERRORS)
 
 Picture = str | os.PathLike | bytes
 
@@ -42,14 +44,17 @@ class ImageError(ValueError):
 
 
 def to_predictions(
-    outputs: Mapping[str, np.ndarray], sizes: Sequence[tuple[int, int] | None], labels: Labels
+    outputs: Mapping[str, np.ndarray],
+    sizes: Sequence[Sequence[int]],
+    labels: Labels,
+    mask_paste: str = "pixel_centers",
 ) -> list[Prediction | ImageError]:
     """The outputs of the exported model, one entry an image.
 
     Args:
         outputs: arrays by name, batch-major.
-        sizes: height and width of each sent picture, upright; None where the client could not tell.
-        labels: of the model.
+        sizes: height and width of each sent picture, upright.
+        labels, mask_paste: of the model.
 
     Returns:
         For each picture its prediction, or what is wrong with it.
@@ -58,8 +63,8 @@ def to_predictions(
     results: list[Prediction | ImageError] = []
     for i, size in enumerate(sizes):
         error = errors[i].decode() if isinstance(errors[i], bytes) else str(errors[i])
-        if error or size is None:
-            results.append(ImageError(error or "not an image"))
+        if error:
+            results.append(ImageError(error))
             continue
         count = int(np.asarray(outputs[_NUMBER]).reshape(-1)[i])
         height, width = size
@@ -73,6 +78,7 @@ def to_predictions(
                 np.asarray(outputs[_CLASSES][i][:count]).astype(np.int32),
                 np.asarray(outputs[_MASKS][i][:count], np.float32),
                 labels,
+                mask_paste,
             )
         )
     return results
@@ -85,19 +91,16 @@ def _read(picture: Picture) -> bytes:
         return file.read()
 
 
-def _upright_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width as the server sees them, from the header alone."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) >= 5
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    return (width, height) if turned else (height, width)
+class Client:
+    """What the clients of SavedModels share.
 
+    Attributes:
+        labels: classes of the model.
+        mask_paste: its setting of that name; an imported torchvision model has its own.
+    """
 
-class _Client:
     labels: Labels
+    mask_paste: str = "pixel_centers"
 
     def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
         raise NotImplementedError
@@ -106,7 +109,7 @@ class _Client:
         """Send pictures in one request.
 
         Args:
-            pictures: paths of image files, or their bytes. The server reads JPEG, PNG, GIF and BMP.
+            pictures: paths of image files, or their bytes. The server reads JPEG, PNG, WebP, GIF and BMP.
 
         Returns:
             For each picture its prediction in its own upright frame, or an ImageError that says why there is none.
@@ -118,7 +121,8 @@ class _Client:
         images = [_read(picture) for picture in pictures]
         if not images:
             return []
-        return to_predictions(self._run(images), [_upright_size(image) for image in images], self.labels)
+        outputs = self._run(images)
+        return to_predictions(outputs, np.asarray(outputs[_SIZES], np.int64).tolist(), self.labels, self.mask_paste)
 
     def predict(self, picture: Picture) -> Prediction:
         """Find the objects of one picture; raises what `predict_batch` does, and ImageError."""
@@ -128,7 +132,7 @@ class _Client:
         return result
 
 
-class RestClient(_Client):
+class RestClient(Client):
     """TensorFlow Serving's REST API.
 
     Args:
@@ -172,7 +176,7 @@ class RestClient(_Client):
         return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-class GrpcClient(_Client):
+class GrpcClient(Client):
     """TensorFlow Serving's gRPC API; several times less to send and to parse than REST. Needs grpcio and protobuf.
 
     Args:
@@ -203,7 +207,9 @@ class GrpcClient(_Client):
 
     def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
         try:
-            response = self._predict(self._protos.predict_request(images, self.model), timeout=self.timeout)
+            # Not the full-size masks that a server may have: they are large, and pasted here.
+            request = self._protos.predict_request(images, self.model, _OUTPUTS)
+            response = self._predict(request, timeout=self.timeout)
         except self._grpc.RpcError as error:
             raise ServingError(f"{self.target}: {error.code().name}: {error.details()}") from None
         return self._protos.outputs_of(response)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn.config import Config, DataConfig
+from kmaskrcnn.config import Config, ConfigError, DataConfig
 from kmaskrcnn.data.pipeline import NATIVE_STEPS, long_sides
 from kmaskrcnn.data.pixels import resize
 from kmaskrcnn.export import encoded_images, serving_protos
-from kmaskrcnn.labels import Labels, write_labels
+from kmaskrcnn.export.client import Client
+from kmaskrcnn.labels import Labels, parse_labels, write_labels
 from kmaskrcnn.model import MaskRCNN
 
 Tensor = tf.Tensor
 
 # Encoded images with more pixels than this are refused before they are decoded.
 MAX_PIXELS = 40_000_000
+# Requests with more images are refused: without batching the server bounds them by nothing else.
+MAX_IMAGES = 16
+# Images of a request that are decoded at once: each may take ten bytes a pixel for that.
+DECODED_AT_ONCE = 4
 # With resize_mode=native nothing else bounds what the network is given.
 MAX_NATIVE_SIDE = 2048
 
@@ -30,55 +37,66 @@ class ServingFunctions:
 
     Both return, for each image of the batch: num_detections (B,), detection_boxes (B, D, 4) yxyx in 0..1 of the sent
     image, detection_scores (B, D), detection_classes (B, D) from 1, detection_masks (B, D, M, M) probabilities over
-    each box, all float32 and by falling score, 0 in rows past num_detections; `serving_default` also image_errors (B,),
-    "" or why the image was left out. With full_size_masks there is detection_masks_reframed (B, D, H, W) uint8 as well,
-    the masks at the size of the largest sent image, each in the top left of its own.
+    each box, all float32 and by falling score, 0 in rows past num_detections; image_sizes (B, 2) float32, height and
+    width of the sent image, upright; `serving_default` also image_errors (B,), "" or why the image was left out. With
+    full_size_masks there is detection_masks_reframed (B, D, H, W) uint8 as well, the masks at the size of the largest
+    sent image, each in the top left of its own.
 
     Args:
         model: with its weights.
         config: how images are resized.
         max_pixels: encoded images that state more are left out.
         full_size_masks: paste the masks in the graph too: D bytes for each pixel of the largest image of a batch.
+        max_images: larger batches are an error.
     """
 
     def __init__(
-        self, model: MaskRCNN, config: DataConfig, max_pixels: int = MAX_PIXELS, full_size_masks: bool = False
+        self,
+        model: MaskRCNN,
+        config: DataConfig,
+        max_pixels: int = MAX_PIXELS,
+        full_size_masks: bool = False,
+        max_images: int = MAX_IMAGES,
     ):
         # Evaluation sizes: those drawn in training would only widen the padding.
         self.model, self.config = model, dataclasses.replace(config, min_size_train=())
-        self.max_pixels, self.full_size_masks = max_pixels, full_size_masks
+        self.max_pixels, self.full_size_masks, self.max_images = max_pixels, full_size_masks, max_images
         image_bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
         images_spec = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
         self.serving_default = tf.function(self._serving_default, input_signature=[image_bytes_spec])
         self.serving_tensor = tf.function(self._serving_tensor, input_signature=[images_spec])
 
     def _serving_default(self, image_bytes: Tensor) -> dict[str, Tensor]:
-        def measure(encoded: Tensor) -> Tensor:
-            size = encoded_images.image_size(encoded)
-            turned = encoded_images.exif_orientation(encoded) >= 5
-            return self._canvas(tf.where(turned, tf.reverse(size, [0]), size))
+        def measure(encoded: Tensor) -> tuple[Tensor, ...]:
+            header = encoded_images.read_header(encoded, self.max_pixels)
+            large = self._too_large(self._scaled(header.size))
+            problem = tf.where(large & (header.problem == ""), encoded_images.TOO_LARGE, header.problem)
+            # What is refused must not widen the padding of the others.
+            canvas = tf.cond(problem == "", lambda: self._canvas(header.size), lambda: tf.constant([32, 32]))
+            return (*header._replace(problem=problem), canvas)
 
-        canvases = tf.map_fn(measure, image_bytes, fn_output_signature=tf.TensorSpec((2,), tf.int32))
-        canvas = tf.reduce_max(tf.concat([canvases, [[32, 32]]], axis=0), axis=0)
-
-        def load(encoded: Tensor) -> tuple[Tensor, ...]:
-            pixels, problem = encoded_images.decode(encoded, self.max_pixels)
+        def load(row: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            encoded, *header = row
+            pixels, problem = encoded_images.decode(encoded, encoded_images.Header(*header))
             sent = tf.shape(pixels)[:2]
             shape = self._scaled(sent)
-            large = self._too_large(shape)
-            problem = tf.where(large & (problem == ""), encoded_images.TOO_LARGE, problem)
-            shape = tf.where(large, 1, shape)
+            shape = tf.where(problem == "", shape, tf.minimum(shape, 32))
             return tf.ensure_shape(self._fit(pixels, shape, canvas), (None, None, 3)), shape, sent, problem
 
-        signature = (
-            tf.TensorSpec((None, None, 3), tf.uint8),
-            tf.TensorSpec((2,), tf.int32),
-            tf.TensorSpec((2,), tf.int32),
-            tf.TensorSpec((), tf.string),
+        pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
+        text, pixels = tf.TensorSpec((), tf.string), tf.TensorSpec((None, None, 3), tf.uint8)
+        with tf.control_dependencies([self._bounded(image_bytes)]):
+            # A map over nothing has no shape, so one element more goes through it, which is no image.
+            more = tf.concat([image_bytes, [""]], axis=0)
+        *headers, canvases = tf.map_fn(measure, more, fn_output_signature=(pair, number, number, text, pair))
+        canvas = tf.reduce_max(canvases, axis=0)
+        loaded = tf.map_fn(
+            load,
+            (more, *headers),
+            fn_output_signature=(pixels, pair, pair, text),
+            parallel_iterations=DECODED_AT_ONCE,
         )
-        # A map over nothing has no shape, so one element more goes through it, which is no image.
-        more = tf.concat([image_bytes, [""]], axis=0)
-        images, shapes, sent, problems = (x[:-1] for x in tf.map_fn(load, more, fn_output_signature=signature))
+        images, shapes, sent, problems = (x[:-1] for x in loaded)
         outputs = self._detect(images, shapes, sent, problems == "")
         return {**outputs, "image_errors": problems}
 
@@ -86,10 +104,15 @@ class ServingFunctions:
         count, size = tf.shape(images)[0], tf.shape(images)[1:3]
         shape = self._scaled(size)
         oversize = tf.debugging.Assert(~self._too_large(shape), ["images are too large for this model:", size])
-        with tf.control_dependencies([oversize]):
+        with tf.control_dependencies([oversize, self._bounded(images)]):
             canvas = self._canvas(size)
         shapes, sent = (tf.tile(x[None], (count, 1)) for x in (shape, size))
         return self._detect(self._fit(images, shape, canvas), shapes, sent, tf.ones((count,), tf.bool))
+
+    def _bounded(self, batch: Tensor) -> tf.Operation:
+        count = tf.shape(batch)[0]
+        message = [f"a request may hold {self.max_images} images, this one holds:", count]
+        return tf.debugging.Assert(count <= self.max_images, message)
 
     def _scaled(self, size: Tensor) -> Tensor:
         """Height and width (2,) that an image of this size is resized to, as `augment.scaled_size` has it."""
@@ -111,8 +134,7 @@ class ServingFunctions:
         if self.config.resize_mode == "native":
             small, large, turn = NATIVE_STEPS
             step = tf.where(shape <= turn, small, large)
-            rounded = (shape + step - 1) // step * step
-            return tf.where(self._too_large(shape), 32, rounded)
+            return (shape + step - 1) // step * step
         short, *longs = long_sides(self.config)
         longest = tf.reduce_max(shape)
         long = tf.reduce_min(tf.where(tf.constant(longs) >= longest, longs, max(longs)))
@@ -141,6 +163,7 @@ class ServingFunctions:
             "detection_scores": found["scores"] * rows,
             "detection_classes": tf.cast(found["classes"], tf.float32) * rows,
             "detection_masks": tf.cast(found["masks"], tf.float32) * rows[:, :, None, None],
+            "image_sizes": tf.cast(sent, tf.float32) * tf.cast(good, tf.float32)[:, None],
         }
         if self.full_size_masks:
             masks, boxes = outputs["detection_masks"], outputs["detection_boxes"]
@@ -180,44 +203,79 @@ def export_saved_model(
     config: Config,
     labels: Labels,
     directory: str | os.PathLike,
-    warmup_images: Mapping[str, bytes] | None = None,
+    warmup_images: Sequence[bytes] = (),
     max_pixels: int = MAX_PIXELS,
     full_size_masks: bool = False,
+    max_images: int = MAX_IMAGES,
 ) -> Path:
     """Write a SavedModel into the next numbered folder of `directory`, which TensorFlow Serving watches.
 
     Args:
         model, config, labels: as `load_model` returns them.
         directory: the model's base path.
-        warmup_images: encoded images by name that Serving runs before it takes the version into use.
-        max_pixels, full_size_masks: as of `ServingFunctions`.
+        warmup_images: encoded images that Serving runs before it takes the version into use; default: a gray one of
+            each shape that the network is given.
+        max_pixels, full_size_masks, max_images: as of `ServingFunctions`.
 
     Returns:
-        The folder of the version. Besides the graph it holds assets.extra/labels.json, config.json and, with
-        warmup_images, tf_serving_warmup_requests.
+        The folder of the version. Besides the graph it holds assets.extra/labels.json, config.json and
+        tf_serving_warmup_requests.
+
+    Raises:
+        ConfigError: full_size_masks of a model whose masks are pasted otherwise.
     """
+    if full_size_masks and config.model.mask_paste != "pixel_centers":
+        raise ConfigError(
+            f"full-size masks are pasted with pixel_centers alone, not mask_paste={config.model.mask_paste}"
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     version = max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=0) + 1
-    functions = ServingFunctions(model, config.data, max_pixels, full_size_masks)
+    functions = ServingFunctions(model, config.data, max_pixels, full_size_masks, max_images)
     archive = keras.export.ExportArchive()
     # Not tracked by hand: the archive finds the variables in the graphs, and would write them twice.
     archive.add_endpoint("serving_default", functions.serving_default)
     archive.add_endpoint("serving_tensor", functions.serving_tensor)
     # Serving must not find a version that is half written.
     temporary = directory / f"part-{version}"
+    shutil.rmtree(temporary, ignore_errors=True)
     archive.write_out(str(temporary), verbose=False)
     extra = temporary / "assets.extra"
     extra.mkdir(exist_ok=True)
     (extra / "config.json").write_text(config.to_json())
     write_labels(extra, labels)
-    if warmup_images:
-        write_warmup(extra / "tf_serving_warmup_requests", list(warmup_images.values()), directory.name)
+    write_warmup(extra / "tf_serving_warmup_requests", warmup_images or gray_images(config.data), directory.name)
     os.replace(temporary, directory / str(version))
     return directory / str(version)
 
 
-def write_warmup(path: Path, images: list[bytes], model_name: str) -> None:
+class SavedModelClient(Client):
+    """An exported model in this process.
+
+    Args:
+        path: the folder of a version, anywhere that TensorFlow can read.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._model = tf.saved_model.load(os.fspath(path))
+        extra = os.path.join(os.fspath(path), "assets.extra")
+        with tf.io.gfile.GFile(os.path.join(extra, "labels.json")) as file:
+            self.labels = parse_labels(file.read())
+        with tf.io.gfile.GFile(os.path.join(extra, "config.json")) as file:
+            self.mask_paste = Config.from_json(file.read()).model.mask_paste
+
+    def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
+        outputs = self._model.signatures["serving_default"](image_bytes=tf.constant(images, tf.string))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+
+def gray_images(config: DataConfig) -> list[bytes]:
+    """JPEG images, landscape and portrait, of the largest size that images are brought to."""
+    sides = (config.min_size, config.max_size) if config.resize_mode != "native" else (512, 512)
+    return [tf.io.encode_jpeg(tf.fill((*size, 3), tf.constant(128, tf.uint8))).numpy() for size in {sides, sides[::-1]}]
+
+
+def write_warmup(path: Path, images: Sequence[bytes], model_name: str) -> None:
     """Write the requests that TensorFlow Serving replays: a TFRecord file of its PredictionLog messages."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for image in images:

@@ -7,6 +7,7 @@ both are loaded. Fields that are not listed are kept as unknown ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,13 @@ _CLASSES = _build()
 PredictResponse = _CLASSES["PredictResponse"]
 
 
-def predict_request(images: list[bytes], model_name: str, signature: str = "serving_default") -> Message:
-    """A PredictRequest with encoded images for the input `image_bytes`."""
+def predict_request(
+    images: list[bytes], model_name: str, outputs: Sequence[str] = (), signature: str = "serving_default"
+) -> Message:
+    """A PredictRequest with encoded images for the input `image_bytes`; without `outputs` it asks for all."""
     request = _CLASSES["PredictRequest"]()
     request.model_spec.name, request.model_spec.signature_name = model_name, signature
+    request.output_filter.extend(outputs)
     item = request.inputs.add(key="image_bytes")
     item.value.dtype = DT_STRING
     item.value.tensor_shape.dim.add(size=len(images))

@@ -88,10 +88,11 @@ class Differences:
         self.matched += 1
         box, other = expected.boxes[i], found.boxes[j]
         sides = np.maximum(box[2:] - box[:2], 1.0)
-        self.box = max(self.box, float(np.max(np.abs(box - other) / np.tile(sides, 2))))
-        self.score = max(self.score, float(abs(expected.scores[i] - found.scores[j])))
+        # np.maximum keeps a NaN, which max would drop.
+        self.box = float(np.maximum(self.box, np.max(np.abs(box - other) / np.tile(sides, 2))))
+        self.score = float(np.maximum(self.score, abs(expected.scores[i] - found.scores[j])))
         change = np.abs(expected.mask_probabilities[i] - found.mask_probabilities[j])
-        self.mask = max(self.mask, float(change.max()))
+        self.mask = float(np.maximum(self.mask, change.max()))
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

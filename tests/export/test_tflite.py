@@ -19,7 +19,8 @@ from kmaskrcnn.export import tflite
 from kmaskrcnn.export.client import ImageError, LiteRTClient, letterbox
 from kmaskrcnn.labels import Labels
 from tests.conftest import TINY
-from tests.export.conftest import LABELS, encode, picture
+from tests.export.conftest import LABELS
+from tests.export.images import encode, picture
 
 HEIGHT, WIDTH = 64, 96
 SETTINGS = TINY | {"backbone_norm": "frozen_bn", "score_threshold": 0.3}

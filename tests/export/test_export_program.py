@@ -1,0 +1,86 @@
+"""export.py as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from kmaskrcnn.export.saved_model import SavedModelClient
+from kmaskrcnn.training.checkpoints import BEST, prepare_directory, save_weights
+from tests.export.conftest import LABELS
+from tests.export.images import encode, picture
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "export.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def model_dir(exported, tmp_path_factory):
+    folder = prepare_directory(tmp_path_factory.mktemp("runs") / "fruits", exported.config, LABELS)
+    save_weights(exported.model, folder / BEST)
+    return folder
+
+
+def test_saved_model_is_written_and_verified(model_dir, exported, tmp_path):
+    for number, size in enumerate(((70, 110), (90, 60), (64, 64))):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(*size, number)))
+    (tmp_path / "a.tif").write_bytes(encode(picture(), "TIFF"))
+    result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    version = tmp_path / "out" / "1"
+    assert f"{version}: " in result.stdout
+    assert "pictures compared          3" in result.stdout
+    assert "a.tif: not a JPEG" in result.stdout
+    data = (tmp_path / "1.png").read_bytes()
+    expected = exported.predictor.predict(picture(90, 60, 1))
+    assert len(SavedModelClient(version).predict(data)) == len(expected)
+    warmup = tf.data.TFRecordDataset(str(version / "assets.extra" / "tf_serving_warmup_requests"))
+    assert len(list(warmup)) == 2
+    assert json.loads((version / "assets.extra" / "labels.json").read_text())["class_names"] == list(LABELS.class_names)
+
+
+@pytest.mark.slow
+def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
+    """What the artifact refuses, here TIFF, proves nothing about it."""
+    (tmp_path / "a.tif").write_bytes(encode(picture(), "TIFF"))
+    result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path / 'a.tif'}")
+    assert result.returncode == 1, result.stderr
+    assert "PAST ITS BOUND: no picture could be compared" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output={tmp}"], "--model_dir is missing"),
+        (["--model_dir={tmp}"], "--output is missing"),
+        (["--model_dir={tmp}", "--output={tmp}/o"], "is no model folder"),
+        (["--model_dir={tmp}", "--output={tmp}/o", "--quantize=int8"], "--quantize is for --format=tflite"),
+        (["--model_dir={tmp}", "--output={tmp}/o", "--max_pixels=0"], "--max_pixels=0: must be above 0"),
+        (["--model_dir={tmp}", "--output={tmp}/o", "--max_images=-1"], "--max_images=-1: must be above 0"),
+        (["--model_dir={model}", "--output={tmp}/o", "--verify_images={tmp}/no*.jpg"], "no*.jpg: no picture there"),
+        (["--model_dir={model}", "--output={tmp}/o", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_settings_are_one_line(arguments, words, model_dir, tmp_path):
+    result = run(*(a.format(tmp=tmp_path, model=model_dir) for a in arguments))
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1 and words in errors[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "o" / "1").exists()
+
+
+@pytest.mark.parametrize("flag", ["--format=onnx", "--max_pixels=many", "--quantise=none"])
+def test_unknown_flags_and_values_are_named(flag):
+    result = run(flag)
+    assert result.returncode != 0
+    assert flag.lstrip("-").partition("=")[0] in result.stderr + result.stdout

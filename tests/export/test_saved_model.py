@@ -1,0 +1,400 @@
+"""The exported SavedModel in its runtimes (alone, from C++, over gRPC and REST) against the model in this process."""
+
+import base64
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent import futures
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.data.pipeline import prepare_image
+from kmaskrcnn.export.client import GrpcClient, ImageError, RestClient, ServingError, to_predictions
+from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, UNDECODABLE
+from kmaskrcnn.export.saved_model import SavedModelClient, ServingFunctions, export_saved_model, gray_images
+from kmaskrcnn.labels import read_labels
+from tests.export.conftest import LABELS
+from tests.export.images import encode, picture, with_exif
+
+OUTPUTS = {
+    "num_detections",
+    "detection_boxes",
+    "detection_scores",
+    "detection_classes",
+    "detection_masks",
+    "detection_masks_reframed",
+    "image_sizes",
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(str(exported.version))
+
+
+@pytest.fixture(scope="module")
+def own_client(exported):
+    return SavedModelClient(exported.version)
+
+
+@pytest.fixture(scope="module")
+def serve(loaded):
+    function = loaded.signatures["serving_default"]
+
+    def run(images):
+        return {name: x.numpy() for name, x in function(image_bytes=tf.constant(images, tf.string)).items()}
+
+    return run
+
+
+def assert_same(ours, theirs, atol=1e-4):
+    assert (ours.height, ours.width, len(ours)) == (theirs.height, theirs.width, len(theirs))
+    assert len(ours) > 0
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=atol)
+    np.testing.assert_array_equal(ours.classes, theirs.classes)
+    np.testing.assert_allclose(ours.mask_probabilities, theirs.mask_probabilities, atol=atol)
+
+
+@pytest.mark.parametrize("size", [(70, 110), (200, 90), (64, 64), (1, 1), (3, 150)])
+def test_equals_the_model(exported, serve, own_client, size, tmp_path):
+    data = encode(picture(*size))
+    (tmp_path / "a.png").write_bytes(data)
+    outputs = serve([data])
+    assert set(outputs) == OUTPUTS | {"image_errors"}
+    np.testing.assert_array_equal(outputs["image_sizes"], [size])
+    (result,) = to_predictions(outputs, [size], LABELS)
+    expected = exported.predictor.predict(str(tmp_path / "a.png"))
+    assert_same(result, expected)
+    assert_same(own_client.predict(data), expected)
+    assert outputs["detection_boxes"].min() >= 0 and outputs["detection_boxes"].max() <= 1
+    for i in range(len(result)):
+        full = outputs["detection_masks_reframed"][0, i]
+        assert full.shape == size
+        assert np.mean(full.astype(bool) != expected.mask(i)) < 0.002  # ties at one half
+
+
+def test_one_bad_image_leaves_the_others_right(serve):
+    good = [encode(picture(70, 110)), encode(picture(90, 140, 1), "JPEG")]  # of one padded size
+    large = encode(np.zeros((301, 300, 3), np.uint8))
+    outputs = serve([good[0], b"junk", good[0][:150], large, good[1]])
+    errors = [e.decode() for e in outputs["image_errors"]]
+    assert errors == ["", NOT_AN_IMAGE, UNDECODABLE, TOO_LARGE, ""]
+    for name in OUTPUTS:
+        assert not outputs[name][1:4].any(), name
+    together = serve(good)
+    for row, alone in ((0, 0), (4, 1)):
+        for name in OUTPUTS - {"detection_masks_reframed"}:
+            np.testing.assert_allclose(outputs[name][row], together[name][alone], atol=1e-4, err_msg=name)
+    results = to_predictions(outputs, outputs["image_sizes"].astype(int), LABELS)
+    assert [isinstance(r, ImageError) for r in results] == [False, True, True, True, False]
+    assert all(serve([b"junk"] * 3)["image_errors"] == NOT_AN_IMAGE.encode())
+
+
+def test_a_batch_of_sizes_is_padded_to_the_largest(exported, serve):
+    """What each image of a batch gives is what the model gives for it on the canvas of the batch."""
+    pictures = [picture(70, 110), picture(200, 90), with_exif_pixels()]
+    outputs = serve([encode(pictures[0]), encode(pictures[1]), with_exif(picture(50, 60), 6, "PNG")])
+    prepared = [prepare_image(p, exported.config.data) for p in pictures]
+    canvas = np.max([image.shape for image, *_ in prepared], axis=0)
+    images = np.stack([np.pad(p[0], [(0, c - s) for c, s in zip(canvas, p[0].shape, strict=True)]) for p in prepared])
+    batch = {"images": images, "image_shapes": np.stack([p[1] for p in prepared])}
+    batch |= {"scales": np.stack([p[2] for p in prepared]), "original_shapes": [p.shape[:2] for p in pictures]}
+    np.testing.assert_array_equal(outputs["image_sizes"], batch["original_shapes"])
+    results = to_predictions(outputs, batch["original_shapes"], LABELS)
+    for result, expected in zip(results, exported.predictor.predict_batch(batch), strict=True):
+        assert_same(result, expected)
+
+
+def with_exif_pixels():
+    """The upright pixels of a 50 x 60 picture that says it lies on its side."""
+    return np.rot90(picture(50, 60), -1)
+
+
+def test_empty_batches(loaded, serve):
+    for outputs in (
+        serve([]),
+        {
+            n: x.numpy()
+            for n, x in loaded.signatures["serving_tensor"](images=tf.zeros((0, 50, 60, 3), tf.uint8)).items()
+        },
+    ):
+        assert all(len(x) == 0 for x in outputs.values())
+        assert outputs["detection_boxes"].shape[1:] == (20, 4)
+
+
+def test_requests_at_the_same_time(serve):
+    batches = [[encode(picture(60 + 10 * i, 90, i)), b"junk"] for i in range(4)]
+    alone = [serve(batch) for batch in batches]
+    with futures.ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(serve, batches * 3))
+    for number, outputs in enumerate(together):
+        for name in OUTPUTS:
+            np.testing.assert_allclose(outputs[name], alone[number % 4][name], atol=1e-4, err_msg=name)
+
+
+def test_images_without_pixels_are_refused(loaded):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        loaded.signatures["serving_tensor"](images=tf.zeros((2, 0, 60, 3), tf.uint8))
+
+
+def test_large_requests_are_refused(loaded, serve):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may hold 16 images"):
+        serve([encode(picture())] * 17)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may hold 16 images"):
+        loaded.signatures["serving_tensor"](images=tf.zeros((17, 20, 20, 3), tf.uint8))
+
+
+def test_tensor_signature(exported, loaded):
+    images = np.stack([picture(70, 110), picture(70, 110, 5)])
+    outputs = loaded.signatures["serving_tensor"](images=tf.constant(images))
+    assert set(outputs) == OUTPUTS
+    results = to_predictions({n: x.numpy() for n, x in outputs.items()}, [(70, 110)] * 2, LABELS)
+    for image, result in zip(images, results, strict=True):
+        assert_same(result, exported.predictor.predict(image), 1e-3)
+
+
+def test_files_beside_the_graph(exported):
+    assert exported.version.name == "8"  # beside a version 7 and what a run that was stopped had left
+    assert not list(exported.version.glob("left*"))
+    extra = exported.version / "assets.extra"
+    assert read_labels(extra) == LABELS
+    assert Config.from_json((extra / "config.json").read_text()) == exported.config
+    assert sorted(p.name for p in extra.iterdir()) == ["config.json", "labels.json", "tf_serving_warmup_requests"]
+    # The weights are there once: not doubled, and not missing.
+    weights = sum(np.prod(v.shape) for v in exported.model.weights) * 4
+    stored = sum(p.stat().st_size for p in (exported.version / "variables").iterdir())
+    assert weights < stored < 1.1 * weights
+    assert sorted(p.name for p in exported.base.iterdir()) == ["7", "8"]
+
+
+def test_sizes_are_bounded_with_native_size(exported):
+    config = exported.config.replace(resize_mode="native")
+    functions = ServingFunctions(exported.model, config.data)
+    outputs = functions.serving_default(
+        tf.constant([encode(np.zeros((4, 2049, 3), np.uint8)), encode(picture(40, 50))])
+    )
+    assert [e.decode() for e in outputs["image_errors"].numpy()] == [TOO_LARGE, ""]
+    assert outputs["detection_masks"].shape[1:] == (20, 28, 28)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too large for this model"):
+        functions.serving_tensor(tf.zeros((1, 4, 2049, 3), tf.uint8))
+
+
+def test_full_size_masks_are_pasted_as_the_model_does(exported, tmp_path):
+    config = exported.config.replace(mask_paste="rounded_boxes")
+    with pytest.raises(ConfigError, match="mask_paste=rounded_boxes"):
+        export_saved_model(exported.model, config, LABELS, tmp_path, full_size_masks=True)
+
+
+def test_warmup_without_pictures(exported):
+    """Gray ones, landscape and portrait, so that both shapes are known before the first request."""
+    sizes = {tf.io.decode_jpeg(image).shape[:2] for image in gray_images(exported.config.data)}
+    assert sizes == {(64, 128), (128, 64)}
+    assert len(gray_images(exported.config.replace(resize_mode="native").data)) == 1
+
+
+ALONE = """
+import importlib.machinery, json, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("keras", "kmaskrcnn"):
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise ImportError(spec.name + " is blocked")
+    def exec_module(self, module):
+        pass
+sys.meta_path.insert(0, Blocked())
+import tensorflow as tf
+try:
+    import keras
+except ImportError as error:
+    assert str(error) == "keras is blocked"
+else:
+    raise AssertionError("keras can be imported")
+outputs = tf.saved_model.load(sys.argv[1]).signatures["serving_default"](
+    image_bytes=tf.constant([open(p, "rb").read() for p in sys.argv[2:]]))
+assert not [m for m in sys.modules if m.split(".")[0] in ("keras", "kmaskrcnn")]
+print(json.dumps(outputs["detection_scores"].numpy().tolist()))
+"""
+
+
+def test_runs_where_keras_and_this_package_cannot_be_imported(exported, serve, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(picture()))
+    command = [sys.executable, "-c", ALONE, str(exported.version), str(tmp_path / "a.png")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert result.returncode == 0, result.stderr
+    scores = json.loads(result.stdout.splitlines()[-1])
+    np.testing.assert_allclose(scores, serve([encode(picture())])["detection_scores"], atol=1e-5)
+
+
+def test_loads_and_runs_from_cpp(exported, serve, tmp_path):
+    """What tensorflow_model_server is built on: LoadSavedModel, fed the bytes of files, one of them damaged."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    files = {
+        "a.jpg": encode(picture(), "JPEG"),
+        "cut.png": encode(picture())[:200],
+        "b.webp": encode(picture(), "WEBP"),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    root = Path(tf.sysconfig.get_lib())
+    command = [compiler, *tf.sysconfig.get_compile_flags(), "-O0", str(Path(__file__).parent / "load_saved_model.cc")]
+    command += ["-o", str(tmp_path / "load"), f"-L{root}", f"-Wl,-rpath,{root}", "-Wl,--no-as-needed"]
+    command += ["-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2"]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert built.returncode == 0, built.stderr[-3000:]
+    run = subprocess.run(
+        [str(tmp_path / "load"), str(exported.version), *(str(tmp_path / name) for name in files)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert run.returncode == 0, run.stderr
+    first, damaged, last = run.stdout.splitlines()
+    expected = serve(list(files.values()))["detection_scores"]
+    np.testing.assert_allclose(np.array(first.split(), np.float32), expected[0], atol=1e-5)
+    np.testing.assert_allclose(np.array(last.split(), np.float32), expected[2], atol=1e-5)
+    assert damaged == UNDECODABLE
+
+
+@pytest.fixture(scope="module")
+def grpc_target(loaded):
+    """The real PredictionService on loopback, answered by the SavedModel."""
+    grpc = pytest.importorskip("grpc")
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def Predict(self, request, context):
+            if request.model_spec.name != "fruits":
+                context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found: {request.model_spec.name}")
+            inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in request.inputs.items()}
+            response = predict_pb2.PredictResponse()
+            outputs = loaded.signatures[request.model_spec.signature_name](**inputs)
+            for name in request.output_filter or outputs:
+                response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name].numpy()))
+            return response
+
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.max_send_message_length", -1)])
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    yield f"localhost:{port}"
+    server.stop(0)
+
+
+class RestHandler(http.server.BaseHTTPRequestHandler):
+    """TensorFlow Serving's REST predict API, as its documentation has it, for a model with one string input."""
+
+    function = None
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/models/fruits:predict":
+            self.answer(404, {"error": f"Malformed request: POST {self.path}"})
+            return
+        rows = body["instances"] if "instances" in body else body["inputs"]["image_bytes"]
+        images = [base64.b64decode(row["b64"]) for row in rows]
+        outputs = RestHandler.function(image_bytes=tf.constant(images, tf.string))
+        outputs = {name: value.numpy() for name, value in outputs.items()}
+        outputs = {n: [e.decode() for e in v] if v.dtype == object else v.tolist() for n, v in outputs.items()}
+        if "inputs" in body:
+            self.answer(200, {"outputs": outputs})
+        else:
+            self.answer(200, {"predictions": [{n: v[i] for n, v in outputs.items()} for i in range(len(images))]})
+
+    def answer(self, status, tree):
+        data = json.dumps(tree).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def rest_url(loaded):
+    RestHandler.function = loaded.signatures["serving_default"]
+    server = http.server.ThreadingHTTPServer(("localhost", 0), RestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture(params=["grpc", "row", "column"])
+def client(request):
+    if request.param == "grpc":
+        client = GrpcClient(request.getfixturevalue("grpc_target"), "fruits", LABELS)
+        yield client
+        client.close()
+    else:
+        yield RestClient(request.getfixturevalue("rest_url"), "fruits", LABELS, layout=request.param)
+
+
+def test_clients_give_the_models_predictions(client, exported, tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    paths[0].write_bytes(encode(picture()))
+    paths[1].write_bytes(with_exif(picture(90, 60), 6, "PNG"))
+    for path in paths:
+        assert_same(client.predict(path), exported.predictor.predict(str(path)))
+    turned = client.predict(paths[1])
+    assert (turned.height, turned.width) == (60, 90)
+    assert turned.to_coco(5)[0]["segmentation"]["size"] == [60, 90]
+    assert turned.mask(0).shape == (60, 90)
+    results = client.predict_batch([paths[0], b"junk"])
+    assert len(results[0]) > 0 and isinstance(results[1], ImageError)
+    with pytest.raises(ImageError, match="not a JPEG"):
+        client.predict(b"junk")
+    assert client.predict_batch([]) == []
+
+
+def test_clients_say_what_the_server_said(grpc_target, rest_url):
+    with pytest.raises(ServingError, match=r"NOT_FOUND.*pears"):
+        GrpcClient(grpc_target, "pears", LABELS).predict(encode(picture()))
+    with pytest.raises(ServingError, match="404"):
+        RestClient(rest_url, "pears", LABELS).predict(encode(picture()))
+    with pytest.raises(ServingError, match="localhost:1"):
+        RestClient("http://localhost:1", "fruits", LABELS).predict(encode(picture()))
+
+
+def test_warmup_file_is_what_serving_replays(exported, grpc_target):
+    grpc = pytest.importorskip("grpc")
+    from tensorflow_serving.apis import prediction_log_pb2, prediction_service_pb2_grpc
+
+    path = exported.version / "assets.extra" / "tf_serving_warmup_requests"
+    logs = [
+        prediction_log_pb2.PredictionLog.FromString(r) for r in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    ]
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(grpc_target))
+    assert len(logs) == len(exported.warmup)
+    for log, image in zip(logs, exported.warmup, strict=True):
+        assert tf.make_ndarray(log.predict_log.request.inputs["image_bytes"]).tolist() == [image]
+        response = stub.Predict(log.predict_log.request)
+        assert tf.make_ndarray(response.outputs["num_detections"])[0] > 0
+
+
+NO_TENSORFLOW = """
+import sys
+import kmaskrcnn.export.client, kmaskrcnn.export.serving_protos
+heavy = {m.split(".")[0] for m in sys.modules} & {"tensorflow", "keras", "torch", "jax"}
+assert not heavy, heavy
+"""
+
+
+def test_clients_need_neither_tensorflow_nor_keras():
+    result = subprocess.run([sys.executable, "-c", NO_TENSORFLOW], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,82 @@
+"""The comparison of an artifact with its model: what passes, and that what must not does not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kmaskrcnn.export.client import ImageError
+from kmaskrcnn.export.verify import BOUNDS, verify
+from kmaskrcnn.prediction import Prediction
+from tests.export.conftest import LABELS
+
+BOUND = BOUNDS["none"]
+
+
+def reference(path):
+    """Three objects, the last too weak to be looked for."""
+    boxes = np.array([[10, 10, 40, 50], [50, 20, 90, 60], [5, 60, 30, 90]], np.float32)
+    masks = np.random.default_rng(0).random((3, 28, 28)).astype(np.float32)
+    return Prediction(100, 100, boxes, np.array([0.9, 0.6, 0.2], np.float32), np.array([1, 2, 3]), masks, LABELS)
+
+
+def changed(**fields):
+    return lambda path: dataclasses.replace(
+        reference(path), **{n: f(getattr(reference(path), n)) for n, f in fields.items()}
+    )
+
+
+def test_the_model_itself_passes():
+    report = verify(["a", "b"], reference, reference, BOUND)
+    assert report.problems == ()
+    assert "pictures compared          2" in str(report)
+    assert "found again                4 (100.0%)" in str(report)
+
+
+def test_order_and_weak_detections_do_not_count():
+    def artifact(path):
+        found = reference(path)
+        fields = ("boxes", "scores", "classes", "mask_probabilities")
+        return dataclasses.replace(found, **{n: getattr(found, n)[[1, 0]] for n in fields})
+
+    assert verify(["a"], reference, artifact, BOUND).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("artifact", "words"),
+    [
+        (changed(boxes=lambda x: x + np.float32(1)), "box (share of side) differs by"),
+        (changed(scores=lambda x: x - np.float32(0.01)), "score differs by 1.00e-02"),
+        (changed(mask_probabilities=lambda x: x * np.float32(0.9)), "mask probability differs by"),
+        (changed(mask_probabilities=lambda x: x * np.nan), "mask probability differs by nan"),
+        (changed(classes=lambda x: x[::-1]), "only 50.0% of the model's detections are found again"),
+        (lambda path: reference(path).above(0.7), "only 50.0% of the model's detections are found again"),
+        (lambda path: reference(path).above(1.0), "only 0.0% of the model's detections are found again"),
+    ],
+)
+def test_each_difference_is_a_problem(artifact, words):
+    problems = verify(["a"], reference, artifact, BOUND).problems
+    assert any(words in problem for problem in problems), problems
+
+
+def test_refused_pictures_are_named_and_prove_nothing():
+    def artifact(path):
+        raise ImageError("too large")
+
+    report = verify(["a.jpg"], reference, artifact, BOUND)
+    assert "refused: a.jpg: too large" in report.lines
+    assert report.problems == ("no picture could be compared",)
+
+
+def test_lower_ap_is_a_problem():
+    truth = {
+        "images": [{"id": 7, "file_name": "a", "height": 100, "width": 100}],
+        "categories": [{"id": i, "name": n} for i, n in zip(LABELS.category_ids, LABELS.class_names, strict=True)],
+        "annotations": [{"id": i, "iscrowd": 0, **r} for i, r in enumerate(reference("a").to_coco(7), 1)],
+    }
+    for annotation in truth["annotations"]:
+        annotation["area"] = 1000.0
+    assert verify(["a"], reference, reference, BOUND, (truth, [7])).problems == ()
+    weak = changed(scores=lambda x: x, boxes=lambda x: x + np.float32([0, 0, 0, 30]))
+    problems = verify(["a"], reference, weak, BOUNDS["int8"], (truth, [7])).problems
+    assert any(problem.startswith("box AP falls by") for problem in problems), problems

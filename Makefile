@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all lint format parity benchmark arm64 browser litert-versions clean
+.PHONY: quickstart test test-all test-beam fuzz lint format parity benchmark arm64 browser litert-versions clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,20 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""
+
+# The pipeline for many images, in an environment of its own: Apache Beam wants an older protobuf.
+test-beam: .venv-beam/.ready
+	.venv-beam/bin/python -m pytest tests/batch
+
+.venv-beam/.ready: requirements.txt requirements-beam.txt
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	touch $@
+
+# Mutated image files through the exported model's signature, in a process that is watched.
+FUZZ ?= 10000
+fuzz: $(READY)
+	$(BIN)/python -m tests.export.fuzz --count=$(FUZZ)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -84,4 +98,4 @@ browser: $(READY)
 	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --screenshot=$(RUNS)/browser.png
 
 clean:
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) .venv-beam $(RUNS)

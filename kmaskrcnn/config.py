@@ -171,7 +171,8 @@ class TrainConfig:
     init_weights: str = _setting(
         "", "Weights to start from: a backbone file (.npz, .pth), 'imagenet' or 'none', or a kmaskrcnn folder or file."
     )
-    batch_size: int = _setting(2, "Images a step.")
+    batch_size: int = _setting(2, "Images a step, over all devices, workers and accumulated parts.")
+    accumulate_steps: int = _setting(1, "Parts that the batch of a step is worked off in, one after another.")
     steps: int = _setting(90000, "Optimiser steps.")
     max_minutes: float = _setting(
         0.0, "Wall-clock budget; the schedule then runs over this time instead of over steps. 0: no limit."
@@ -188,7 +189,27 @@ class TrainConfig:
     drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
     clip_norm: float = _setting(0.0, "Clip gradients to this global norm; 0: off.")
     ema_decay: float = _setting(0.0, "Decay of the moving average of weights that is evaluated and exported; 0: off.")
-    dtype: str = _setting("float32", "Precision of the network.", ("float32", "mixed_bfloat16"))
+    dtype: str = _setting("float32", "Precision of the network.", ("float32", "mixed_bfloat16", "mixed_float16"))
+    strategy: str = _setting(
+        "one",
+        "Devices that train together: one; mirrored, those of this machine; multi_worker, those of all workers in the "
+        "environment's TF_CONFIG; tpu (not tested).",
+        ("one", "mirrored", "multi_worker", "tpu"),
+    )
+    num_devices: int = _setting(
+        0, "GPUs of this process to use, 0 for all; without a GPU and with --strategy=mirrored, parts of its CPU."
+    )
+    num_local_workers: int = _setting(0, "Start this many workers on this machine; 0: this process is one by itself.")
+    stall_timeout: float = _setting(
+        900.0, "Seconds without a step, an evaluated batch or a checkpoint after which the run ends; 0: never."
+    )
+    deterministic: bool = _setting(False, "Only operators that give the same bits each time.")
+    on_nonfinite: str = _setting(
+        "skip",
+        "A step with a loss or gradient that is not finite is left out (ten in a row end the run), or ends the run.",
+        ("skip", "stop"),
+    )
+    profile_steps: tuple[int, ...] = _setting((), "First and last step of a TensorBoard profile, e.g. 20,25.")
     seed: int = _setting(0, "Seed of initialisation, data order, augmentation and sampling.")
     log_every: int = _setting(20, "Steps between lines of progress.")
     checkpoint_every: int = _setting(1000, "Steps between checkpoints.")
@@ -277,7 +298,7 @@ _POSITIVE = (
     "roi_sampling_ratio max_detections rpn_pre_nms_top_k rpn_pre_nms_top_k_train rpn_post_nms_top_k "
     "rpn_post_nms_top_k_train min_size max_size native_scale max_instances mask_resolution shapes_images "
     "shapes_val_images batch_size steps learning_rate eval_batch_size eval_max_detections log_every "
-    "checkpoint_every keep_checkpoints"
+    "checkpoint_every keep_checkpoints accumulate_steps"
 ).split()
 _SHARES = (
     "rpn_positive_fraction rpn_positive_iou rpn_negative_iou rpn_nms_iou roi_positive_fraction roi_positive_iou "
@@ -311,7 +332,7 @@ def validate(config: Config) -> None:
         require(values[name] > 0, name, "must be above 0")
     for name in _SHARES:
         require(0 <= values[name] <= 1, name, "must lie in 0..1")
-    for name, length in (("image_mean", 3), ("image_std", 3), ("scale_jitter", 2)):
+    for name, length in (("image_mean", 3), ("image_std", 3), ("scale_jitter", 2), ("profile_steps", 2)):
         require(len(values[name]) in (0, length), name, f"needs {length} numbers or none")
     for name in ("anchor_sizes", "image_std", "scale_jitter", "anchor_aspect_ratios", "min_size_train", "tta_scales"):
         require(all(v > 0 for v in values[name]), name, "every number must be above 0")
@@ -336,7 +357,10 @@ def validate(config: Config) -> None:
     require(tile == 0 or tile >= 32, "tile_size", "must be 0 or at least 32")
     require(overlap >= 0 and (not tile or overlap <= tile // 2), "tile_overlap", "must lie in 0..tile_size / 2")
     for name in (
-        "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples rpn_channels"
+        "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples rpn_channels "
+        "num_devices num_local_workers stall_timeout"
     ).split():
         require(values[name] >= 0, name, "must not be below 0")
+    profile = values["profile_steps"]
+    require(not profile or 0 <= profile[0] <= profile[1], "profile_steps", "needs the first step, then the last")
     require(list(values["drop_at"]) == sorted(values["drop_at"]), "drop_at", "must be in increasing order")

@@ -66,19 +66,26 @@ def run(main: Callable[[], int | None]) -> None:
             logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
         # Imported here, since --help must not wait for TensorFlow.
         from kmaskrcnn.data import DataError
-        from kmaskrcnn.training import TrainingError
+        from kmaskrcnn.training.errors import EXIT_RESTART, TrainingError, WorkerLost
         from kmaskrcnn.weights import WeightsError
 
         try:
-            return main()
+            code = main()
+        except WorkerLost as error:
+            code = _fail(str(error), EXIT_RESTART)
         except (ConfigError, DataError, TrainingError, WeightsError) as error:
-            return _fail(str(error))
+            code = _fail(str(error))
         except OSError as error:
-            return _fail(f"{error.filename or ''}: {error.strerror or error}")
+            code = _fail(f"{error.filename or ''}: {error.strerror or error}")
+        if code and "TF_CONFIG" in os.environ:
+            # The other workers may be gone, and TensorFlow would wait for them.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
 
     app.run(guarded)
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+def _fail(message: str, code: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code

@@ -16,7 +16,7 @@ from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detec
 from kmaskrcnn.layers.fpn import FPN
 from kmaskrcnn.layers.mask_head import MaskHead
 from kmaskrcnn.layers.roi_align import RoIAlign
-from kmaskrcnn.layers.rpn import RPNHead, level_anchors, propose, rpn_losses
+from kmaskrcnn.layers.rpn import AnchorSample, RPNHead, level_anchors, propose, rpn_losses, sample_anchors
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops.mask_targets import mask_targets
 
@@ -43,6 +43,9 @@ class MaskRCNN(keras.Model):
         is_crowd: (B, N) bool; crowd regions are neither positives nor negatives.
         masks: (B, N, m, m) uint8 coverage 0..255 of the cells of `mask_frames`.
         mask_frames: (B, N, 4) the yxyx rectangle in pixels of `images` that each mask tiles.
+        sample_seeds: (B,) integers, of the random samples of each image; default: drawn.
+        normalizers: (3,) what the sums of losses are divided by, as `counts_only` gives it; default: this batch's, over
+            all replicas. For a batch that is worked off in parts.
 
     Detections (a dict): boxes (B, D, 4) yxyx pixels of `images`, scores (B, D), classes (B, D) int32 in
     1..num_classes and 0 in empty rows, masks (B, D, M, M) probabilities over each box, num_detections (B,). Valid rows
@@ -120,7 +123,9 @@ class MaskRCNN(keras.Model):
 
     # The network
 
-    def call(self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False) -> dict[str, Tensor]:
+    def call(
+        self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False, counts_only: bool = False
+    ) -> dict[str, Tensor] | Tensor:
         inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
         images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"))
         features = self.pyramid(images)
@@ -132,14 +137,17 @@ class MaskRCNN(keras.Model):
 
         gt_boxes, gt_classes, gt_crowd = self._ground_truth(inputs)
         gt_valid = gt_classes > 0
-        ground_truth = (gt_boxes, gt_valid, gt_crowd)
-        losses = rpn_losses(rpn_outputs, anchors, *ground_truth, self.config, self.seed_generator)
-        sample = sample_rois(
-            proposals, scores, gt_boxes, gt_classes, gt_valid, gt_crowd, self.config, self.seed_generator
-        )
+        seeds = self._sample_seeds(inputs)
+        anchor_sample = sample_anchors(anchors, gt_boxes, gt_valid, gt_crowd, self.config, seeds)
+        sample = sample_rois(proposals, scores, gt_boxes, gt_classes, gt_valid, gt_crowd, self.config, seeds + 1)
+        counts = self._counts(anchor_sample, sample)
+        if counts_only:
+            return counts
+        normalizers = inputs["normalizers"] if "normalizers" in inputs else _over_replicas(counts)
+        losses = rpn_losses(rpn_outputs, anchors, anchor_sample, gt_boxes, normalizers[0], self.config)
         logits, deltas = self._run_box_head(features, sample.boxes)
-        losses |= box_head_losses(logits, deltas, sample, gt_boxes, self.config)
-        losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"])
+        losses |= box_head_losses(logits, deltas, sample, gt_boxes, normalizers[1], self.config)
+        losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"], normalizers[2])
         return losses
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
@@ -210,21 +218,47 @@ class MaskRCNN(keras.Model):
         rows = ops.maximum(ops.max(filled), 1)
         return boxes[:, :rows], classes[:, :rows], crowd[:, :rows]
 
-    def _mask_loss(self, features: dict[str, Tensor], sample: RoISample, masks: Tensor, frames: Tensor) -> Tensor:
-        """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
+    def _sample_seeds(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if "sample_seeds" in inputs:
+            return inputs["sample_seeds"]
+        batch = ops.shape(inputs["boxes"])[:1]
+        return keras.random.randint(batch, 0, 2**31 - 1, seed=self.seed_generator)
+
+    def _counts(self, anchors: AnchorSample, rois: RoISample) -> Tensor:
+        """What the losses of the RPN, the box head and the mask head are divided by, of this batch, (3,) float32."""
+        if self.config.rpn_loss_normalizer == "batch_size":
+            sampled_anchors = ops.shape(anchors.is_valid)[0] * self.config.rpn_batch_size
+        else:
+            sampled_anchors = _count(anchors.is_valid)
+        counts = (sampled_anchors, _count(rois.is_valid), _count(self._mask_rois(rois)))
+        return ops.stack([ops.cast(count, "float32") for count in counts])
+
+    def _mask_rois(self, sample: RoISample) -> Tensor:
+        """Which RoIs train the mask head, (B, M) bool over the first M of the sample."""
         config = self.config
         limit = int(config.roi_batch_size * config.roi_positive_fraction)
         limit = min(limit, config.max_mask_rois) if config.max_mask_rois else limit
-        positive = sample.is_positive[:, :limit]  # positives come first and in random order
+        return sample.is_positive[:, :limit]  # positives come first and in random order
+
+    def _mask_loss(
+        self, features: dict[str, Tensor], sample: RoISample, masks: Tensor, frames: Tensor, normalizer: Tensor
+    ) -> Tensor:
+        """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
+        config, positive = self.config, self._mask_rois(sample)
         if self.static_shapes:
-            batch = ops.shape(positive)[0]
+            batch, limit = ops.shape(positive)
             rows = ops.repeat(ops.arange(batch, dtype="int32"), limit)
             columns = ops.tile(ops.arange(limit, dtype="int32"), [batch])
             weights = ops.cast(ops.reshape(positive, (-1,)), "float32")
         else:
             # A RoI costs the mask branch 3 GFLOP a step, so padded rows would be most of its time.
-            rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(positive))
-            weights = ops.ones_like(rows, dtype="float32")
+            # Where there is none the first one goes through it at no weight: the statistics of nothing are not finite,
+            # and some kernels get the shape of nothing wrong.
+            first = ops.arange(ops.size(positive), dtype="int32") == 0
+            pooled = ops.where(ops.any(positive), positive, ops.reshape(first, ops.shape(positive)))
+            rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(pooled))
+            weights = ops.take(ops.reshape(positive, (-1,)), rows * positive.shape[1] + columns)
+            weights = ops.cast(weights, "float32")
         flat = rows * sample.boxes.shape[1] + columns
 
         def choose(x: Tensor) -> Tensor:
@@ -239,7 +273,7 @@ class MaskRCNN(keras.Model):
             own_masks, own_frames, rois, logits.shape[-1], config.binary_mask_targets, config.mask_target_samples
         )
         losses = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
-        return ops.sum(losses * weights) / ops.maximum(ops.sum(weights), 1.0)
+        return ops.sum(losses * weights) / normalizer
 
     def compute_loss(
         self,
@@ -295,9 +329,27 @@ class MaskRCNN(keras.Model):
         return cls(**config)
 
 
+def _count(flags: Tensor) -> Tensor:
+    return ops.sum(ops.cast(flags, "float32"))
+
+
 def _num_replicas() -> int:
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _over_replicas(counts: Tensor) -> Tensor:
+    """Counts as each replica divides by them: of all replicas, by their number.
+
+    The mean over the replicas of sums divided by these is what one device gives for the whole batch, however objects
+    are spread over the replicas.
+    """
+    replicas = _num_replicas()
+    if replicas > 1:
+        import tensorflow as tf
+
+        counts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, ops.stop_gradient(counts))
+    return ops.maximum(counts, 1.0) / replicas

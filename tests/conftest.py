@@ -73,6 +73,7 @@ def make_batch(batch=2, size=96, instances=6, filled=(2, 3), seed=0):
         "masks": masks,
         "mask_frames": boxes.copy(),
         "image_ids": np.arange(batch, dtype=np.int64),
+        "sample_seeds": seed + np.arange(batch, dtype=np.int64),
     }
 
 

@@ -95,6 +95,23 @@ def test_images_without_objects_are_negatives(tiny_model):
     assert losses["rpn_objectness"] > 0 and losses["class"] > 0
 
 
+@pytest.mark.parametrize("norm", ["none", "bn"])
+def test_a_step_on_images_without_objects_is_finite(tiny_settings, norm):
+    model = MaskRCNN(**tiny_settings | {"head_norm": norm})
+
+    @tf.function  # a graph's kernels differ from the eager ones
+    def gradients(batch):
+        with tf.GradientTape() as tape:
+            losses = model(batch, training=True)
+            total = model.compute_loss(y_pred=losses)
+        gradients = tape.gradient(total, model.trainable_variables)
+        return losses["mask"], [tf.convert_to_tensor(g) for g in gradients]
+
+    loss, values = gradients(make_batch(filled=(0, 0), size=64))
+    assert loss == 0
+    assert all(np.isfinite(value).all() for value in [*values, *(w.numpy() for w in model.weights)])
+
+
 def test_padding_rows_and_their_number_change_nothing(tiny_settings, batch):
     def losses(batch):
         keras.utils.set_random_seed(7)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -85,7 +86,12 @@ class _Plan:
 
 
 def training_dataset(
-    dataset: CocoDataset, config: DataConfig, batch_size: int, seed: int, start_step: int = 0
+    dataset: CocoDataset,
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    slots: Sequence[range] = (),
 ) -> tf.data.Dataset:
     """Endless augmented batches from `start_step` on.
 
@@ -95,12 +101,14 @@ def training_dataset(
         batch_size: B.
         seed: of order and augmentation.
         start_step: batches to skip; they are not made.
+        slots: the places 0..B-1 of each step's batch that this process makes, as ranges of equal length that follow
+            each other in the result; B is then the length of a range. Default: all of them in one.
 
     Returns:
         Dicts of images (B, H, W, 3) uint8 padded at the bottom and right, image_shapes (B, 2) int32, boxes (B, N, 4)
         float32 yxyx pixels, classes (B, N) int32 with 0 for padding, is_crowd (B, N) bool, masks (B, N, m, m) uint8,
-        mask_frames (B, N, 4) float32, image_ids (B,) int64. H and W are one of a few shapes (`bucket_shape`), or
-        crop_size.
+        mask_frames (B, N, 4) float32, image_ids (B,) int64, sample_seeds (B,) int64 of the model's random samples. H
+        and W are one of a few shapes (`bucket_shape`), or crop_size.
     """
     if config.crop_size:
         shapes = [(config.crop_size, config.crop_size)] * len(dataset)
@@ -108,11 +116,13 @@ def training_dataset(
         shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
     plan = _Plan(shapes, batch_size, seed)
     maker, image_ids = ExampleMaker(dataset, config, seed), tf.constant(dataset.image_ids)
+    slots = slots or [range(batch_size)]
+    own = [slot for each in slots for slot in each]
 
     def plan_step(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         indices, _ = plan.step(step)
-        rows = np.array([(index, *plan.shapes[index], slot) for slot, index in enumerate(indices)], np.int64)
-        return np.concatenate([rows, np.full((len(rows), 1), step)], axis=1)
+        rows = [(indices[s], *plan.shapes[indices[s]], s, step, _sample_seed(seed, step, s)) for s in own]
+        return np.array(rows, np.int64)
 
     def example(row: tf.Tensor) -> dict[str, tf.Tensor]:
         image, rows = maker.make(row[0], row[4] // plan.steps_per_epoch)
@@ -120,16 +130,24 @@ def training_dataset(
             "images": _pad(image, tf.cast(row[1], tf.int32), tf.cast(row[2], tf.int32)),
             **rows,
             "image_ids": image_ids[row[0]],
+            "sample_seeds": row[5],
         }
 
     def rows_of(step: tf.Tensor) -> tf.data.Dataset:
         rows = tf.numpy_function(plan_step, [step], tf.int64)
-        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (batch_size, 5)))
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (len(own), 6)))
 
     steps = tf.data.Dataset.counter(start=start_step)
     threads = config.data_threads or tf.data.AUTOTUNE
     examples = steps.flat_map(rows_of).map(example, num_parallel_calls=threads, deterministic=True)
-    return examples.batch(batch_size, drop_remainder=True).prefetch(2)
+    batches = examples.batch(len(slots[0]), drop_remainder=True)
+    # tf.distribute would ask all workers at each step whether there is another one.
+    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(2 * len(slots))
+
+
+def _sample_seed(*numbers: int) -> int:
+    # One number more than the seeds of the augmentation, which it must not repeat.
+    return int(np.random.SeedSequence([*map(int, numbers), 1]).generate_state(1)[0])
 
 
 def _pad(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
@@ -138,7 +156,12 @@ def _pad(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
 
 
 def evaluation_dataset(
-    dataset: CocoDataset, config: DataConfig, batch_size: int = 1, max_images: int = 0
+    dataset: CocoDataset,
+    config: DataConfig,
+    batch_size: int = 1,
+    max_images: int = 0,
+    workers: int = 1,
+    worker: int = 0,
 ) -> tf.data.Dataset:
     """Each image once, not augmented; batches hold images of one padded shape, the last of a shape may be short.
 
@@ -147,6 +170,7 @@ def evaluation_dataset(
         config: resize_mode, min_size, max_size, native_scale.
         batch_size: images a batch, at most.
         max_images: take the first so many; 0: all.
+        workers, worker: of all batches take only those whose number is `worker` modulo `workers`.
 
     Returns:
         Dicts of images (B, H, W, 3) uint8, image_shapes (B, 2) int32, image_ids (B,) int64, scales (B, 2) float32
@@ -155,9 +179,15 @@ def evaluation_dataset(
     config = _whole_images(config)
     count = min(max_images or len(dataset), len(dataset))
     shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes[:count]]
-    batches = None
+    batches, number = None, 0
     for shape in sorted(set(shapes)):
         indices = [i for i in range(count) if shapes[i] == shape]
+        cut = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        own = [batch for i, batch in enumerate(cut, number) if i % workers == worker]
+        number += len(cut)
+        indices = [i for batch in own for i in batch]  # all but the last are full, so they fall into the same batches
+        if not indices:
+            continue
         sizes = dataset.sizes[indices]
         scaled = [augment.scaled_size(h, w, augment.base_scale(h, w, config)) for h, w in sizes.tolist()]
         columns = {
@@ -184,7 +214,7 @@ def evaluation_dataset(
             lambda row: {**row, "images": tf.ensure_shape(_forget_shape(row["images"]), (None,) * 3 + (3,))}
         )
         batches = part if batches is None else batches.concatenate(part)
-    return batches.prefetch(2)
+    return tf.data.Dataset.range(0) if batches is None else batches.prefetch(2)
 
 
 def _forget_shape(x: tf.Tensor) -> tf.Tensor:

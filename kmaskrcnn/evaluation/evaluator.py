@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from kmaskrcnn.labels import Labels
 from kmaskrcnn.predict import Predictor
 from kmaskrcnn.prediction import Prediction
 from kmaskrcnn.progress import Progress
+from kmaskrcnn.training.cluster import Cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +86,24 @@ def check_categories(labels: Labels, dataset: CocoDataset) -> None:
             )
 
 
-def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Evaluation:
+def evaluate(
+    predictor: Predictor,
+    dataset: CocoDataset,
+    config: Config,
+    cluster: Cluster | None = None,
+    beat: Callable[[], None] | None = None,
+) -> Evaluation:
     """Predict every image of a data set and score boxes and masks.
+
+    With several workers each predicts every so many batches, and all of them get the results of all, in the order of
+    one process. Batches are never cut, so that the results are those of one process to the last bit.
 
     Args:
         predictor: the model with its labels.
         dataset: ground truth. A category of the model that it lacks is not scored.
         config: how images are resized, eval_batch_size, eval_max_images, eval_max_detections, eval_pictures.
+        cluster: the workers that share the work, all of which must call this; default: this process alone.
+        beat: called after each batch, if given, for a watchdog.
 
     Raises:
         DataError: the data set has a category that the model does not know.
@@ -97,18 +111,27 @@ def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Eval
     check_categories(predictor.labels, dataset)
     settings = config.evaluation
     count = min(settings.eval_max_images or len(dataset), len(dataset))
-    results: list[dict] = []
+    workers, worker = (cluster.workers, cluster.worker) if cluster else (1, 0)
+    found: list[list[dict]] = []  # results of each batch
     pictures: dict[str, np.ndarray] = {}
     index_of = {int(image_id): index for index, image_id in enumerate(dataset.image_ids)}
     pictured = {int(image_id) for image_id in dataset.image_ids[: settings.eval_pictures]}
     progress = Progress("images evaluated", count)
-    for image_id, prediction in _predictions(predictor, dataset, config, count):
-        results += prediction.to_coco(image_id)
-        if image_id in pictured:
-            index = index_of[image_id]
-            pictures[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
-        progress.step()
+    for batch in _predictions(predictor, dataset, config, count, workers, worker):
+        own: list[dict] = []
+        for image_id, prediction in batch:
+            own += prediction.to_coco(image_id)
+            if image_id in pictured:
+                index = index_of[image_id]
+                pictures[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
+        found.append(own)
+        progress.step(min(workers * len(batch), count - progress.done))
+        if beat:
+            beat()
     progress.clear()
+    if cluster:
+        found, pictures = _from_all(cluster, found, pictures)
+    results = [result for batch in found for result in batch]
     seconds = progress.seconds
     truth = dataset.coco_dict
     ids = dataset.image_ids[:count].tolist()
@@ -117,13 +140,28 @@ def evaluate(predictor: Predictor, dataset: CocoDataset, config: Config) -> Eval
 
 
 def _predictions(
-    predictor: Predictor, dataset: CocoDataset, config: Config, count: int
-) -> Iterator[tuple[int, Prediction]]:
-    """The id and the prediction of the first `count` images."""
+    predictor: Predictor, dataset: CocoDataset, config: Config, count: int, workers: int, worker: int
+) -> Iterator[list[tuple[int, Prediction]]]:
+    """The ids and the predictions of the first `count` images, in batches, of which this worker takes its share."""
     if config.evaluation.tile_size or config.evaluation.augmented:
-        for index in range(count):
-            prediction = predictor.predict(dataset.image(index))
-            yield int(dataset.image_ids[index]), prediction
+        for index in range(worker, count, workers):
+            yield [(int(dataset.image_ids[index]), predictor.predict(dataset.image(index)))]
         return
-    for batch in evaluation_dataset(dataset, config.data, config.evaluation.eval_batch_size, count):
-        yield from zip(map(int, batch["image_ids"].numpy()), predictor.predict_batch(batch), strict=True)
+    settings = config.evaluation
+    for batch in evaluation_dataset(dataset, config.data, settings.eval_batch_size, count, workers, worker):
+        yield list(zip(map(int, batch["image_ids"].numpy()), predictor.predict_batch(batch), strict=True))
+
+
+def _from_all(
+    cluster: Cluster, found: list[list[dict]], pictures: dict[str, np.ndarray]
+) -> tuple[list[list[dict]], dict[str, np.ndarray]]:
+    """The results of each batch and the pictures of all workers; batch i was predicted by worker i % workers."""
+    file = io.BytesIO()
+    np.savez_compressed(file, results=np.frombuffer(json.dumps(found).encode(), np.uint8), **pictures)
+    shares, pictures = [], {}
+    for data in cluster.gather(file.getvalue()):
+        arrays = dict(np.load(io.BytesIO(data)))
+        shares.append(json.loads(arrays.pop("results").tobytes()))
+        pictures |= arrays
+    rounds = itertools.zip_longest(*shares, fillvalue=[])
+    return [batch for shared in rounds for batch in shared], pictures

@@ -138,7 +138,7 @@ def sample_rois(
     gt_valid: Tensor,
     gt_crowd: Tensor,
     config: ModelConfig,
-    seed: keras.random.SeedGenerator,
+    seeds: Tensor,
 ) -> RoISample:
     """Sample proposals, the ground truth appended to them, for the box and mask heads (Fast R-CNN, section 2.3).
 
@@ -147,7 +147,7 @@ def sample_rois(
         proposal_scores: (B, P), -inf where a row holds no proposal.
         gt_boxes, gt_classes, gt_valid, gt_crowd: (B, N, 4), (B, N), (B, N), (B, N).
         config: roi_batch_size, roi_positive_fraction, roi_positive_iou.
-        seed: of the draw.
+        seeds: (B,) integers, of the draw of each image.
     """
     appended = ops.logical_and(gt_valid, ops.logical_not(gt_crowd))
     boxes = ops.concatenate([proposals, gt_boxes], axis=1)
@@ -158,7 +158,7 @@ def sample_rois(
         ops.logical_and(matches == matching.NEGATIVE, exists),
         config.roi_batch_size,
         config.roi_positive_fraction,
-        seed,
+        seeds,
     )
     matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
     classes = ops.where(is_positive, ops.take_along_axis(gt_classes, matched, axis=1), 0)
@@ -172,20 +172,20 @@ def sample_rois(
 
 
 def box_head_losses(
-    logits: Tensor, deltas: Tensor, sample: RoISample, gt_boxes: Tensor, config: ModelConfig
+    logits: Tensor, deltas: Tensor, sample: RoISample, gt_boxes: Tensor, normalizer: Tensor, config: ModelConfig
 ) -> dict[str, Tensor]:
-    """Scalars `class` and `box`, both divided by all sampled RoIs (Fast R-CNN, equation 1).
+    """Scalars `class` and `box` (Fast R-CNN, equation 1).
 
     Args:
         logits: (B, R, C + 1).
         deltas: (B, R, C + 1, 4).
         sample: the RoIs.
         gt_boxes: (B, N, 4) yxyx pixels.
+        normalizer: what both sums are divided by, the number of all sampled RoIs.
         config: box_loss_beta.
     """
     valid = ops.cast(sample.is_valid, "float32")
     positive = ops.cast(sample.is_positive, "float32")
-    normalizer = ops.maximum(ops.sum(valid), 1.0)
     class_loss = ops.sum(loss_ops.softmax_cross_entropy(logits, sample.classes) * valid) / normalizer
     targets = box_ops.encode(
         ops.take_along_axis(gt_boxes, sample.matched[..., None], axis=1), sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -145,37 +145,74 @@ def propose(
     return ops.stop_gradient(boxes), ops.stop_gradient(scores)
 
 
-def rpn_losses(
-    outputs: dict[str, tuple[Tensor, Tensor]],
+class AnchorSample(NamedTuple):
+    """The anchors of a training step. S = rpn_batch_size.
+
+    indices (B, S) int32 rows of the anchors of all levels; matched (B, S) int32 rows of the ground truth; is_positive
+    and is_valid (B, S) bool.
+    """
+
+    indices: Tensor
+    matched: Tensor
+    is_positive: Tensor
+    is_valid: Tensor
+
+
+def sample_anchors(
     anchors: dict[str, Tensor],
     gt_boxes: Tensor,
     gt_valid: Tensor,
     gt_crowd: Tensor,
     config: ModelConfig,
-    seed: keras.random.SeedGenerator,
-) -> dict[str, Tensor]:
-    """Objectness and box losses over a balanced sample of anchors; scalars `rpn_objectness` and `rpn_box`."""
-    logits = ops.concatenate([outputs[level][0] for level in outputs], axis=1)  # (B, N)
-    deltas = ops.concatenate([outputs[level][1] for level in outputs], axis=1)  # (B, N, 4)
-    boxes = ops.concatenate([anchors[level] for level in outputs], axis=0)  # (N, 4)
+    seeds: Tensor,
+) -> AnchorSample:
+    """A balanced sample of the anchors of each image (Ren et al. 2015, section 3.1.3).
+
+    Args:
+        anchors: of each level, (N, 4) yxyx pixels.
+        gt_boxes, gt_valid, gt_crowd: (B, M, 4), (B, M), (B, M).
+        config: rpn_positive_iou, rpn_negative_iou, rpn_batch_size, rpn_positive_fraction.
+        seeds: (B,) integers, of the draw of each image.
+    """
+    boxes = ops.concatenate(list(anchors.values()), axis=0)
     matches = matching.match(
         boxes, gt_boxes, gt_valid, gt_crowd, config.rpn_positive_iou, config.rpn_negative_iou, keep_low_quality=True
     )
     indices, is_positive, is_valid = sampling.sample(
-        matches >= 0, matches == matching.NEGATIVE, config.rpn_batch_size, config.rpn_positive_fraction, seed
+        matches >= 0, matches == matching.NEGATIVE, config.rpn_batch_size, config.rpn_positive_fraction, seeds
     )
-    positive, valid = ops.cast(is_positive, "float32"), ops.cast(is_valid, "float32")
-    sampled_logits = ops.take_along_axis(logits, indices, axis=1)
+    matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
+    return AnchorSample(indices, matched, is_positive, is_valid)
+
+
+def rpn_losses(
+    outputs: dict[str, tuple[Tensor, Tensor]],
+    anchors: dict[str, Tensor],
+    sample: AnchorSample,
+    gt_boxes: Tensor,
+    normalizer: Tensor,
+    config: ModelConfig,
+) -> dict[str, Tensor]:
+    """Objectness and box losses over the sampled anchors; scalars `rpn_objectness` and `rpn_box`.
+
+    Args:
+        outputs: what `RPNHead` returned for each level.
+        anchors: of each level, (N, 4) yxyx pixels.
+        sample: the anchors.
+        gt_boxes: (B, M, 4) yxyx pixels.
+        normalizer: what both sums are divided by.
+        config: rpn_box_loss_beta.
+    """
+    logits = ops.concatenate([outputs[level][0] for level in outputs], axis=1)  # (B, N)
+    deltas = ops.concatenate([outputs[level][1] for level in outputs], axis=1)  # (B, N, 4)
+    boxes = ops.concatenate([anchors[level] for level in outputs], axis=0)  # (N, 4)
+    positive, valid = ops.cast(sample.is_positive, "float32"), ops.cast(sample.is_valid, "float32")
+    sampled_logits = ops.take_along_axis(logits, sample.indices, axis=1)
     objectness = ops.sum(loss_ops.binary_cross_entropy(sampled_logits, positive) * valid)
 
-    matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
     targets = box_ops.encode(
-        ops.take_along_axis(gt_boxes, matched[..., None], axis=1), ops.take(boxes, indices, axis=0)
+        ops.take_along_axis(gt_boxes, sample.matched[..., None], axis=1), ops.take(boxes, sample.indices, axis=0)
     )
-    sampled_deltas = ops.take_along_axis(deltas, indices[..., None], axis=1)
+    sampled_deltas = ops.take_along_axis(deltas, sample.indices[..., None], axis=1)
     box = loss_ops.smooth_l1(sampled_deltas, targets, config.rpn_box_loss_beta) * positive[..., None]
-    if config.rpn_loss_normalizer == "batch_size":
-        normalizer = ops.cast(ops.shape(logits)[0] * config.rpn_batch_size, "float32")
-    else:
-        normalizer = ops.maximum(ops.sum(valid), 1.0)
     return {"rpn_objectness": objectness / normalizer, "rpn_box": ops.sum(box) / normalizer}

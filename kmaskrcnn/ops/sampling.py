@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 Tensor = Any
 
 
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of uint32 in which each bit of x moves every bit of the result (Wellons' lowbias32)."""
+
+    def constant(value: int) -> Tensor:
+        return ops.convert_to_tensor(value, "uint32")
+
+    x = ops.bitwise_xor(x, ops.right_shift(x, constant(16))) * constant(0x7FEB352D)
+    x = ops.bitwise_xor(x, ops.right_shift(x, constant(15))) * constant(0x846CA68B)
+    return ops.bitwise_xor(x, ops.right_shift(x, constant(16)))
+
+
+def image_noise(seeds: Tensor, count: int | Tensor) -> Tensor:
+    """Uniform numbers in [0.5, 1), (B, count) float32; number j of an image is a function of its seed and j alone.
+
+    A random generator over the whole batch would draw other numbers where the batch is spread over devices otherwise.
+
+    Args:
+        seeds: (B,) integers, one an image.
+        count: numbers an image.
+    """
+    column = _mix(ops.cast(ops.arange(count, dtype="int32"), "uint32"))
+    bits = _mix(ops.bitwise_xor(column[None, :], _mix(ops.cast(seeds, "uint32"))[:, None]))
+    bits = ops.right_shift(bits, ops.convert_to_tensor(9, "uint32"))  # 23 bits, as many as float32 has
+    return 0.5 + ops.cast(bits, "float32") * 2.0**-24
+
+
 def sample(
-    positive: Tensor, negative: Tensor, size: int, positive_fraction: float, seed: keras.random.SeedGenerator | int
+    positive: Tensor, negative: Tensor, size: int, positive_fraction: float, seeds: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw at most `size` rows an image: at most size * positive_fraction positives, filled up with negatives.
 
@@ -19,7 +44,7 @@ def sample(
         positive, negative: (B, N) bool, disjoint.
         size: rows drawn an image.
         positive_fraction: largest share of positives.
-        seed: of the draw.
+        seeds: (B,) integers, of the draw of each image.
 
     Returns:
         indices (B, size) int32, positives first; is_positive (B, size) bool; is_valid (B, size) bool: rows that
@@ -29,7 +54,7 @@ def sample(
     last = ops.shape(positive)[1] - 1
     if count is None or count < size:  # top_k needs at least as many rows as it draws
         positive, negative = (ops.pad(x, ((0, 0), (0, size))) for x in (positive, negative))
-    noise = keras.random.uniform(ops.shape(positive), minval=0.5, maxval=1.0, seed=seed)
+    noise = image_noise(seeds, ops.shape(positive)[1])
     # A positive draws in (0.5, 1), every other row 0; the top k are a uniform subset of the positives.
     max_positive = int(size * positive_fraction)
     drawn, positive_index = ops.top_k(ops.where(positive, noise, 0.0), max_positive)

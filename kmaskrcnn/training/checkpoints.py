@@ -53,6 +53,13 @@ def prepare_directory(directory: str | os.PathLike, config: Config, labels: Labe
     return path
 
 
+def check_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> None:
+    """For the workers beside the one that made the model folder: raise TrainingError where they see another one."""
+    if not (Path(directory) / "config.json").exists():
+        raise TrainingError(f"--model_dir={directory} is not there on this worker: it must be a folder that all share")
+    _check_same_model(Path(directory), config, labels)
+
+
 def _check_same_model(path: Path, config: Config, labels: Labels) -> None:
     old, old_labels = read_config(path), read_labels(path)
     old_model, new_model = dataclasses.asdict(old.model), dataclasses.asdict(config.model)

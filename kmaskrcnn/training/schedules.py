@@ -7,6 +7,12 @@ import math
 from kmaskrcnn.config import TrainConfig
 
 
+def scaled_rate(config: TrainConfig) -> float:
+    """The peak rate for batch_size images a step (the linear scaling rule, Goyal et al. 2017)."""
+    scale = config.batch_size / config.reference_batch_size if config.reference_batch_size else 1.0
+    return config.learning_rate * scale
+
+
 def learning_rate(config: TrainConfig, step: int, share: float) -> float:
     """The rate of one step.
 
@@ -20,9 +26,7 @@ def learning_rate(config: TrainConfig, step: int, share: float) -> float:
         The scheduled rate, times a linear warm-up from warmup_factor to 1 over the first warmup_steps steps
         (Goyal et al. 2017; Detectron2's WarmupMultiStepLR for schedule="step").
     """
-    rate = config.learning_rate
-    if config.reference_batch_size:
-        rate *= config.batch_size / config.reference_batch_size
+    rate = scaled_rate(config)
     if step < config.warmup_steps:
         done = step / config.warmup_steps
         rate *= config.warmup_factor * (1 - done) + done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -12,12 +12,14 @@ from kmaskrcnn.config import ConfigError, TrainConfig
 from kmaskrcnn.model import LOSSES, MaskRCNN
 
 NORM_WEIGHTS = ("gamma", "beta")
-# What a step returns, in order.
-VALUES = (*LOSSES, "loss", "gradient_norm", "skipped")
-# Random draws of the model in one step, at most; each step begins its own stretch of the random stream.
-_DRAWS_A_STEP = 16
-# Distance of the seeds of two replicas, so that they draw different samples.
-_REPLICA_STRIDE = 1_000_003
+# What a step returns, in order. `overflowed` is a step that only the loss scale of mixed_float16 spoilt, which then
+# halves; `stop` and `clock` are what the workers said they want and have, the sum and the first one's.
+VALUES = (*LOSSES, "loss", "gradient_norm", "skipped", "overflowed", "stop", "clock")
+_NORM = VALUES.index("gradient_norm")
+# The loss scale of mixed_float16: where it starts, and the steps without an overflow after which it doubles.
+_FIRST_SCALE, _STEPS_TO_DOUBLE = 2.0**15, 2000
+
+Batch = Mapping[str, tf.Tensor]
 
 
 def build_optimizer(config: TrainConfig, model: keras.Model) -> keras.optimizers.Optimizer:
@@ -43,77 +45,211 @@ class TrainStep:
     """One step on one batch, on every replica of the strategy in whose scope this is made.
 
     The order is local gradients, sum over the replicas, check, clip, L2, apply (clipping what a replica alone has
-    would depend on how the batch was split). A step with a non-finite loss or gradient leaves weights, optimizer and
-    averages as they were, on every replica. Random samples depend on the seed, the replica and the step alone, so
-    that a run that goes on draws what it would have drawn.
+    would depend on how the batch was split). Losses are divided by counts over all replicas, and what an image draws
+    depends on its own seed, so a batch gives the same step however it is spread over replicas and parts; only the
+    statistics of `bn` are of a replica's own images, and `sync_bn`'s of a part. A step with a non-finite loss or
+    gradient on any replica leaves weights, statistics, optimizer and averages as they were, on every replica.
 
     Args:
         model: returns the losses by name on a batch, in training; `compute_loss` makes the total of them.
         optimizer: as `build_optimizer` makes it.
-        config: optimizer, weight_decay, norm_weight_decay, clip_norm, ema_decay, seed.
+        config: optimizer, weight_decay, norm_weight_decay, clip_norm, ema_decay, accumulate_steps, dtype.
 
     Attributes:
         averages: the moving averages of the trainable weights, in their order; empty where ema_decay is 0.
+        loss_scale: the loss scale and the steps since it was set, (2,); none but with mixed_float16.
     """
 
     def __init__(self, model: MaskRCNN, optimizer: keras.optimizers.Optimizer, config: TrainConfig):
         self.model, self.optimizer, self.config = model, optimizer, config
         self.strategy = tf.distribute.get_strategy()
+        self.replicas = self.strategy.num_replicas_in_sync
         self.variables = model.trainable_variables
-        self.averages = [
-            tf.Variable(v.value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-            for v in (self.variables if config.ema_decay else ())
+        # Each replica holds the sum over the replicas already, which Keras would add up once more.
+        optimizer._all_reduce_sum_gradients = list
+        self.averages = [tf.Variable(v.value, trainable=False) for v in (self.variables if config.ema_decay else ())]
+        self.loss_scale = tf.Variable([_FIRST_SCALE, 0.0], trainable=False) if config.dtype == "mixed_float16" else None
+        self._statistics = [
+            variable.value
+            for layer in model._flatten_layers()
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            for variable in (layer.moving_mean, layer.moving_variance)
         ]
         # One trace for each image shape of the data, of which there is a short list.
-        self._run = tf.function(self._step)
+        self._run = tf.function(self._whole)
+        self._run_count, self._run_part = tf.function(self._count), tf.function(self._part)
+        self._run_sum = tf.function(self._sum_of_parts)
+        if config.accumulate_steps > 1:
+            shapes = [(len(LOSSES),), *(v.shape for v in self.variables)]
+            self._sums = [
+                tf.Variable(
+                    tf.zeros(shape),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for shape in shapes
+            ]
 
-    def __call__(self, batch: Mapping[str, tf.Tensor], rate: float, step: int) -> tf.Tensor:
-        """Take a step; returns VALUES (7 floats and whether the step was skipped, 0 or 1) without waiting for them."""
-        return self._run(batch, tf.constant(rate, tf.float32), tf.constant(step, tf.int64))
+    def __call__(
+        self, parts: Sequence[Batch], rate: float, step: int, stop: bool = False, clock: float = 0.0
+    ) -> tf.Tensor:
+        """Take a step; returns VALUES, float32, without waiting for them.
 
-    def _step(self, batch: Mapping[str, tf.Tensor], rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        values, gradients = self.strategy.run(self._gradients, args=(batch, step))
-        # Losses and norm are over all replicas, hence the same on each of them.
-        values = self.strategy.experimental_local_results(values)[0]
-        finite = tf.reduce_all(tf.math.is_finite(values))
-        self.optimizer.learning_rate.assign(rate)
+        Args:
+            parts: the batch of this step, in accumulate_steps parts of equal size.
+            rate: the learning rate.
+            step: steps done before.
+            stop, clock: what this worker tells the others.
+        """
+        rate, step = tf.constant(rate, tf.float32), tf.constant(step, tf.int64)
+        control = tf.constant([float(stop), clock], tf.float32)
+        if len(parts) == 1:
+            return self._run(parts[0], rate, step, control)
+        before = [tf.identity(v) for v in self._statistics]
+        # The counts that losses are divided by are those of all parts, so they come first.
+        counts = tf.add_n([self._run_count(part) for part in parts])
+        self._assign(self._statistics, before)
+        normalizers = tf.maximum(counts, 1.0) / self.replicas
+        for part in parts:
+            self._run_part(part, normalizers)
+        return self._run_sum(before, rate, step, control)
 
-        def apply() -> bool:
-            self.strategy.run(self._apply, args=(gradients, values[VALUES.index("gradient_norm")], step))
-            return True
+    def _whole(self, batch: Batch, rate: tf.Tensor, step: tf.Tensor, control: tf.Tensor) -> tf.Tensor:
+        before = [tf.identity(v) for v in self._statistics]
 
-        tf.cond(finite, apply, lambda: False)
-        return tf.concat([values, [1.0 - tf.cast(finite, tf.float32)]], axis=0)
+        def run(batch: Batch, control: tf.Tensor) -> tuple:
+            return self._over_replicas(*self._local(batch), control)
 
-    def _gradients(self, batch: Mapping[str, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """In a replica: (losses, total, gradient norm) and the gradients, all of them over all replicas."""
-        replica = tf.distribute.get_replica_context()
-        seed = self.config.seed + _REPLICA_STRIDE * tf.cast(replica.replica_id_in_sync_group, tf.int64)
-        self.model.seed_generator.state.assign(tf.cast(tf.stack([seed, step * _DRAWS_A_STEP]), tf.uint32))
+        return self._finish(self.strategy.run(run, args=(batch, control)), before, rate, step)
+
+    def _count(self, batch: Batch) -> tf.Tensor:
+        """The counts that losses are divided by, over all replicas."""
+
+        def run(batch: Batch) -> tf.Tensor:
+            counts = self.model(batch, training=True, counts_only=True)
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, counts)
+
+        return self._first(self.strategy.run(run, args=(batch,)))
+
+    def _part(self, batch: Batch, normalizers: tf.Tensor) -> None:
+        """Add the losses and gradients of a part to the sums of its replica."""
+
+        def run(batch: Batch, normalizers: tf.Tensor) -> None:
+            losses, gradients = self._local({**batch, "normalizers": normalizers})
+            for total, value in zip(self._sums, [losses, *gradients], strict=True):
+                total.assign_add(value)
+
+        self.strategy.run(run, args=(batch, normalizers))
+
+    def _sum_of_parts(self, before: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, control: tf.Tensor) -> tf.Tensor:
+        def run(control: tf.Tensor) -> tuple:
+            losses, *gradients = [total.read_value() for total in self._sums]
+            result = self._over_replicas(losses, gradients, control)
+            for total in self._sums:
+                total.assign(tf.zeros_like(total))
+            return result
+
+        return self._finish(self.strategy.run(run, args=(control,)), before, rate, step)
+
+    def _local(self, batch: Batch) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """In a replica: its losses (5,), and its gradients of the total divided by the number of replicas."""
+        scale = None if self.loss_scale is None else self.loss_scale[0]
         with tf.GradientTape() as tape:
             losses = self.model(batch, training=True)
             total = self.model.compute_loss(y_pred=losses)
+            if scale is not None:
+                total = total * scale
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, self.variables)]
-        gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        losses = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [losses[name] for name in LOSSES])
-        return tf.stack([*losses, tf.add_n(losses), tf.linalg.global_norm(gradients)]), gradients
+        if scale is not None:
+            gradients = [g / scale for g in gradients]
+        return tf.stack([losses[name] for name in LOSSES]), gradients
 
-    def _apply(self, gradients: list[tf.Tensor], norm: tf.Tensor, step: tf.Tensor) -> None:
+    def _over_replicas(
+        self, losses: tf.Tensor, gradients: list[tf.Tensor], control: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """In a replica: losses, total, norm, stop and clock, then gradients and statistics, all over all replicas."""
+        replica = tf.distribute.get_replica_context()
+        first = tf.cast(tf.equal(replica.replica_id_in_sync_group, 0), tf.float32)
+        told = tf.concat([losses / self.replicas, control * tf.stack([1.0, first])], axis=0)
+        statistics = [v / self.replicas for v in self._statistics]
+        told, *reduced = replica.all_reduce(tf.distribute.ReduceOp.SUM, [told, *gradients, *statistics])
+        gradients, statistics = reduced[: len(gradients)], reduced[len(gradients) :]
+        losses, control = told[: len(LOSSES)], told[len(LOSSES) :]
+        norm = tf.linalg.global_norm(gradients)
+        values = tf.concat([losses, [tf.reduce_sum(losses), norm], control], axis=0)
+        return values, self._prepare(gradients, norm), statistics
+
+    def _prepare(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
+        """Clip, and add the L2 decay as published: through the momentum, which Keras' decoupled weight_decay is not."""
         config = self.config
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=norm)
         if config.optimizer == "sgd":
-            # L2 as published: through the momentum, which Keras' own decoupled weight_decay is not.
             gradients = [g + self._decay(v) * v.value for g, v in zip(gradients, self.variables, strict=True)]
-        # Keras adds the gradients of the replicas up once more; here each replica holds the sum already.
-        replicas = self.strategy.num_replicas_in_sync
-        self.optimizer.apply([g / replicas if replicas > 1 else g for g in gradients], self.variables)
-        if config.ema_decay:
-            done = tf.cast(step, tf.float32)
-            # Young averages forget faster, or the random start would stay in them for thousands of steps.
-            decay = tf.minimum(config.ema_decay, (1.0 + done) / (10.0 + done))
-            for average, variable in zip(self.averages, self.variables, strict=True):
-                average.assign_sub((1.0 - decay) * (average - variable.value))
+        return gradients
+
+    def _finish(
+        self,
+        results: tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]],
+        before: list[tf.Tensor],
+        rate: tf.Tensor,
+        step: tf.Tensor,
+    ) -> tf.Tensor:
+        """Outside of the replicas: apply what they computed if it is finite, and take the statistics back if not."""
+        values, gradients, statistics = results
+        values = self._first(values)
+        statistics = [self._first(s) for s in statistics]
+        values, control = values[: _NORM + 1], values[_NORM + 1 :]
+        finite = tf.reduce_all(tf.math.is_finite(values))
+        self.optimizer.learning_rate.assign(rate)
+
+        def apply() -> bool:
+            self.strategy.run(lambda own: self.optimizer.apply(own, self.variables), args=(gradients,))
+            self._update_averages(step)
+            self._assign(self._statistics, statistics)
+            return True
+
+        def take_back() -> bool:
+            self._assign(self._statistics, before)
+            return False
+
+        with self.strategy.scope():
+            tf.cond(finite, apply, take_back)
+        overflowed = self._adapt_scale(values, finite)
+        skipped = tf.logical_not(tf.logical_or(finite, overflowed))
+        return tf.concat([values, tf.cast([skipped, overflowed], tf.float32), control], axis=0)
+
+    def _adapt_scale(self, values: tf.Tensor, finite: tf.Tensor) -> tf.Tensor:
+        """Halve the loss scale after an overflow, double it after many steps without; returns whether one was there."""
+        if self.loss_scale is None:
+            return tf.constant(False)
+        scale, steps = self.loss_scale[0], self.loss_scale[1] + 1.0
+        losses_finite = tf.reduce_all(tf.math.is_finite(values[:_NORM]))
+        overflowed = tf.logical_and(tf.logical_not(finite), tf.logical_and(losses_finite, scale > 1.0))
+        doubles = steps >= _STEPS_TO_DOUBLE
+        grown, steps = tf.where(doubles, 2.0 * scale, scale), tf.where(doubles, 0.0, steps)
+        self.loss_scale.assign(tf.where(overflowed, [scale / 2.0, 0.0], [grown, steps]))
+        return overflowed
+
+    def _update_averages(self, step: tf.Tensor) -> None:
+        done = tf.cast(step, tf.float32)
+        # Young averages forget faster, or the random start would stay in them for thousands of steps.
+        decay = tf.minimum(self.config.ema_decay, (1.0 + done) / (10.0 + done))
+
+        def update(average: tf.Variable, variable: tf.Variable, decay: tf.Tensor) -> tf.Tensor:
+            return average.assign_sub((1.0 - decay) * (average - variable))
+
+        for average, variable in self._averaged():
+            self.strategy.extended.update(average, update, args=(variable.value, decay), group=False)
+
+    def _assign(self, variables: list[tf.Variable], values: list[tf.Tensor]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def _first(self, value: tf.Tensor) -> tf.Tensor:
+        """What is the same on each replica, from one of them."""
+        return self.strategy.experimental_local_results(value)[0]
 
     def _decay(self, variable: keras.Variable) -> float:
         return self.config.norm_weight_decay if variable.name in NORM_WEIGHTS else self.config.weight_decay

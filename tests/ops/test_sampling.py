@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ def test_sample_is_full_balanced_and_positives_first(labels, size, fraction):
     labels = np.array([labels])
     indices, is_positive, is_valid = (
         np.asarray(x)[0]
-        for x in sampling.sample(ops.array(labels == 1), ops.array(labels == -1), size, fraction, seed=1)
+        for x in sampling.sample(ops.array(labels == 1), ops.array(labels == -1), size, fraction, np.array([1]))
     )
     positives = min((labels == 1).sum(), int(size * fraction))
     negatives = min((labels == -1).sum(), size - positives)
@@ -29,16 +28,31 @@ def test_sample_is_full_balanced_and_positives_first(labels, size, fraction):
 
 def test_every_positive_is_drawn_equally_often():
     positive = ops.ones((4000, 8), "bool")
-    seed = keras.random.SeedGenerator(3)
-    indices, is_positive, _ = sampling.sample(positive, ops.zeros_like(positive), 4, 0.5, seed)
+    indices, is_positive, _ = sampling.sample(positive, ops.zeros_like(positive), 4, 0.5, np.arange(4000))
     drawn = np.asarray(indices)[np.asarray(is_positive)]
     counts = np.bincount(drawn, minlength=8)
     assert counts.sum() == 8000
     assert abs(counts - 1000).max() < 150  # five standard deviations
 
 
-def test_the_same_seed_draws_the_same():
-    positive = ops.ones((2, 30), "bool")
-    draw = [np.asarray(sampling.sample(positive, ops.zeros_like(positive), 8, 0.5, seed)[0]) for seed in (1, 1, 2)]
-    np.testing.assert_array_equal(draw[0], draw[1])
-    assert (draw[0] != draw[2]).any()
+def test_what_an_image_draws_depends_on_its_seed_alone():
+    positive = ops.ones((3, 30), "bool")
+
+    def draw(rows, seeds):
+        return np.asarray(sampling.sample(positive[:rows], ops.zeros_like(positive[:rows]), 8, 0.5, np.array(seeds))[0])
+
+    three = draw(3, [5, 6, 2**32 - 1])
+    np.testing.assert_array_equal(draw(2, [6, 5]), three[[1, 0]])
+    np.testing.assert_array_equal(draw(1, [2**32 - 1])[0], three[2])
+    assert (three[0] != three[1]).any()
+
+
+def test_noise_is_uniform_and_neither_rows_nor_columns_are_related():
+    noise = np.asarray(sampling.image_noise(np.arange(300), 2000)).astype(np.float64)
+    assert noise.min() >= 0.5 and noise.max() < 1.0
+    counts, _ = np.histogram(noise, 64, (0.5, 1.0))
+    expected = noise.size / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 120  # chi square of 63 degrees: 0.00002 lie above
+    centred = (noise - 0.75) * np.sqrt(48)  # unit variance
+    for product in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1], centred[::2] * centred[1::2, ::-1]):
+        assert abs(product.mean()) * np.sqrt(product.size) < 4.5  # standard deviations

@@ -24,12 +24,11 @@ def _batch():
     return {name: tf.constant(value) for name, value in make_batch(size=64).items()}
 
 
-def _gradients(model, step):
-    """Gradients of the loss, as the step at this number draws its samples."""
+def _gradients(model):
+    """Gradients of the loss."""
 
     @tf.function  # eager rounding differs enough to reorder proposals of nearly equal scores
     def compute(batch):
-        model.seed_generator.state.assign(tf.constant([0, step * 16], tf.uint32))
         with tf.GradientTape() as tape:
             loss = model.compute_loss(y_pred=model(batch, training=True))
         return [tf.convert_to_tensor(g) for g in tape.gradient(loss, model.trainable_variables)]
@@ -42,9 +41,9 @@ def test_two_steps_of_sgd_with_clipping_momentum_and_l2():
     rates, velocity = (0.05, 0.02), [0.0] * len(model.trainable_variables)
     expected = [v.numpy() for v in model.trainable_variables]
     for number, rate in enumerate(rates):
-        gradients = _gradients(model, number)
+        gradients = _gradients(model)
         norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients))
-        values = step(_batch(), rate, number).numpy()
+        values = step([_batch()], rate, number).numpy()
         assert values[NORM] == pytest.approx(norm, rel=1e-4)
         assert norm > 1.0  # or clipping would do nothing
         for i, (g, variable) in enumerate(zip(gradients, model.trainable_variables, strict=True)):
@@ -58,27 +57,27 @@ def test_two_steps_of_sgd_with_clipping_momentum_and_l2():
 def test_a_step_with_gradients_that_are_not_finite_changes_nothing():
     model, step = _make(ema_decay=0.9)
     step.reset_averages()
-    step(_batch(), 0.01, 0)
+    step([_batch()], 0.01, 0)
     first = model.trainable_variables[0]
     whole = first.numpy()
     first.assign(whole * np.where(np.arange(whole.shape[-1]) == 0, np.nan, 1.0))
     before = [v.numpy() for v in (*model.trainable_variables, *step.optimizer.variables[2:], *step.averages)]
-    values = step(_batch(), 0.01, 1).numpy()
+    values = step([_batch()], 0.01, 1).numpy()
     assert values[SKIPPED] == 1.0
     assert not np.isfinite(values[NORM])
     after = [v.numpy() for v in (*model.trainable_variables, *step.optimizer.variables[2:], *step.averages)]
     for x, y in zip(before, after, strict=True):
         np.testing.assert_array_equal(x, y)
     first.assign(whole)
-    assert step(_batch(), 0.01, 2).numpy()[SKIPPED] == 0.0
+    assert step([_batch()], 0.01, 2).numpy()[SKIPPED] == 0.0
 
 
-def test_samples_depend_on_the_step_alone():
+def test_samples_depend_on_the_seeds_of_the_images_alone():
     _, step = _make()
     batch = _batch()
-    first = step(batch, 0.0, 5).numpy()
-    other = step(batch, 0.0, 6).numpy()
-    again = step(batch, 0.0, 5).numpy()
+    first = step([batch], 0.0, 5).numpy()
+    other = step([batch | {"sample_seeds": tf.constant([7, 8], tf.int64)}], 0.0, 5).numpy()
+    again = step([batch], 0.0, 6).numpy()
     np.testing.assert_array_equal(first, again)
     assert first[LOSS] != other[LOSS]
 
@@ -88,7 +87,7 @@ def test_moving_averages():
     step.reset_averages()
     average = model.trainable_variables[0].numpy()
     for number in range(3):
-        step(_batch(), 0.05, number)
+        step([_batch()], 0.05, number)
         decay = min(0.5, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * model.trainable_variables[0].numpy()
     np.testing.assert_allclose(step.averages[0].numpy(), average, rtol=1e-5, atol=1e-7)

@@ -1,6 +1,10 @@
 """The loop on the built-in shapes: it goes on bit for bit, keeps the best, and refuses what does not fit."""
 
 import json
+import os
+import resource
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,25 +43,66 @@ def _train(config, evaluate=None):
     return trainer, trainer.train()
 
 
-def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path):
-    whole, outcome = _train(_config(tmp_path / "whole"))
-    assert outcome.step == 4
+def _files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
-    # The same schedule, stopped half way: the rate of a step depends on the share of the run.
-    class Stopping(Trainer):
-        def _save(self, step, elapsed):
-            super()._save(step, elapsed)
-            self._stop_signal = 15
 
-    config = _config(tmp_path / "parts")
-    first = Stopping(config, open_dataset(config, "train"), None).train()
-    assert (first.step, first.interrupted) == (2, True)
-    resumed, outcome = _train(config)
-    assert outcome.step == 4
+def _check_full_disk(state):
+    """A save that does not fit is one line and leaves what was there."""
+    before = _files(state.directory)
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a write past this fails as on a full disk
+    try:
+        with pytest.raises(TrainingError, match=f"could not be saved in .*saved before is whole: {state.newest}"):
+            state.save(5, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert _files(state.directory) == before
+
+
+def _check_damage(config, newest, capsys):
+    """A checkpoint that is cut off is passed over for the one before, and what a killed write left is removed."""
+    folder = Path(newest).parent
+    (folder / "ckpt-9_temp").mkdir()
+    (folder / "ckpt-9.data-00000-of-00001.tempstate1").write_bytes(b"half")
+    data = Path(newest + ".data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    trainer = Trainer(config, open_dataset(config, "train"))
+    assert f"{newest} cannot be read" in capsys.readouterr().out
+    assert (int(trainer.state.step.numpy()), int(trainer.state.scored.numpy())) == (4, 2)
+    assert not list(folder.glob("ckpt-9*"))
+
+
+def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
+    seen = []
+
+    def evaluate(model, step):
+        seen.append(step)
+        return {"mask_AP": 0.5}, {}
+
+    whole, outcome = _train(_config(tmp_path / "whole", eval_every=2), evaluate)
+    assert (outcome.step, seen) == (4, [2, 4])
+
+    # The same schedule, stopped half way, in an evaluation: the rate of a step depends on the share of the run.
+    def interrupted(model, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        first.pulse()
+        raise AssertionError("the signal should have ended this")
+
+    config = _config(tmp_path / "parts", eval_every=2)
+    first = Trainer(config, open_dataset(config, "train"), interrupted)
+    outcome = first.train()
+    assert (outcome.step, outcome.interrupted) == (2, True)
+    assert "SIGTERM: saved step 2" in capsys.readouterr().out
+    resumed, outcome = _train(config, evaluate)
+    assert (outcome.step, seen) == (4, [2, 4, 2, 4])
     for a, b in zip(whole.model.weights, resumed.model.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
     for a, b in zip(whole.step_function.averages, resumed.step_function.averages, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+    _check_full_disk(resumed.state)
+    _check_damage(config, resumed.state.newest, capsys)
 
 
 def test_best_and_last_weights_and_logs(tmp_path, capsys):
@@ -68,7 +113,7 @@ def test_best_and_last_weights_and_logs(tmp_path, capsys):
         seen[step] = [w.numpy() for w in model.weights]
         return {"mask_AP": next(scores)}, {"picture": np.zeros((8, 8, 3), np.uint8)}
 
-    config = _config(tmp_path, eval_every=2)
+    config = _config(tmp_path, eval_every=2, profile_steps=(2, 2))
     _, outcome = _train(config, evaluate)
     assert sorted(seen) == [2, 4]
     assert outcome.scores == {"mask_AP": 0.1}
@@ -92,6 +137,8 @@ def test_best_and_last_weights_and_logs(tmp_path, capsys):
     assert "images/s" in output
     assert "ETA 0:00:00" in output
     assert len(list((tmp_path / "checkpoints").glob("*.index"))) == 2
+    assert "profile of the steps 2 to 2" in output
+    assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
 
 
 def test_another_model_in_the_folder_is_refused(tmp_path):
@@ -106,14 +153,31 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
         Trainer(config.replace(model_dir=str(tmp_path / "config.json" / "below")), train_set)
 
 
-def test_losses_that_stay_not_finite_stop_the_run_and_name_the_images(tmp_path):
-    config = _config(tmp_path, steps=12, log_every=6, checkpoint_every=100, init_weights="")
+def test_losses_that_stay_not_finite_stop_the_run_and_keep_the_images(tmp_path, capsys):
+    config = _config(tmp_path, steps=12, log_every=6, checkpoint_every=100, on_nonfinite="skip")
     trainer = Trainer(config, open_dataset(config, "train"))
     trainer.model.trainable_variables[0].assign(trainer.model.trainable_variables[0] * np.nan)
-    with pytest.raises(
-        TrainingError, match=r"step 12: .* not finite 12 times in a row, last on the images \[\d+, \d+\]"
-    ):
+    with pytest.raises(TrainingError, match=r"step 9 was left out.*images are \[\d+, \d+\], the 10th in a row"):
         trainer.train()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "was left out" in line]
+    assert [int(line.split()[1]) for line in lines] == list(range(9))
+    assert "gradient_norm nan" in lines[3]
+    files = sorted((tmp_path / "nonfinite").iterdir())
+    assert [file.name for file in files] == [f"step-{i}-worker-0.npz" for i in range(5)]
+    kept, batch = dict(np.load(files[3])), next(iter(trainer.batches(3)))
+    assert kept.keys() == batch.keys()
+    for name, value in batch.items():
+        np.testing.assert_array_equal(kept[name], value)
+    assert f"images are {kept['image_ids'].tolist()}" in lines[3]
+    trainer.config = config.replace(on_nonfinite="stop")
+    with pytest.raises(TrainingError, match=r"step 0 was left out"):
+        trainer.train()
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path):
+    config = _config(tmp_path, accumulate_steps=4)
+    with pytest.raises(ConfigError, match=r"batch_size=2 does not divide evenly into 1 devices x accumulate_steps=4"):
+        Trainer(config, open_dataset(config, "train"))
 
 
 def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_path):

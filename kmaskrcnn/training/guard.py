@@ -1,0 +1,72 @@
+"""The guard against losses and gradients that are not finite."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.model import LOSSES
+from kmaskrcnn.training.errors import TrainingError
+from kmaskrcnn.training.step import VALUES
+
+if TYPE_CHECKING:
+    from kmaskrcnn.training.trainer import Trainer
+
+# Steps in a row with a non-finite loss or gradient after which going on is pointless.
+_MAX_SKIPPED = 10
+# Batches kept for inspection.
+_MAX_FILES = 5
+
+
+class Guard:
+    """Looks at what each step returned; tells of those that were left out and keeps their batches.
+
+    A batch is a function of the seed and the step, so it is made again instead of every batch being held.
+
+    Args:
+        trainer: whose settings, folder and batches these are.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.skipped_in_a_row = trainer, 0
+
+    def check(self, step: int, values: np.ndarray) -> None:
+        """Look at the values of a step, VALUES.
+
+        Raises:
+            TrainingError: this step was not finite and --on_nonfinite=stop, or ten in a row were not.
+        """
+        if not values[VALUES.index("skipped")]:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        numbers = ", ".join(f"{name} {values[VALUES.index(name)]:g}" for name in (*LOSSES, "gradient_norm"))
+        images, file = self._keep_batch(step)
+        kept = f", kept in {file}" if file else ""
+        line = f"step {step} was left out, for it is not finite ({numbers}); its images are {images}{kept}"
+        stops = self.trainer.config.train.on_nonfinite == "stop"
+        if not stops and self.skipped_in_a_row < _MAX_SKIPPED:
+            print(line, file=sys.stderr, flush=True)  # on stderr, for the workers beside the first are silent else
+            return
+        times = "" if stops else f", the {self.skipped_in_a_row}th in a row"
+        raise TrainingError(
+            f"{line}{times}; look at them, lower --learning_rate or set --clip_norm. "
+            f"Newest checkpoint: {self.trainer.state.newest or 'none'}"
+        )
+
+    def _keep_batch(self, step: int) -> tuple[list[int], Path | None]:
+        """The ids of this worker's images, and the file with its part of the batch."""
+        trainer = self.trainer
+        parts = list(trainer.batches(step).take(len(trainer.slots)))
+        batch = {name: tf.concat([part[name] for part in parts], axis=0).numpy() for name in parts[0]}
+        folder = trainer.directory / "nonfinite"
+        file = folder / f"step-{step}-worker-{trainer.cluster.worker}.npz"
+        folder.mkdir(exist_ok=True)
+        kept = len(list(folder.glob(f"*-worker-{trainer.cluster.worker}.npz")))
+        if kept < _MAX_FILES:
+            np.savez_compressed(file, **batch)
+        return batch["image_ids"].tolist(), file if kept < _MAX_FILES else None

@@ -1,0 +1,98 @@
+"""train.py on one device, on two in parts, and as two workers: the same run; and what workers do about each other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.replicas import ROOT, command, loss_difference, weight_difference
+
+
+def _start(folder, *flags, **environment):
+    return subprocess.Popen(
+        command(folder, *flags),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _end(process, code=0):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folders and outputs of three runs of three steps, with an evaluation of 5 images in batches of 2."""
+    folder = tmp_path_factory.mktemp("runs")
+    flags = {
+        "one": [],
+        "devices": ["--strategy=mirrored", "--num_devices=2", "--accumulate_steps=2"],
+        "workers": ["--num_local_workers=2"],
+    }
+    processes = {name: _start(folder / name, "--steps=3", *more) for name, more in flags.items()}
+    return folder, {name: _end(process) for name, process in processes.items()}
+
+
+@pytest.mark.parametrize("other", ["devices", "workers"])
+def test_weights_losses_and_averages_are_those_of_one_device(runs, other):
+    folder, _ = runs
+    assert weight_difference(folder / "one", folder / other) < 2e-5
+    assert loss_difference(folder / "one", folder / other) < 1e-4
+
+
+def test_the_batch_and_its_rate_are_told(runs):
+    _, outputs = runs
+    assert "4 images a step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in outputs["one"]
+    assert "4 images a step: 2 devices of 1 workers x 1 images x 2 parts" in outputs["devices"]
+    assert "4 images a step: 2 devices of 2 workers x 2 images" in outputs["workers"]
+    assert outputs["workers"].count("step 3/3") == 1  # the chief alone speaks
+
+
+def test_evaluation_by_two_workers_is_that_of_one_process_to_the_last_bit(runs, tmp_path):
+    folder, _ = runs
+    found = {}
+    for name, more in (("one", []), ("two", ["--num_local_workers=2"])):
+        program = [sys.executable, "evaluate.py", f"--model_dir={folder / 'one'}", "--which=last", *more]
+        subprocess.run([*program, f"--output={tmp_path / name}"], check=True, cwd=ROOT, capture_output=True)
+        found[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    assert found["one"].keys() == found["two"].keys()
+    for name, content in found["one"].items():
+        assert found["two"][name] == content, name
+    results = json.loads(found["one"]["results.json"])
+    assert {result["image_id"] for result in results} == {1, 2, 3, 4, 5}  # in batches of 2, 2 and 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_stalls_ends_the_others_and_all_go_on(tmp_path, number):
+    flags = ["--num_local_workers=2", "--steps=100000", "--checkpoint_every=2", "--stall_timeout=40"]
+    process = _start(tmp_path / "model", *flags)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[1]), number)
+    start = time.monotonic()
+    output = _end(process, 76)
+    assert time.monotonic() - start < 90
+    assert "error: " in output
+    assert "again to go on from the newest checkpoint" in output
+    again = _start(tmp_path / "model", *flags)
+    for line in again.stdout:
+        if line.startswith("step "):
+            assert int(line.split()[1].split("/")[0]) <= 5
+            start = time.monotonic()
+            again.send_signal(signal.SIGTERM)
+            break
+    output = _end(again, 75)
+    assert "SIGTERM: saved step" in output
+    assert time.monotonic() - start < 20

@@ -273,7 +273,9 @@ class LiteRTClient:
         # mask lies over all of it.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
         outputs = {**outputs, _BOXES: outputs[_BOXES] * stretch}
-        (prediction,) = to_predictions(outputs, [(int(size[0]), int(size[1]))], self.labels)
+        (prediction,) = to_predictions(
+            outputs, [(int(size[0]), int(size[1]))], self.labels, self.metadata.get("mask_paste", "pixel_centers")
+        )
         return prediction
 
 

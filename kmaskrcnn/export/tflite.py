@@ -220,6 +220,7 @@ def write(
         },
         "padding": "scale the picture to fit, put it top left, fill the rest with pad_value",
         "pad_value": pad_value(config),
+        "mask_paste": config.model.mask_paste,
         "quantize": quantize,
         **dataclasses.asdict(labels),
     }

@@ -110,6 +110,7 @@ def test_labels_and_metadata_are_inside_the_file_and_beside_it(mobile):
     assert inside["labels.txt"] == "apple\npear\nplum\n"
     metadata = json.loads(inside["metadata.json"])
     assert metadata["quantize"] == "int8"
+    assert metadata["mask_paste"] == "pixel_centers"
     assert metadata["category_ids"] == [3, 10, 20]
     assert metadata["input"]["shape"] == [1, HEIGHT, WIDTH, 3]
     assert metadata["pad_value"] == [124, 116, 104]

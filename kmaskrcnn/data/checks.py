@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 from typing import Any
 
 from pycocotools import mask as mask_utils
 
+from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import ImageHeader, read_header
 from kmaskrcnn.data.masks import Segmentation, mask_frame
 from kmaskrcnn.data.raw import RawSet
@@ -37,7 +37,7 @@ def image_record_problem(image: Any) -> str:
 
 def image_path(raw: RawSet, image: dict) -> str:
     """The file that holds an image: its own, or the TFRecord shard it lies in."""
-    return image["shard"] if "shard" in image else os.path.join(raw.images_dir, image["file_name"])
+    return image["shard"] if "shard" in image else files.join(raw.images_dir, image["file_name"])
 
 
 def _header(path: str, image: dict) -> ImageHeader | OSError:

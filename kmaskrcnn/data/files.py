@@ -65,6 +65,11 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def join(folder: str, name: str) -> str:
+    """`name` in a folder, or `name` itself where it says where it is, also behind tf.io.gfile."""
+    return name if is_remote(name) else os.path.join(folder, name)
+
+
 def size(path: str) -> int:
     """Bytes of a file."""
     with os_errors(path):

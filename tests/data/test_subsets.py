@@ -6,9 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from kmaskrcnn.data import DataError, load_coco
+from kmaskrcnn.data import DataError, files, load_coco
+from kmaskrcnn.data.convert import write_shards
+from kmaskrcnn.data.readers import read_raw
+from kmaskrcnn.data.split import tree_of
 from kmaskrcnn.data.subsets import merge_coco, sample_coco, split_coco
 
 
@@ -84,6 +88,22 @@ def test_merge_joins_classes_by_name(tmp_path):
     same = merge_coco([one, _write(tmp_path / "three", _tree(4, names=("cat", "cow")) | {"categories": [
         {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 90, "name": "cow"}]})], str(tmp_path))  # fmt: skip
     assert {c["id"]: c["name"] for c in same["categories"]} == {1: "cat", 2: "dog", 90: "cow"}
+
+
+def test_sets_behind_gfile_are_merged_and_split_by_their_full_paths(tmp_path):
+    near = _write(tmp_path / "near", _tree(2))
+    tf.io.gfile.makedirs("ram://far")
+    for name in ("1.png", "2.png", "instances.json"):
+        files.write_bytes(f"ram://far/{name}", (tmp_path / "near" / name).read_bytes())
+    far = load_coco("ram://far/instances.json")
+    (tmp_path / "all.json").write_text(json.dumps(merge_coco([near, far], str(tmp_path))))
+    joined = load_coco(tmp_path / "all.json")
+    assert joined.file_names == ["near/1.png", "near/2.png", "ram://far/1.png", "ram://far/2.png"]
+    np.testing.assert_array_equal(joined.image(3), near.image(1))
+    write_shards(far, "ram://far/shards")
+    tree = tree_of(read_raw("ram://far/shards"), str(tmp_path))
+    (tmp_path / "shards.json").write_text(json.dumps(tree))
+    np.testing.assert_array_equal(load_coco(tmp_path / "shards.json").image(1), near.image(1))
 
 
 def test_the_commands_as_a_user_starts_them(tmp_path):

@@ -185,7 +185,7 @@ def listed_files(raw: RawSet) -> set[str]:
     """The image files that the records of a set name; none where images lie in shards."""
     images = [i for i in raw.images if isinstance(i, dict) and "shard" not in i]
     names = [i["file_name"] for i in images if isinstance(i.get("file_name"), str)]
-    return {_normal(os.path.join(raw.images_dir, name)) for name in names}
+    return {_normal(files.join(raw.images_dir, name)) for name in names}
 
 
 def _normal(path: str) -> str:

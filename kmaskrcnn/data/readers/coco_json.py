@@ -44,7 +44,7 @@ def read_coco(path: str, images_dir: str) -> RawSet:
 def _open_shards(raw: RawSet, folder: str, sizes: dict[str, int]) -> None:
     """Turn the shards of images into paths; raises DataError where one is not as it was written."""
     for name, size in sizes.items():
-        path = os.path.join(folder, name)
+        path = files.join(folder, name)
         try:
             found = files.size(path)
         except OSError:
@@ -55,4 +55,4 @@ def _open_shards(raw: RawSet, folder: str, sizes: dict[str, int]) -> None:
         good = isinstance(image, dict) and image.get("shard") in sizes
         if not good or not all(is_integer(image.get(k)) for k in ("offset", "length", "height", "width")):
             raise DataError(f"{raw.source}: images[{position}]: needs 'shard', 'offset', 'length' as it was written")
-    raw.images = [{**image, "shard": os.path.join(folder, image["shard"])} for image in raw.images]
+    raw.images = [{**image, "shard": files.join(folder, image["shard"])} for image in raw.images]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kmaskrcnn.data.instances import LEAST_VISIBLE, Instances, cell_centers, clip_instances, mask_box
+from kmaskrcnn.data.instances import LEAST_VISIBLE, Instances, cell_centers, clip_instances, erase_outside, mask_box
 from kmaskrcnn.ops.mask_paste import paste_window
 
 _SHARE_PASTED = 0.5  # of the objects of the other image, drawn one by one
@@ -12,13 +12,19 @@ _INSIDE = 128
 
 
 def paste_instances(
-    target: Instances, source: Instances, offset: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+    target: Instances,
+    source: Instances,
+    source_size: tuple[int, int],
+    offset: np.ndarray,
+    size: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[Instances, np.ndarray]:
     """Lay objects of another image over an image.
 
     Args:
         target: instances of the image.
         source: instances of the other one, in its own pixels.
+        source_size: height and width of the other one; there are no pixels of its objects beyond.
         offset: (2,) y and x in the image of the other one's corner.
         size: height and width of the image.
         rng: draws which objects are taken; crowd regions are not.
@@ -27,6 +33,7 @@ def paste_instances(
         The instances of both, those of the image less what the others hide, and (height, width) bool, the pixels to
         take from the other image.
     """
+    source = erase_outside(source, source_size)
     shift = np.tile(offset, 2).astype(np.float32)
     source = {**source, "boxes": source["boxes"] + shift, "mask_frames": source["mask_frames"] + shift}
     source = clip_instances(source, size)

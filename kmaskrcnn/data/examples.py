@@ -65,7 +65,7 @@ class ExampleMaker:
             moved, source = self._one(other, rng)
             room = np.array(size) - np.array(moved.output_size)
             offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
-            instances, covered = paste_instances(instances, source, offset, size, rng)
+            instances, covered = paste_instances(instances, source, moved.output_size, offset, size, rng)
         instances = self._at_most(instances, index, rng)
         padding = self.config.max_instances - len(instances["boxes"])
         rows = [

@@ -87,6 +87,15 @@ def _cells_inside(frame: np.ndarray, cells: int, size: tuple[int, int]) -> np.nd
     return rows[:, None] & columns[None]
 
 
+def erase_outside(instances: Instances, size: tuple[int, int]) -> Instances:
+    """The instances without the cells of their masks that lie outside an image of this size."""
+    masks = instances["masks"].copy()
+    for i, frame in enumerate(instances["mask_frames"]):
+        if (frame[:2] < 0).any() or (frame[2:] > size).any():
+            masks[i] *= _cells_inside(frame, masks.shape[1], size)
+    return {**instances, "masks": masks}
+
+
 def mask_box(cells: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
     """The tight yxyx box (4,) of the set cells (m, m) of a frame, or None where none is set."""
     if not cells.any():

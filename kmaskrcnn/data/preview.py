@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.coco import CocoDataset
 from kmaskrcnn.data.pipeline import training_dataset
+from kmaskrcnn.ops.mask_paste import paste_window
+from kmaskrcnn.ops.pasted_masks import PastedMasks
 from kmaskrcnn.visualize import draw_instances
 
 _SIDE, _LABEL, _GAP, _COLUMNS = 360, 20, 6, 5
@@ -26,11 +28,15 @@ def contact_sheet(dataset: CocoDataset, config: Config, count: int) -> Image.Ima
     batches = training_dataset(dataset, config.data, 1, config.train.seed).take(count)
     for number, batch in enumerate(batches.as_numpy_iterator()):
         one = {name: value[0] for name, value in batch.items()}
-        h, w = one["image_shapes"]
+        h, w = map(int, one["image_shapes"])
         real = one["classes"] > 0
         captions = [dataset.class_names[c - 1] for c in one["classes"][real]]
-        masks = one["masks"][real].astype(np.float32) / 255
-        picture = draw_instances(one["images"], one["mask_frames"][real], masks, captions)
+        # Masks and frames of objects that are cut go on beyond the border; the picture ends where the network's does.
+        masks = PastedMasks(
+            paste_window(mask / np.float32(255), frame, h, w)
+            for mask, frame in zip(one["masks"][real], one["mask_frames"][real], strict=True)
+        )
+        picture = draw_instances(one["images"][:h, :w], one["boxes"][real], masks, captions)
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         x, y = _GAP + number % columns * (_SIDE + _GAP), _GAP + number // columns * (_SIDE + _LABEL + _GAP)
         sheet.paste(picture, (x, y))

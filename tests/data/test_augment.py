@@ -239,7 +239,7 @@ def test_pasted_objects_hide_what_is_below_them(seed, dy, dx):
     rng = np.random.default_rng(seed)
     size = (72, 96)
     target, source = _instances(*size, rng), _instances(80, 90, rng)
-    result, covered = paste_instances(target, source, np.array([dy, dx]), size, rng)
+    result, covered = paste_instances(target, source, (80, 90), np.array([dy, dx]), size, rng)
     image = _painted(target, *size)
     below = [
         n
@@ -263,20 +263,39 @@ def test_pasted_objects_hide_what_is_below_them(seed, dy, dx):
         assert ((image[..., number - 1] > 0) & ~covered).sum() <= 0.2 * (image[..., number - 1] > 0).sum() + 16
 
 
+def test_nothing_is_pasted_from_beyond_the_other_image():
+    size = (72, 96)
+    target = {name: value[:0] for name, value in _instances(*size, np.random.default_rng(0)).items()}
+    source = _instances(40, 50, np.random.default_rng(1), count=1)
+    source["mask_frames"][0] = -10, 20, 60, 80  # reaches over three borders of an image of 40 x 50
+    source["boxes"][0] = 0, 20, 40, 50
+    source["masks"][:] = 255
+    for seed in range(5):
+        result, covered = paste_instances(target, source, (40, 50), np.array([8, 9]), size, np.random.default_rng(seed))
+        if covered.any():
+            y, x = np.nonzero(covered)
+            assert (y.min(), y.max() + 1) == (8, 48)
+            assert x.min() in (28, 29, 30)
+            assert x.max() + 1 in (58, 59, 60)
+            np.testing.assert_array_equal(_mask_of(result, 0, size), covered)
+            return
+    raise AssertionError("nothing was drawn")
+
+
 def test_crowds_are_neither_pasted_nor_dropped():
     size = (48, 64)
     target, source = (_instances(*size, np.random.default_rng(s), count=1) for s in (0, 1))
     source["is_crowd"][:] = True
     rng = np.random.default_rng(0)
     for _ in range(10):
-        result, covered = paste_instances(target, source, np.zeros(2, int), size, rng)
+        result, covered = paste_instances(target, source, size, np.zeros(2, int), size, rng)
         assert not covered.any()
         assert result is target
     target["is_crowd"][:] = True
     source = {**source, "is_crowd": np.zeros(1, bool), "masks": np.full((1, 28, 28), 255, np.uint8)}
     source["boxes"] = source["mask_frames"] = np.array([[0, 0, 48, 64]], np.float32)
     for _ in range(10):
-        result, covered = paste_instances(target, source, np.zeros(2, int), size, rng)
+        result, covered = paste_instances(target, source, size, np.zeros(2, int), size, rng)
         if covered.any():
             assert covered.all()
             assert result["is_crowd"].tolist() == [True, False]

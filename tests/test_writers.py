@@ -72,6 +72,21 @@ def test_every_output_holds_the_objects(prediction, tmp_path):
     assert [float(rows[0][k]) for k in ("x0", "y0", "x1", "y1")] == [15, 25, 45, 55]
 
 
+def test_labelme_files_are_a_training_set(prediction, tmp_path):
+    from kmaskrcnn.data import load_dataset
+
+    Image.fromarray(prediction.image).save(tmp_path / "a.png")
+    writer = Writer(tmp_path / "out", ["labelme", "coco", "masks"], LABELS)
+    writer.add(str(tmp_path / "a.png"), "a", prediction)
+    writer.close()
+    dataset = load_dataset(str(tmp_path / "out"), data_format="labelme")
+    assert dataset.class_names == ["apple", "pear"]
+    assert [dataset.class_names[c - 1] for c in dataset.classes] == ["apple", "pear"]  # the pear's parts are one
+    np.testing.assert_allclose(dataset.boxes, [[25, 15, 55, 45], [12, 22, 68, 68]], atol=1)
+    again = load_dataset(str(tmp_path / "out" / "results.json"), str(tmp_path))
+    assert len(again.classes) == 2
+
+
 def test_pictures_without_objects_are_written_too(prediction, tmp_path):
     empty = dataclasses.replace(prediction.above(1.0))
     writer = Writer(tmp_path, OUTPUTS, LABELS)

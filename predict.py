@@ -18,7 +18,7 @@ OUTPUTS = absl_flags.DEFINE_list(
     "outputs",
     ["overlay", "coco"],
     "What to write. overlay: NAME.png (of a video NAME.mp4); masks: NAME_masks.png with the number of each instance; "
-    "coco: results.json; labelme: NAME.json, to correct by hand and train on; csv: objects.csv with areas and boxes.",
+    "coco: results.json; labelme: labelme/NAME.json, to correct and train on; csv: objects.csv with areas and boxes.",
 )
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
 CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")

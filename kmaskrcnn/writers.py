@@ -63,7 +63,7 @@ class Writer:
         """
         base = self.directory / name
         written: list[Path] = []
-        if {"overlay", "masks", "labelme"} & set(self.outputs):
+        if {"overlay", "masks"} & set(self.outputs):
             base.parent.mkdir(parents=True, exist_ok=True)
         if overlay and "overlay" in self.outputs:
             written.append(base.with_name(base.name + ".png"))
@@ -72,7 +72,9 @@ class Writer:
             written.append(base.with_name(base.name + "_masks.png"))
             instance_mask_picture(prediction.instance_mask()).save(written[-1])
         if "labelme" in self.outputs:
-            written.append(base.with_name(base.name + ".json"))
+            # A folder of their own, flat, is what LabelMe and the reader of training sets open.
+            written.append(self.directory / "labelme" / (name.replace("/", "__") + ".json"))
+            written[-1].parent.mkdir(exist_ok=True)
             relative = os.path.relpath(path, written[-1].parent).replace(os.sep, "/")
             written[-1].write_text(json.dumps(labelme_tree(prediction, relative), indent=2))
         if "coco" in self.outputs:

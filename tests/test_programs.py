@@ -124,7 +124,7 @@ def test_predict_on_files_folders_and_globs(trained, tmp_path):
     for name in ("a.png", "b.png", "deep/a.png"):
         assert max(Image.open(output / name).size) >= 640
         assert Image.open(output / name.replace(".png", "_masks.png")).size != Image.open(output / name).size
-        tree_of_one = json.loads((output / name).with_suffix(".json").read_text())
+        tree_of_one = json.loads((output / "labelme" / name.replace("/", "__")).with_suffix(".json").read_text())
         assert Path(tree_of_one["imagePath"]).name == ("b.jpg" if name == "b.png" else "a.png")
     counts = np.bincount([a["image_id"] for a in tree["annotations"]])
     assert counts.max() == 4

@@ -42,7 +42,7 @@ def test_every_output_holds_the_objects(prediction, tmp_path):
     writer = Writer(tmp_path / "out", OUTPUTS, LABELS)
     files = writer.add(str(picture), "deep/a", prediction) + writer.close()
     names = [str(f.relative_to(tmp_path / "out")) for f in files]
-    assert names == ["deep/a.png", "deep/a_masks.png", "deep/a.json", "results.json", "objects.csv"]
+    assert names == ["deep/a.png", "deep/a_masks.png", "labelme/deep__a.json", "results.json", "objects.csv"]
 
     numbers = np.asarray(Image.open(tmp_path / "out/deep/a_masks.png"))
     np.testing.assert_array_equal(numbers, prediction.instance_mask())
@@ -52,9 +52,9 @@ def test_every_output_holds_the_objects(prediction, tmp_path):
     for index, annotation in enumerate(coco.anns.values()):
         np.testing.assert_array_equal(coco.annToMask(annotation), prediction.mask(index))
 
-    tree = json.loads((tmp_path / "out/deep/a.json").read_text())
+    tree = json.loads((tmp_path / "out/labelme/deep__a.json").read_text())
     assert (tree["imageHeight"], tree["imageWidth"]) == (80, 80)
-    assert (tmp_path / "out/deep" / tree["imagePath"]).resolve() == picture
+    assert (tmp_path / "out/labelme" / tree["imagePath"]).resolve() == picture
     assert [(s["label"], s["group_id"]) for s in tree["shapes"]] == [("apple", None), ("pear", 2), ("pear", 2)]
     for index, label in enumerate(("apple", "pear")):
         polygons = [np.ravel(s["points"]).tolist() for s in tree["shapes"] if s["label"] == label]
@@ -79,7 +79,7 @@ def test_labelme_files_are_a_training_set(prediction, tmp_path):
     writer = Writer(tmp_path / "out", ["labelme", "coco", "masks"], LABELS)
     writer.add(str(tmp_path / "a.png"), "a", prediction)
     writer.close()
-    dataset = load_dataset(str(tmp_path / "out"), data_format="labelme")
+    dataset = load_dataset(str(tmp_path / "out" / "labelme"))
     assert dataset.class_names == ["apple", "pear"]
     assert [dataset.class_names[c - 1] for c in dataset.classes] == ["apple", "pear"]  # the pear's parts are one
     np.testing.assert_allclose(dataset.boxes, [[25, 15, 55, 45], [12, 22, 68, 68]], atol=1)
@@ -93,7 +93,7 @@ def test_pictures_without_objects_are_written_too(prediction, tmp_path):
     writer.add("a.png", "a", empty)
     writer.close()
     assert json.loads((tmp_path / "results.json").read_text())["images"][0]["file_name"] == "a.png"
-    assert json.loads((tmp_path / "a.json").read_text())["shapes"] == []
+    assert json.loads((tmp_path / "labelme/a.json").read_text())["shapes"] == []
     assert np.asarray(Image.open(tmp_path / "a_masks.png")).max() == 0
     assert len((tmp_path / "objects.csv").read_text().splitlines()) == 1
 

@@ -26,6 +26,8 @@ if [ ! -e "$folder/ready" ]; then
     echo "$version" >"$folder/ready"
 fi
 
-"$python" -m benchmarks.runtimes "$model" "$images" --save="$folder/here.npz"
+# An emulated picture takes a minute or so.
+"$python" -m benchmarks.runtimes "$model" "$images" --count="${COUNT:-1}" --save="$folder/here.npz"
 PYTHONPATH="$folder/site:." qemu-aarch64 -cpu cortex-a76 -L "$folder/root" "$folder/root/usr/bin/$(cat "$folder/ready")" \
-    -m benchmarks.runtimes "$model" "$images" --against="$folder/here.npz"
+    -m benchmarks.runtimes "$model" "$images" --count="${COUNT:-1}" --against="$folder/here.npz" \
+    --tolerance="${TOLERANCE:-1e-3}"

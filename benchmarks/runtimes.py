@@ -3,8 +3,8 @@
     python -m benchmarks.runtimes MODEL.tflite IMAGES --save=reference.npz
     OTHER_PYTHON -m benchmarks.runtimes MODEL.tflite IMAGES --against=reference.npz
 
-The other Python needs ai-edge-litert, numpy, Pillow and pycocotools alone. Detections of both are compared row by row;
-exit code 1 where their number differs or a value by more than --tolerance.
+The other Python needs ai-edge-litert, numpy, Pillow and pycocotools alone. Exit code 1 where detections
+do not pair up or a value differs by more than --tolerance.
 """
 
 import argparse
@@ -17,6 +17,24 @@ import time
 import numpy as np
 
 from kmaskrcnn.export.client import LiteRTClient
+
+
+def worst_differences(expected, found):
+    """Largest difference of boxes, scores, classes and masks, or None where the detections do not pair up.
+
+    Both are dicts of arrays, a row a detection. Rows are paired by box and score: in int8 scores are often equal, and
+    their order is then the runtime's.
+    """
+    if len(expected["scores"]) != len(found["scores"]):
+        return None
+    if not len(found["scores"]):
+        return dict.fromkeys(found, 0.0)
+    distance = np.abs(expected["boxes"][:, None] - found["boxes"][None]).max(-1)
+    distance += np.abs(expected["scores"][:, None] - found["scores"][None])
+    rows = distance.argmin(axis=1)
+    if len(set(rows)) < len(rows):
+        return None
+    return {name: float(np.abs(expected[name] - value[rows]).max()) for name, value in found.items()}
 
 
 def main():
@@ -34,25 +52,23 @@ def main():
     predictions = [client.predict(path) for path in paths]
     seconds = (time.perf_counter() - start) / len(paths)
     runtime = f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')} on {platform.machine()}"
-    found = {}
-    for i, p in enumerate(predictions):
-        size = [p.height, p.width] * 2
-        values = {"boxes": p.boxes / size, "scores": p.scores, "classes": p.classes, "masks": p.mask_probabilities}
-        found |= {f"{name} {i}": value for name, value in values.items()}
+    found = []
+    for p in predictions:
+        boxes = p.boxes / np.array([p.height, p.width] * 2, np.float32)
+        found.append({"boxes": boxes, "scores": p.scores, "classes": p.classes, "masks": p.mask_probabilities})
     detections = sum(len(p) for p in predictions)
     print(f"{runtime}: {len(paths)} pictures, {detections} detections, {1000 * seconds:.0f} ms a picture")
     if options.save:
-        np.savez(options.save, **found)
+        np.savez(options.save, **{f"{i} {name}": value for i, p in enumerate(found) for name, value in p.items()})
     if not options.against:
         return 0
-    worst = dict.fromkeys(("boxes", "scores", "classes", "masks"), 0.0)
     with np.load(options.against) as reference:
-        for name, value in found.items():
-            if value.shape != reference[name].shape:
-                print(f"{name}: {len(reference[name])} detections in the reference, {len(value)} here")
-                return 1
-            difference = np.abs(value - reference[name])
-            worst[name.split()[0]] = max(worst[name.split()[0]], float(difference.max(initial=0.0)))
+        pairs = [({name: reference[f"{i} {name}"] for name in p}, p) for i, p in enumerate(found)]
+    results = [worst_differences(*pair) for pair in pairs]
+    if None in results:
+        print(f"{paths[results.index(None)]}: other detections than in the reference")
+        return 1
+    worst = {name: max(result[name] for result in results) for name in results[0]}
     print("worst difference: " + ", ".join(f"{name} {value:.1e}" for name, value in worst.items()))
     return int(max(worst.values()) > options.tolerance)
 

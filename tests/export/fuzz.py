@@ -21,7 +21,7 @@ import numpy as np
 BATCH = 20
 SECONDS_A_BATCH = 60
 MAX_PIXELS = 200_000
-SIDE = 64
+SIDE = 32
 
 
 def mutate(rng, sources):
@@ -67,7 +67,7 @@ def export_small_model(folder):
     from tests.export.conftest import LABELS
 
     keras.utils.set_random_seed(3)
-    settings = TINY | {"score_threshold": 0.0, "rpn_post_nms_top_k": 20, "max_detections": 5}
+    settings = TINY | {"score_threshold": 0.0, "fpn_channels": 8, "rpn_post_nms_top_k": 8, "max_detections": 3}
     config = Config().replace(**settings, min_size=SIDE, max_size=SIDE)
     return export_saved_model(MaskRCNN(**settings), config, LABELS, folder, max_pixels=MAX_PIXELS, max_images=BATCH + 1)
 

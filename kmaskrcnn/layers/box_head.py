@@ -160,10 +160,10 @@ def sample_rois(
         config.roi_positive_fraction,
         seeds,
     )
-    matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
-    classes = ops.where(is_positive, ops.take_along_axis(gt_classes, matched, axis=1), 0)
+    matched = ops.maximum(box_ops.take_rows(matches, indices), 0)
+    classes = ops.where(is_positive, box_ops.take_rows(gt_classes, matched), 0)
     return RoISample(
-        boxes=ops.take_along_axis(boxes, indices[..., None], axis=1),
+        boxes=box_ops.take_rows(boxes, indices),
         classes=classes,
         matched=matched,
         is_positive=is_positive,
@@ -187,10 +187,10 @@ def box_head_losses(
     valid = ops.cast(sample.is_valid, "float32")
     positive = ops.cast(sample.is_positive, "float32")
     class_loss = ops.sum(loss_ops.softmax_cross_entropy(logits, sample.classes) * valid) / normalizer
-    targets = box_ops.encode(
-        ops.take_along_axis(gt_boxes, sample.matched[..., None], axis=1), sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS
-    )
-    own = ops.take_along_axis(deltas, sample.classes[..., None, None], axis=2)[:, :, 0]  # (B, R, C + 1, 4) -> (B, R, 4)
+    targets = box_ops.encode(box_ops.take_rows(gt_boxes, sample.matched), sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS)
+    # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B, R, 4)
+    own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(sample.classes, (-1, 1)))
+    own = ops.reshape(own, ops.shape(targets))
     box = loss_ops.smooth_l1(own, targets, config.box_loss_beta) * positive[..., None]
     return {"class": class_loss, "box": ops.sum(box) / normalizer}
 

@@ -13,6 +13,7 @@ from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops import matching, sampling
 from kmaskrcnn.ops.nms import batched_nms
+from kmaskrcnn.ops.sparse_gradient import convolve_twice
 
 Tensor = Any
 
@@ -61,16 +62,22 @@ class RPNHead(keras.layers.Layer):
         self.deltas.build(input_shape)
         self.built = True
 
-    def call(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        for conv in self.convs:
+    def call(self, features: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        *first, last = self.convs
+        for conv in first:
             features = conv(features)
-        batch = ops.shape(features)[0]
         # Both 1x1 convolutions read the map in one pass.
         heads, anchors = (self.objectness, self.deltas), self.num_anchors
         kernel = ops.concatenate([ops.convert_to_tensor(head.kernel) for head in heads], axis=-1)
         bias = ops.concatenate([ops.convert_to_tensor(head.bias) for head in heads], axis=0)
-        both = ops.cast(ops.add(ops.conv(features, kernel, padding="same"), bias), "float32")
+        if training and keras.backend.backend() == "tensorflow":
+            weights = (ops.convert_to_tensor(w) for w in (last.kernel, last.bias))
+            both = convolve_twice(features, *weights, kernel, bias)
+        else:
+            both = ops.add(ops.conv(last(features), kernel, padding="same"), bias)
+        both = ops.cast(both, "float32")
         logits, deltas = both[..., :anchors], both[..., anchors:]
+        batch = ops.shape(features)[0]
         cells = -1 if None in features.shape[1:3] else features.shape[1] * features.shape[2] * self.num_anchors
         logits = ops.reshape(logits, (batch, cells))  # (B, H, W, A) -> (B, H * W * A)
         return logits, ops.reshape(deltas, (batch, cells, 4))  # (B, H, W, A * 4) -> (B, H * W * A, 4)
@@ -181,7 +188,7 @@ def sample_anchors(
     indices, is_positive, is_valid = sampling.sample(
         matches >= 0, matches == matching.NEGATIVE, config.rpn_batch_size, config.rpn_positive_fraction, seeds
     )
-    matched = ops.maximum(ops.take_along_axis(matches, indices, axis=1), 0)
+    matched = ops.maximum(box_ops.take_rows(matches, indices), 0)
     return AnchorSample(indices, matched, is_positive, is_valid)
 
 
@@ -207,12 +214,10 @@ def rpn_losses(
     deltas = ops.concatenate([outputs[level][1] for level in outputs], axis=1)  # (B, N, 4)
     boxes = ops.concatenate([anchors[level] for level in outputs], axis=0)  # (N, 4)
     positive, valid = ops.cast(sample.is_positive, "float32"), ops.cast(sample.is_valid, "float32")
-    sampled_logits = ops.take_along_axis(logits, sample.indices, axis=1)
+    sampled_logits = box_ops.take_rows(logits, sample.indices)
     objectness = ops.sum(loss_ops.binary_cross_entropy(sampled_logits, positive) * valid)
 
-    targets = box_ops.encode(
-        ops.take_along_axis(gt_boxes, sample.matched[..., None], axis=1), ops.take(boxes, sample.indices, axis=0)
-    )
-    sampled_deltas = ops.take_along_axis(deltas, sample.indices[..., None], axis=1)
+    targets = box_ops.encode(box_ops.take_rows(gt_boxes, sample.matched), ops.take(boxes, sample.indices, axis=0))
+    sampled_deltas = box_ops.take_rows(deltas, sample.indices)
     box = loss_ops.smooth_l1(sampled_deltas, targets, config.rpn_box_loss_beta) * positive[..., None]
     return {"rpn_objectness": objectness / normalizer, "rpn_box": ops.sum(box) / normalizer}

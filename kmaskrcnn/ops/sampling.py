@@ -6,6 +6,8 @@ from typing import Any
 
 from keras import ops
 
+from kmaskrcnn.ops import boxes as box_ops
+
 Tensor = Any
 
 
@@ -71,7 +73,7 @@ def sample(
     order = ops.argsort(order, axis=1)[:, :size]
 
     def reorder(x: Tensor) -> Tensor:
-        return ops.take_along_axis(x, order, axis=1)
+        return box_ops.take_rows(x, order)
 
     indices = ops.minimum(ops.cast(reorder(indices), "int32"), last)
     return indices, reorder(is_positive), reorder(is_valid)

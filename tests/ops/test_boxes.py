@@ -80,3 +80,13 @@ def test_clip_is_by_image():
     boxes = ops.array([[[-5.0, -5, 50, 50]], [[-5.0, 2, 50, 50]]])
     clipped = box_ops.clip(boxes, ops.array([[20, 30], [100, 10]]))
     np.testing.assert_array_equal(clipped, [[[0, 0, 20, 30]], [[0, 2, 50, 10]]])
+
+
+def test_take_rows_equals_indexing():
+    x = np.arange(2 * 5 * 3).reshape(2, 5, 3)
+    indices = np.array([[4, 0, 4], [1, 2, 3]])
+    actual = box_ops.take_rows(ops.array(x), ops.array(indices))
+    np.testing.assert_array_equal(actual, np.stack([x[0][indices[0]], x[1][indices[1]]]))
+    np.testing.assert_array_equal(
+        box_ops.take_rows(ops.array(x[..., 0]), ops.array(indices)), np.asarray(actual)[..., 0]
+    )

@@ -272,15 +272,16 @@ def _map_gradient(
     shape = tf.shape(feature)
     first_row = tf.gather(batch_indices, rois) * (shape[1] * shape[2])
     taps, weights = _taps(tf.gather(boxes, rois), first_row, (shape[1], shape[2]), scale, size, ratio, aligned)
-    taps, weights = tf.reshape(taps, (-1,)), tf.reshape(weights, (-1,))  # (n, P, P, 4ss) -> (n * P * P * 4ss,)
-    bins = rois[:, None] * (size * size) + tf.range(size * size)  # (n, P * P), rows of upstream
-    # A compressed sparse row matrix wants its entries by row.
-    order = tf.argsort(taps, stable=True)
-    bin_of_entry = tf.gather(tf.reshape(bins, (-1,)), order // (4 * ratio * ratio))
+    bins = tf.reshape(rois[:, None] * (size * size) + tf.range(size * size), (-1,))  # (n * P * P,), rows of upstream
+    count = tf.size(bins)
+    owner = tf.repeat(tf.range(count), 4 * ratio * ratio)
+    # Made bin by bin, which is the order of the taps, and transposed: sorting the taps by pixel takes longer.
     matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
-        indices=tf.cast(tf.stack([tf.gather(taps, order), bin_of_entry], axis=1), tf.int64),
-        values=tf.gather(weights, order),
-        dense_shape=tf.cast(tf.stack([shape[0] * shape[1] * shape[2], tf.shape(upstream)[0]]), tf.int64),
+        indices=tf.cast(tf.stack([owner, tf.reshape(taps, (-1,))], axis=1), tf.int64),
+        values=tf.reshape(weights, (-1,)),
+        dense_shape=tf.cast(tf.stack([count, shape[0] * shape[1] * shape[2]]), tf.int64),
     )
+    matrix = tf.raw_ops.SparseMatrixTranspose(input=matrix, conjugate=False, type=tf.float32)
+    upstream = tf.gather(upstream, bins)
     total = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=upstream)  # (B * H * W, C)
     return tf.cast(tf.reshape(total, shape), feature.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,19 @@ class Predictor:
 
     def __init__(self, model: MaskRCNN, config: Config, labels: Labels):
         self.model, self.config, self.labels = model, config, labels
-        signature = {
-            "images": tf.TensorSpec((None, None, None, 3), tf.uint8),
-            "image_shapes": tf.TensorSpec((None, 2), tf.int32),
-        }
-        # One graph for every size of picture.
-        self._detect = tf.function(lambda inputs: model(inputs, training=False), input_signature=[signature])
+        # Two graphs for every size of picture: that for one picture has no loop over the batch, and is traced sooner.
+        self._detect_one, self._detect_many = (self._graph(batch) for batch in (1, None))
         self._augmented = AugmentedDetector(model, config) if config.evaluation.augmented else None
+
+    def _graph(self, batch: int | None) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
+        signature = {
+            "images": tf.TensorSpec((batch, None, None, 3), tf.uint8),
+            "image_shapes": tf.TensorSpec((batch, 2), tf.int32),
+        }
+        # Without AutoGraph, since the model has no Python branches on tensors and rewriting it takes a second.
+        return tf.function(
+            lambda inputs: self.model(inputs, training=False), input_signature=[signature], autograph=False
+        )
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike, which: str = "best", **settings: Any) -> Predictor:
@@ -107,7 +113,8 @@ class Predictor:
     def predict_batch(self, batch: Mapping[str, tf.Tensor | np.ndarray]) -> list[Prediction]:
         """Find the objects of a batch as `evaluation_dataset` makes it, each picture in one look."""
         inputs = {name: tf.convert_to_tensor(batch[name]) for name in ("images", "image_shapes")}
-        found = {name: value.numpy() for name, value in self._detect(inputs).items()}
+        detect = self._detect_one if len(inputs["images"]) == 1 else self._detect_many
+        found = {name: value.numpy() for name, value in detect(inputs).items()}
         scales, shapes = np.asarray(batch["scales"]), np.asarray(batch["original_shapes"])
         return [self._prediction({n: v[i] for n, v in found.items()}, scales[i], shapes[i]) for i in range(len(shapes))]
 

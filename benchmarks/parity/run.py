@@ -66,7 +66,7 @@ def compare_case(table, name, model, dump):
     def add(stage, ours, theirs, bound=STAGE_BOUND):
         table.add(name, stage, relative(ours, theirs), bound)
 
-    features = model.fpn(model.backbone(model.preprocess(images, shapes)[0]))
+    features = model.pyramid(model.preprocess(images, shapes)[0])
     for level in LEVELS:
         add("FPN maps", features[level], dump[level])
     features = {level: tf.constant(dump[level]) for level in LEVELS}

@@ -96,11 +96,11 @@ def training(objects, batch=1):
 # Name -> (function, argument that grows, its values, the others)
 GROWTH = {
     "image side": (inference, ("height", "width"), (320, 640, 1280), {}),
-    "batch": (inference, "batch", (1, 2, 4, 8), {}),
-    "classes": (inference, "num_classes", (1, 80, 1000), {}),
+    "batch": (inference, "batch", (1, 4), {}),
+    "classes": (inference, "num_classes", (1, 1000), {}),
     "detections": (inference, "max_detections", (10, 100, 400), {"score_threshold": 0.0}),
-    "anchors matched, boxes": (match_anchors, "rows", (1, 10, 100, 1000), {}),
-    "training, boxes": (training, "objects", (1, 10, 100, 1000), {}),
+    "boxes matched with all anchors": (match_anchors, "rows", (10, 100, 1000), {}),
+    "boxes in training": (training, "objects", (10, 100, 1000), {}),
 }
 
 

@@ -33,8 +33,8 @@ PAUSE = 0.3  # seconds after a turn, in which the threads of a side that has fin
 def works(folder):
     """Name -> kind and arguments of everything that is timed."""
     result = {}
-    for height, width in workloads.SIZES:
-        for batch in (1, 4):
+    for batch in (1, 4):
+        for height, width in workloads.SIZES:
             for dtype in ("float32", "bfloat16"):
                 arguments = {"height": height, "width": width, "batch": batch, "dtype": dtype}
                 name = f"{height}x{width}, batch {batch}, {dtype}"

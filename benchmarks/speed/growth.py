@@ -90,7 +90,7 @@ def training(objects, batch=1):
         "mask_frames": boxes,
     }
     inputs = {name: tf.constant(value) for name, value in inputs.items()}
-    return median_seconds(lambda: step(inputs, 1e-6, 0).numpy())
+    return median_seconds(lambda: step([inputs], 1e-6, 0).numpy())
 
 
 # Name -> (function, argument that grows, its values, the others)

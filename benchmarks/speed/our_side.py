@@ -184,9 +184,9 @@ def training(size, batch, objects, dtype):
     model.mask_head.call = counting
     model(inputs, training=True)
     model.mask_head.call = head
-    step(inputs, 1e-6, 0).numpy()
+    step([inputs], 1e-6, 0).numpy()
     told = {"mask_rois": int(positives[0]), "trained": sum(int(np.prod(v.shape)) for v in model.trainable_variables)}
-    return (lambda: step(inputs, 1e-6, 1).numpy() is None), told
+    return (lambda: step([inputs], 1e-6, 1).numpy() is None), told
 
 
 def align(rois, size, maps, boxes, backward):

@@ -84,7 +84,7 @@ def test_clip_is_by_image():
 
 def test_take_rows_equals_indexing():
     x = np.arange(2 * 5 * 3).reshape(2, 5, 3)
-    indices = np.array([[4, 0, 4], [1, 2, 3]])
+    indices = np.array([[4, 0, 4], [1, 2, 3]], np.int32)
     actual = box_ops.take_rows(ops.array(x), ops.array(indices))
     np.testing.assert_array_equal(actual, np.stack([x[0][indices[0]], x[1][indices[1]]]))
     np.testing.assert_array_equal(

@@ -82,7 +82,7 @@ def killed_run(folder: Path, workers: int, moment: str, rng: random.Random) -> s
         seen, step = seen + 1, line.split()[1].split("/")[0]
         in_evaluation = int(step) % EVAL_EVERY == 0
         if (moment == MOMENTS[0] and seen >= wanted) or (moment == MOMENTS[2] and in_evaluation):
-            time.sleep(rng.uniform(0.0, 0.2) if moment == MOMENTS[0] else rng.uniform(0.8, 4.0))
+            time.sleep(rng.uniform(0.0, 0.2) if moment == MOMENTS[0] else rng.uniform(0.8, 2.5))
             whom = kill(process, rng, workers)
     started = time.monotonic()
     code = process.wait(timeout=120)
@@ -92,6 +92,8 @@ def killed_run(folder: Path, workers: int, moment: str, rng: random.Random) -> s
     left = sorted(path.name for path in checkpoints.glob("*temp*")) if checkpoints.exists() else []
     told = next((line for line in output if line.startswith("going on")), "from the start").strip()
     ended = f", the rest ended with code {code} after {time.monotonic() - started:.0f} s" if code > 0 else ""
+    if any(line.startswith(f"evaluation after step {step}:") for line in output):
+        moment = "what follows an evaluation"  # it was quicker than the kill
     half = f"; half-written: {', '.join(left)}" if left else ""
     return f"{told.split(',')[0]}; killed {whom} in {moment} after step {step}{ended}{half}"
 

@@ -178,6 +178,27 @@ def test_evaluation_sees_every_image_once(mixed, batch_size, mode):
         np.testing.assert_allclose(scales, row["scales"])
 
 
+def test_a_share_of_the_batches_is_a_piece_of_the_whole_ones(shapes):
+    config = _data(**AUGMENTED)
+    whole = _take(training_dataset(shapes, config, 4, seed=2, start_step=1), 3)
+    share = _take(training_dataset(shapes, config, 4, seed=2, start_step=1, slots=[range(2, 3), range(3, 4)]), 6)
+    assert len({int(seed) for batch in whole for seed in batch["sample_seeds"]}) == 12
+    for i, part in enumerate(share):
+        for name, value in part.items():
+            np.testing.assert_array_equal(value[0], whole[i // 2][name][2 + i % 2])
+
+
+@pytest.mark.parametrize("workers", [2, 3, 20])
+def test_workers_share_the_batches_of_an_evaluation(mixed, workers):
+    config = Config().replace(resize_mode="short_side", min_size=64, max_size=96).data
+    whole = list(evaluation_dataset(mixed, config, 2))
+    shares = [list(evaluation_dataset(mixed, config, 2, 0, workers, worker)) for worker in range(workers)]
+    assert sum(map(len, shares)) == len(whole)
+    for i, batch in enumerate(whole):
+        for name, value in shares[i % workers][i // workers].items():
+            np.testing.assert_array_equal(value, batch[name])
+
+
 def test_evaluation_of_the_first_images(mixed):
     ids = [int(i) for b in evaluation_dataset(mixed, _data(), 2, max_images=3) for i in b["image_ids"]]
     assert sorted(ids) == [1, 2, 3]

@@ -24,8 +24,9 @@ quickstart: $(READY)
 	@echo "Pictures with masks, results as JSON:  $(RUNS)/quickstart/predictions"
 	@echo "SavedModel for TensorFlow Serving:     $(RUNS)/quickstart/exported/1"
 
+# Two processes: most of a test is TensorFlow tracing a graph, on one core.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""

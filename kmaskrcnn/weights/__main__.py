@@ -15,7 +15,6 @@ FORMAT = absl_flags.DEFINE_enum(
     "format", "auto", ["auto", "torchvision", "detectron2", "matterport"], "The program that wrote SOURCE."
 )
 OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for config.json, labels.json and best.weights.h5.")
-CLASS_NAMES = absl_flags.DEFINE_list("class_names", [], "Names of the classes; default: COCO's for 80 and 90 classes.")
 NORM_EPSILON = absl_flags.DEFINE_float(
     "norm_epsilon", None, "torchvision: epsilon of its frozen normalisations; 0 if fine-tuned from COCO_V1."
 )
@@ -25,13 +24,14 @@ RGB = absl_flags.DEFINE_boolean("rgb", None, "detectron2: trained on RGB pixels 
 def main(argv: list[str]) -> int:
     """Convert one file; the settings of the model are told from it, and any may be given as a flag."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from kmaskrcnn.data import DataError
     from kmaskrcnn.training import TrainingError
     from kmaskrcnn.weights.errors import WeightsError
     from kmaskrcnn.weights.transfer import MisfitError
 
     try:
         return _convert(argv[1:])
-    except (ConfigError, TrainingError, WeightsError) as error:
+    except (ConfigError, DataError, TrainingError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, MisfitError):
             for title in ("missing", "left_over", "misshapen"):
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _convert(sources: list[str]) -> int:
+    from kmaskrcnn.data.class_names import parse_class_names
     from kmaskrcnn.weights.convert import import_file, write_folder
     from kmaskrcnn.weights.presets import PRESETS
 
@@ -50,7 +51,9 @@ def _convert(sources: list[str]) -> int:
         raise ConfigError("--output is missing: the folder for the converted model")
     options = {"norm_epsilon": NORM_EPSILON.value, "rgb": RGB.value}
     options = {name: value for name, value in options.items() if value is not None}
-    imported = import_file(sources[0], FORMAT.value, CLASS_NAMES.value, options, **flags.given_settings())
+    settings = flags.given_settings()
+    class_names = parse_class_names(settings.pop("class_names", ()))
+    imported = import_file(sources[0], FORMAT.value, class_names, options, **settings)
     folder = write_folder(imported, OUTPUT.value)
     config, report = imported.config.model, imported.report
     print(report)

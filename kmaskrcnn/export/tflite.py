@@ -100,18 +100,12 @@ def convert(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.allow_custom_ops = True  # RoIAlign's sum comes as one; any other is refused below
-        if quantize in ("float16", "dynamic"):
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantize == "float16":
-            converter.target_spec.supported_types = [tf.float16]
         try:
             content = converter.convert()
         except Exception as error:  # the converter has no exception of its own
             raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
     content = _with_builtin_lookups(content)
-    if quantize == "int8":
-        content = _quantize_convolutions(content, images, model.config.backbone)
-    return content
+    return content if quantize == "none" else _quantize(content, quantize, images, model.config.backbone)
 
 
 def _with_builtin_lookups(content: bytes) -> bytes:
@@ -141,37 +135,51 @@ def _with_builtin_lookups(content: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-# By scope in the graph. Besides what has weights it is what lies between convolutions: in float, residual and top-down
-# sums would take every map out of int8 and back.
+# Operations with weights.
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
+# In int8 also what lies between convolutions, by scope in the graph: in float, residual and top-down sums would take
+# every map out of int8 and back.
 _INT8_OPERATIONS = {
-    ".*": ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE"),
+    ".*": _CONVOLUTIONS,
     "/({backbone}|fpn)[_0-9]*/": ("ADD", "PAD", "MAX_POOL_2D", "PACK", "CONCATENATION", "RESHAPE", "STRIDED_SLICE"),
     "/mask_head[_0-9]*/": ("RELU", "RESHAPE", "BATCH_MATMUL"),
 }
 
 
-def _quantize_convolutions(content: bytes, images: list[np.ndarray], backbone: str) -> bytes:
-    """Static int8 for the convolutions; boxes, scores and RoIAlign stay float.
+def _quantize(content: bytes, quantize: str, images: list[np.ndarray], backbone: str) -> bytes:
+    """Keep the weights of convolutions and fully connected layers in fewer bits; boxes, scores and RoIAlign stay float.
 
-    So do the first convolution and the RPN's outputs, whose objectness and offsets would share one scale.
+    The converter's own float16 and dynamic modes would round every table, the anchors too: by up to an eighth of a
+    pixel and by more than a pixel at 320 pixels.
     """
     try:
         from ai_edge_quantizer import calibrator, qtyping, quantizer
     except ImportError:
-        raise ExportError("quantize=int8 needs the quantiser: pip install ai-edge-quantizer") from None
+        raise ExportError(f"quantize={quantize} needs the quantiser: pip install ai-edge-quantizer") from None
     quantiser = quantizer.Quantizer(content)
-    for scope, names in _INT8_OPERATIONS.items():
-        scope = scope.format(backbone=backbone)
-        for operation in (qtyping.TFLOperationName[name] for name in names):
-            quantiser.add_static_config(scope, operation, activation_num_bits=8, weight_num_bits=8)
-    pixels, first = (re.escape(name) for name in _first_convolution(content))
-    for scope, name in ((pixels, "PAD"), (first, "CONV_2D"), (r"/rpn_head[_0-9]*/(?!conv\d)", "CONV_2D")):
-        quantiser.update_quantization_recipe(scope, qtyping.TFLOperationName[name], algorithm_key="no_quantize")
+    names = qtyping.TFLOperationName
+    if quantize == "float16":
+        for name in _CONVOLUTIONS:
+            quantiser.add_weight_only_config(".*", names[name], num_bits=16, algorithm_key="float_casting")
+    elif quantize == "dynamic":
+        for name in _CONVOLUTIONS:
+            quantiser.add_dynamic_config(".*", names[name], num_bits=8)
+    else:
+        for scope, operations_ in _INT8_OPERATIONS.items():
+            for name in operations_:
+                scope = scope.format(backbone=backbone)
+                quantiser.add_static_config(scope, names[name], activation_num_bits=8, weight_num_bits=8)
+        # Float: the first convolution, and the RPN's outputs, whose objectness and offsets would share one scale.
+        pixels, first = (re.escape(name) for name in _first_convolution(content))
+        for scope, name in ((pixels, "PAD"), (first, "CONV_2D"), (r"/rpn_head[_0-9]*/(?!conv\d)", "CONV_2D")):
+            quantiser.update_quantization_recipe(scope, names[name], algorithm_key="no_quantize")
     with _without_progress():
-        # The other mode keeps every tensor of the graph: gigabytes for a ResNet-50.
-        mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
-        inputs = {"serving_default": [{"images": image} for image in images]}
-        ranges = quantiser.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
+        ranges = None
+        if quantize == "int8":
+            # The other mode keeps every tensor of the graph: gigabytes for a ResNet-50.
+            mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
+            inputs = {"serving_default": [{"images": image} for image in images]}
+            ranges = quantiser.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
         return bytes(quantiser.quantize(ranges).quantized_model)
 
 

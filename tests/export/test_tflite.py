@@ -155,6 +155,25 @@ def test_quantised_scores_stay_near(mobile, quantize, tolerance):
     assert np.abs(scores[0][:count] - scores[1][:count]).mean() < tolerance
 
 
+def _anchors(path):
+    """The constants of four columns, by name."""
+    interpreter = tflite._interpreter(path.read_bytes())
+    written = {int(i) for operation in interpreter._get_ops_details() for i in operation["outputs"]}
+    details = (d for d in interpreter.get_tensor_details() if d["index"] not in written)
+    tables = [d for d in details if len(d["shape"]) == 2 and d["shape"][1] == 4 and d["name"].startswith("mask_rcnn")]
+    return {d["name"]: interpreter.get_tensor(d["index"]) for d in tables}
+
+
+@pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
+def test_anchors_are_not_rounded(mobile, quantize):
+    expected, found = (_anchors(mobile.paths[name]) for name in ("none", quantize))
+    assert sum(map(len, expected.values())) > 3 * (HEIGHT // 4) * (WIDTH // 4)
+    assert found.keys() == expected.keys()
+    for name, table in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], table)
+
+
 def test_int8_leaves_detection_arithmetic_in_float(mobile):
     interpreter = tflite._interpreter(mobile.paths["int8"].read_bytes())
     types = {d["index"]: d["dtype"] for d in interpreter.get_tensor_details()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
 from pathlib import Path
 
@@ -64,25 +66,26 @@ def main() -> int:
         if clash:
             raise ConfigError(f"--{clash[0]} is fixed for --format=tflite")
     model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
-    pictures, truth = _verification_pictures(config) if VERIFY.value else ([], None)
     export = _export_saved_model if FORMAT.value == "saved_model" else _export_tflite
-    start = time.monotonic()
-    path, reference, artifact = export(model, config, labels, pictures)
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    size = sum(file.stat().st_size for file in files) / 1e6
-    print(f"{path}: {size:.1f} MB, written in {time.monotonic() - start:.0f} s", flush=True)
-    if not VERIFY.value:
-        return 0
-    from kmaskrcnn.export.verify import BOUNDS, verify
+    with contextlib.ExitStack() as stack:
+        pictures, truth = _verification_pictures(config, stack) if VERIFY.value else ([], None)
+        start = time.monotonic()
+        path, reference, artifact = export(model, config, labels, pictures)
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        print(f"{path}: {size:.1f} MB, written in {time.monotonic() - start:.0f} s", flush=True)
+        if not VERIFY.value:
+            return 0
+        from kmaskrcnn.export.verify import BOUNDS, verify
 
-    report = verify(pictures, reference, artifact(), BOUNDS[QUANTIZE.value], truth)
+        report = verify(pictures, reference, artifact(), BOUNDS[QUANTIZE.value], truth)
     print(report)
     return 1 if report.problems else 0
 
 
-def _verification_pictures(config):
+def _verification_pictures(config, stack):
     """Files, and the ground truth with the ids of the pictures where they are an evaluation set's."""
-    from kmaskrcnn.data import open_dataset
+    from kmaskrcnn.data import files, open_dataset
     from kmaskrcnn.prediction import find_pictures
 
     if VERIFY_IMAGES.value:
@@ -90,9 +93,13 @@ def _verification_pictures(config):
     dataset = open_dataset(config, "val")
     if dataset is None:
         raise ConfigError("--verify_images is missing: pictures to verify on, or --noverify to leave that out")
-    if (dataset.spans[:, 1] >= 0).any():
-        raise ConfigError("--verify_images is missing: the evaluation set lies in TFRecord, verification reads files")
     paths = list(dataset.paths[: VERIFY_COUNT.value])
+    if (dataset.spans[:, 1] >= 0).any():  # in TFRecord: each gets a file for as long as it is needed
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for index, shard in enumerate(paths):
+            picture = folder / f"{index}_{Path(dataset.file_names[index]).name}"
+            picture.write_bytes(files.read_bytes(shard, *map(int, dataset.spans[index])))
+            paths[index] = str(picture)
     return paths, (dataset.coco_dict, dataset.image_ids[: len(paths)])
 
 

@@ -47,9 +47,9 @@ class Bounds:
 # about the same score, whose box and mask are others altogether: no bound holds for every detection.
 BOUNDS = {
     "none": Bounds(matched=1.0, within=1.0, box=1e-2, score=1e-3, mask=1e-2, ap=1e-3),
-    "float16": Bounds(matched=0.99, within=0.99, box=0.02, score=0.02, mask=0.05, ap=5e-3),
-    "dynamic": Bounds(matched=0.9, within=0.9, box=0.15, score=0.15, mask=0.6, ap=1e-2),
-    "int8": Bounds(matched=0.9, within=0.9, box=0.15, score=0.15, mask=0.6, ap=1e-2),
+    "float16": Bounds(matched=0.99, within=0.95, box=0.01, score=0.02, mask=0.1, ap=5e-3),
+    "dynamic": Bounds(matched=0.9, within=0.75, box=0.1, score=0.1, mask=0.6, ap=1e-2),
+    "int8": Bounds(matched=0.9, within=0.75, box=0.1, score=0.1, mask=0.6, ap=1e-2),
 }
 
 

@@ -18,6 +18,8 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config
+from kmaskrcnn.export import tflite
+from kmaskrcnn.export.client import LiteRTClient
 from kmaskrcnn.export.saved_model import export_saved_model
 from kmaskrcnn.predict import Predictor
 from tests.conftest import TINY
@@ -107,6 +109,28 @@ def test_globs_and_csv_are_read_once_and_failures_set_aside(model, tmp_path):
     again = run(f"--model={saved_model}", f"--input={tmp_path}/*.png", f"--output={output}")
     assert again.returncode == 2
     assert "holds the results of another run" in again.stderr
+
+
+def test_a_tflite_file_gives_what_its_own_client_gives(tmp_path):
+    keras.utils.set_random_seed(3)
+    settings = TINY | {"score_threshold": 0.0}
+    network = MaskRCNN(**(settings | tflite.MOBILE_SETTINGS))
+    path = tmp_path / "model.tflite"
+    tflite.write(tflite.convert(network, 64, 96), path, Config().replace(**settings), LABELS, 64, 96, "none")
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(60 + 5 * number, 90, number)))
+    (tmp_path / "broken.png").write_bytes(encode(picture())[:100])
+    output = tmp_path / "out"
+    arguments = (f"--model={path}", f"--input={tmp_path}/*.png", f"--output={output}", f"--min_score={MIN_SCORE}")
+    result = run(*arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    records = lines(output, "detections")
+    assert sorted(Path(r["file_name"]).name for r in records) == [f"{n}.png" for n in range(5)]
+    assert_equal_to_model(records, LiteRTClient(path), lambda name: name)
+    assert [Path(f["file_name"]).name for f in lines(output, "failures")] == ["broken.png"]
+    refused = run(*arguments[:-1], "--batch_size=4", f"--output={tmp_path / 'other'}")
+    assert refused.returncode == 2
+    assert "a .tflite file takes one image at once" in refused.stderr
 
 
 def test_tfrecords(model, tmp_path):

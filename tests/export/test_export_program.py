@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from kmaskrcnn.data import load_dataset
+from kmaskrcnn.data.convert import write_shards
 from kmaskrcnn.export.saved_model import SavedModelClient
 from kmaskrcnn.training.checkpoints import BEST, prepare_directory, save_weights
 from tests.export.conftest import LABELS
@@ -46,6 +48,25 @@ def test_saved_model_is_written_and_verified(model_dir, exported, tmp_path):
     warmup = tf.data.TFRecordDataset(str(version / "assets.extra" / "tf_serving_warmup_requests"))
     assert len(list(warmup)) == 2
     assert json.loads((version / "assets.extra" / "labels.json").read_text())["class_names"] == list(LABELS.class_names)
+
+
+def test_an_evaluation_set_in_tfrecord_is_verified_with_ap(model_dir, tmp_path):
+    images, annotations = [], []
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(64, 96, number)))
+        images.append({"id": number + 1, "file_name": f"{number}.png", "height": 64, "width": 96})
+        box = {"bbox": [8, 8, 40, 30], "area": 1200, "segmentation": [[8, 8, 48, 8, 48, 38, 8, 38]]}
+        annotations.append({"id": number + 1, "image_id": number + 1, "category_id": 10, "iscrowd": 0, **box})
+    categories = [{"id": i, "name": n} for i, n in zip(LABELS.category_ids, LABELS.class_names, strict=True)]
+    (tmp_path / "set.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    shards = tmp_path / "shards"
+    write_shards(load_dataset(tmp_path / "set.json", tmp_path), str(shards))
+    result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--val_annotations={shards}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "pictures compared          3" in result.stdout
+    assert "mask AP on 3 pictures" in result.stdout
 
 
 @pytest.mark.slow

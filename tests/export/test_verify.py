@@ -59,14 +59,14 @@ def test_each_difference_is_a_problem(artifact, words):
     assert any(words in problem for problem in problems), problems
 
 
-@pytest.mark.parametrize(("moved", "passes"), [(2, True), (3, False)])
-def test_one_in_a_hundred_may_be_another_where_weights_are_rounded(moved, passes):
+@pytest.mark.parametrize(("moved", "passes"), [(10, True), (11, False)])
+def test_one_in_twenty_may_be_another_where_weights_are_rounded(moved, passes):
     """200 detections of 100 pictures; NMS keeps another candidate in some."""
     other = changed(boxes=lambda x: x + np.float32([[0, 0, 9, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
     pictures = [str(i) for i in range(100)]
     report = verify(pictures, reference, lambda p: (other if int(p) < moved else reference)(p), BOUNDS["float16"])
     assert (report.problems == ()) == passes
-    assert "box (share of side)        99% within" in str(report) and "worst 3.00e-01" in str(report)
+    assert "box (share of side)        95% within" in str(report) and "worst 3.00e-01" in str(report)
     assert verify(pictures[:1], reference, other, BOUNDS["float16"]).problems  # of two, neither may
 
 

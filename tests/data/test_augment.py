@@ -154,6 +154,20 @@ def test_resize_low_passes_smaller_images_and_keeps_batches():
     np.testing.assert_array_equal(both[1], small)
 
 
+@pytest.mark.parametrize("size", [(64, 83), (31, 45), (20, 90)])
+def test_resize_rounds_what_tensorflow_makes_of_the_bytes(size):
+    image = tf.constant(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8, endpoint=True))
+    values = tf.image.resize(image, size, antialias=min(size) < 48).numpy()
+    np.testing.assert_array_equal(pixels.resize(image, *map(tf.constant, size)).numpy(), np.rint(values))
+
+
+@pytest.mark.parametrize("run", [lambda f: f, tf.function])
+def test_bytes_are_rounded_half_to_even_and_clipped(run):
+    values = np.concatenate([np.arange(-4, 260, 0.25), [-1e9, 1e9, 127.49999, 127.50001]]).astype(np.float32)
+    expected = np.clip(np.rint(values), 0, 255)
+    np.testing.assert_array_equal(run(pixels._to_uint8)(tf.constant(values)).numpy(), expected)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_invert(value):
     image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)

@@ -49,6 +49,41 @@ def test_stored_polygons_keep_their_shape(polygon):
     assert difference <= 0.8 * outline
 
 
+def test_cells_of_large_polygons_are_the_mean_of_their_quarters():
+    polygon = np.array([3.3, 5.1, 140.2, 20.7, 90.5, 150.9, 20.0, 99.0])
+    fine = polygon * 56 / SIDE
+    mask = mask_utils.decode(mask_utils.frPyObjects([fine.tolist()], 56, 56))[..., 0].astype(int)
+    expected = 255 * mask.reshape(28, 2, 28, 2).sum((1, 3)) // 4
+    assert len(np.unique(expected)) == 5
+    found = rasterize_polygons([polygon], np.array([0, 0, SIDE, SIDE]), 28)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("cells", [28, 112])
+@pytest.mark.parametrize("shape", [(480, 640), (7, 3000), (3000, 7), (64, 48), (1, 1)])
+def test_cells_of_a_crop_are_exact_in_area_and_made_on_one_thread(monkeypatch, shape, cells):
+    crop = np.random.default_rng(0).integers(0, 2, shape, np.uint8)
+    # Each pixel as `cells` parts a side, so that the cells are whole: sums without a fraction.
+    total = crop.astype(np.int64)
+    for axis in (0, 1):
+        sums = np.concatenate([[0 * total.take(0, axis)], np.cumsum(np.moveaxis(total, axis, 0), 0)])
+        edges = np.arange(cells + 1) * shape[axis]
+        whole, part = edges // cells, edges % cells
+        upper = sums[np.minimum(whole + 1, shape[axis])]
+        total = np.moveaxis(np.diff(sums[whole] * cells + (upper - sums[whole]) * part[:, None], axis=0), 0, axis)
+    exact = total * 255 / (shape[0] * shape[1])
+    products, matmul = [], np.matmul
+
+    def recorded(a, b, **options):
+        products.append(a.shape[0] * a.shape[1] * b.shape[1])
+        return matmul(a, b, **options)
+
+    monkeypatch.setattr(np, "matmul", recorded)
+    assert np.abs(resample_area(crop, cells) - exact).max() <= 0.5 + 1e-3
+    assert products
+    assert max(products) <= 2**18  # from where on OpenBLAS takes threads
+
+
 @settings(max_examples=60, deadline=None)
 @given(polygons(), st.sampled_from([28, 56, 112]))
 def test_stored_rle_keeps_area_and_shape(polygon, cells):

@@ -15,9 +15,11 @@ from kmaskrcnn.data.copy_paste import paste_instances
 from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.instances import Instances, transform_instances
 
+_ROWS = ("boxes", "classes", "is_crowd", "masks", "mask_frames")
+
 
 class Drawn(NamedTuple):
-    """What is done to an image, as arrays for the graph; padded rows of instances.
+    """What is done to an image, as arrays for the graph; rows of instances.
 
     `other` is the position of the image that objects are taken from, -1 for none; `covered` (H, W) bool its pixels, of
     no size where copy-paste is off.
@@ -67,11 +69,7 @@ class ExampleMaker:
             offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
             instances, covered = paste_instances(instances, source, moved.output_size, offset, size, rng)
         instances = self._at_most(instances, index, rng)
-        padding = self.config.max_instances - len(instances["boxes"])
-        rows = [
-            np.pad(instances[name], [(0, padding)] + [(0, 0)] * (instances[name].ndim - 1))
-            for name in ("boxes", "classes", "is_crowd", "masks", "mask_frames")
-        ]
+        rows = [instances[name] for name in _ROWS]
         others = (np.int32(other), *augment.as_arrays(moved), offset.astype(np.int32), covered)
         return Drawn(*augment.as_arrays(transform), np.array(size, np.int32), *rows, *others)
 
@@ -106,11 +104,11 @@ class ExampleMaker:
             (tf.int32, (9,)),
             (tf.float32, (10,)),
             (tf.int32, (2,)),
-            (tf.float32, (n, 4)),
-            (tf.int32, (n,)),
-            (tf.bool, (n,)),
-            (tf.uint8, (n, m, m)),
-            (tf.float32, (n, 4)),
+            (tf.float32, (None, 4)),
+            (tf.int32, (None,)),
+            (tf.bool, (None,)),
+            (tf.uint8, (None, m, m)),
+            (tf.float32, (None, 4)),
             (tf.int32, ()),
             (tf.int32, (9,)),
             (tf.float32, (10,)),
@@ -129,9 +127,15 @@ class ExampleMaker:
 
             image = tf.cond(drawn.other >= 0, pasted, lambda: image)
         image = pixels.change_pixels(image, drawn.amounts, self.config)
-        rows = {name: getattr(drawn, name) for name in ("boxes", "classes", "is_crowd", "masks", "mask_frames")}
+        # Padded here and not in `draw`: what NumPy hands over is copied, and most rows of masks are padding.
+        rows = {name: _pad_rows(getattr(drawn, name), n) for name in _ROWS}
         return image, {"image_shapes": drawn.shape, **rows}
 
     def _moved(self, index: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
         path, by_pillow, span = (column[index] for column in self._columns)
         return pixels.move_pixels(decode_file(path, by_pillow, span), geometry, amounts, self.config)
+
+
+def _pad_rows(values: tf.Tensor, count: int) -> tf.Tensor:
+    padding = [(0, count - tf.shape(values)[0])] + [(0, 0)] * (values.shape.rank - 1)
+    return tf.ensure_shape(tf.pad(values, padding), (count, *values.shape[1:]))

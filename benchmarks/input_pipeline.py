@@ -1,14 +1,16 @@
-"""Images a second through the input pipeline, beside torchvision's own loader and transforms.
+"""Images a second through the input pipeline and CPU time of one, beside torchvision's own loader and transforms.
 
     python -m benchmarks.input_pipeline --annotations=FILE --images=FOLDER [--torch_python=PATH]
 
 PATH is the Python of an environment with torch and torchvision. Each side reads the same JPEG files, resizes to a short
 side of 800 and a long one of at most 1333, and makes batches of 2, with as many threads or loader processes as there
-are processors; kmaskrcnn also reads the set from TFRecord. The sides take turns, so that a machine that slows down
-slows all of them.
+are processors; kmaskrcnn also reads the set from TFRecord. The sides take turns, every other time in reverse, so that
+a machine that slows down slows all of them; where it is busy with other work, CPU time says more than the rate. With
+the defaults it takes about four minutes.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -39,20 +41,24 @@ AUGMENTATIONS = {
 AUGMENTATIONS["full and copy-paste"] |= AUGMENTATIONS["full"]
 
 
-def rate(dataset, config, seconds):
-    """Images a second of the training pipeline over a time, the first batches not counted."""
+def measure(dataset, config, seconds):
+    """Images a second of the training pipeline over a time, the first batches not counted, and CPU seconds of one."""
     batches = iter(training_dataset(dataset, config, BATCH, seed=0))
     for _ in range(WARMUP):
         next(batches)
-    start, images = time.perf_counter(), 0
+    start, cpu, images = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
         images += len(next(batches)["image_ids"])
-    return images / (time.perf_counter() - start)
+    return images / (time.perf_counter() - start), (time.process_time() - cpu) / images
 
 
-def torch_rate(python, args, name, seconds):
+def measure_torch(python, args, name, seconds):
     command = [python, str(TORCH_SIDE), args.annotations, args.images, name, str(seconds)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def medians(values):
+    return [statistics.median(column) for column in zip(*values, strict=True)]
 
 
 def main():
@@ -60,7 +66,7 @@ def main():
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--images", required=True)
     parser.add_argument("--torch_python", default="")
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,24 +75,29 @@ def main():
         write_shards(jpeg, folder, shards=4)
         written = time.perf_counter() - start
         records = load_dataset(folder)
-        found = {}
-        for _ in range(args.rounds):
-            for name, changes in AUGMENTATIONS.items():
-                config = Config().replace(min_size=800, max_size=1333, **changes).data
-                found.setdefault((name, "JPEG files"), []).append(rate(jpeg, config, args.seconds))
-                found.setdefault((name, "TFRecord"), []).append(rate(records, config, args.seconds))
-                if args.torch_python and name in ("flip", "full"):
-                    value = torch_rate(args.torch_python, args, name, args.seconds)
-                    found.setdefault((name, "torchvision"), []).append(value)
+        sides = {}
+        for name, changes in AUGMENTATIONS.items():
+            config = Config().replace(min_size=800, max_size=1333, **changes).data
+            sides[name, "JPEG files"] = functools.partial(measure, jpeg, config)
+            sides[name, "TFRecord"] = functools.partial(measure, records, config)
+            if args.torch_python and name in ("flip", "full"):
+                sides[name, "torchvision"] = functools.partial(measure_torch, args.torch_python, args, name)
+        found = {side: [] for side in sides}
+        for turn in range(args.rounds):
+            for side in list(sides)[:: -1 if turn % 2 else 1]:
+                found[side].append(sides[side](args.seconds))
     print(f"{len(jpeg)} images, {len(jpeg.classes)} instances; {os.cpu_count()} processors")
     print(f"written as 4 TFRecord shards in {written:.1f} s, {len(jpeg) / written:.1f} images/s")
-    print("| augmentation | source | images/s, median (least, most) | times torchvision |")
-    print("| --- | --- | --- | --- |")
+    print(
+        "| augmentation | source | images/s, median (least, most) | times torchvision | CPU ms an image | its share |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
     for (name, source), values in found.items():
-        base = found.get((name, "torchvision"))
-        ratio = f"{statistics.median(values) / statistics.median(base):.1f}" if base else ""
-        spread = f"{statistics.median(values):.1f} ({min(values):.1f}, {max(values):.1f})"
-        print(f"| {name} | {source} | {spread} | {ratio} |")
+        (rate, cpu), base = medians(values), found.get((name, "torchvision"))
+        ratio, share = (f"{rate / medians(base)[0]:.1f}", f"1/{medians(base)[1] / cpu:.1f}") if base else ("", "")
+        rates = [v[0] for v in values]
+        spread = f"{rate:.1f} ({min(rates):.1f}, {max(rates):.1f})"
+        print(f"| {name} | {source} | {spread} | {ratio} | {1000 * cpu:.1f} | {share} |")
 
 
 if __name__ == "__main__":

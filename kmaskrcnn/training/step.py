@@ -186,8 +186,13 @@ class TrainStep:
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=norm)
         if config.optimizer == "sgd":
-            gradients = [g + self._decay(v) * v.value for g, v in zip(gradients, self.variables, strict=True)]
+            gradients = [self._with_decay(g, v) for g, v in zip(gradients, self.variables, strict=True)]
         return gradients
+
+    def _with_decay(self, gradient: tf.Tensor, variable: keras.Variable) -> tf.Tensor:
+        # Not before the gradient is there: products of all the weights would lie in memory for the whole step.
+        with tf.control_dependencies([gradient]):
+            return gradient + self._decay(variable) * variable.value
 
     def _finish(
         self,

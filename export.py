@@ -78,7 +78,8 @@ def main() -> int:
             return 0
         from kmaskrcnn.export.verify import BOUNDS, verify
 
-        report = verify(pictures, reference, artifact(), BOUNDS[QUANTIZE.value], truth)
+        bounds = BOUNDS["saved_model" if FORMAT.value == "saved_model" else QUANTIZE.value]
+        report = verify(pictures, reference, artifact(), bounds, truth)
     print(report)
     return 1 if report.problems else 0
 

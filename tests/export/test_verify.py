@@ -10,7 +10,7 @@ from kmaskrcnn.export.verify import BOUNDS, verify
 from kmaskrcnn.prediction import Prediction
 from tests.export.conftest import LABELS
 
-BOUND = BOUNDS["none"]
+BOUND = BOUNDS["saved_model"]
 
 
 def reference(path):

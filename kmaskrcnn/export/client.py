@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from kmaskrcnn.labels import Labels, read_labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels, read_labels
+from kmaskrcnn.results.prediction import Prediction
 
 __all__ = ["GrpcClient", "ImageError", "LiteRTClient", "RestClient", "ServingError", "read_labels"]
 

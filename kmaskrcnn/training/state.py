@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kmaskrcnn.training.errors import TrainingError
+from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.training.step import TrainStep
 
 _PREFIX = "ckpt"

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from kmaskrcnn import model_folder
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, training_dataset
 from kmaskrcnn.model import LOSSES, MaskRCNN
 from kmaskrcnn.progress import clock
-from kmaskrcnn.training import checkpoints
-from kmaskrcnn.training.cluster import Cluster
 from kmaskrcnn.training.guard import Guard
 from kmaskrcnn.training.schedules import learning_rate, scaled_rate
 from kmaskrcnn.training.state import TrainingState
@@ -70,15 +70,15 @@ class Trainer:
         self.config, self.train_set, self.evaluate, self.beat = config, train_set, evaluate, beat
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
-        self.labels = checkpoints.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+        self.labels = model_folder.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
         self.directory = Path(config.train.model_dir)
         with self.cluster.in_turn():
             if self.cluster.is_chief:
-                checkpoints.prepare_directory(self.directory, config, self.labels)
+                model_folder.prepare_directory(self.directory, config, self.labels)
             else:
-                checkpoints.check_directory(self.directory, config, self.labels)
+                model_folder.check_directory(self.directory, config, self.labels)
         with self.cluster.strategy.scope():
-            self.model = checkpoints.build_model(config)
+            self.model = model_folder.build_model(config)
             self.step_function = TrainStep(self.model, build_optimizer(config.train, self.model), config.train)
         self.state = TrainingState(
             self.directory / "checkpoints",
@@ -98,7 +98,7 @@ class Trainer:
             return
         source = self.config.train.init_weights
         if source and source != "none":
-            self._say(checkpoints.load_initial_weights(self.model, source))
+            self._say(model_folder.load_initial_weights(self.model, source))
         self.step_function.reset_averages()
 
     def _check_workers(self) -> None:
@@ -142,7 +142,13 @@ class Trainer:
     def _loop(self, summaries: Summaries | None) -> Outcome:
         train = self.config.train
         step, scores = int(self.state.step.numpy()), {}
-        guard = Guard(self)
+        guard = Guard(
+            train.on_nonfinite == "stop",
+            self.directory / "nonfinite",
+            self.cluster.worker,
+            self._whole_batch,
+            lambda: self.state.newest,
+        )
         window = _Window(train.batch_size)
         batches = self._batches(step)
         before = time.monotonic() - float(self.state.elapsed.numpy())
@@ -212,6 +218,11 @@ class Trainer:
         train = self.config.train
         return training_dataset(self.train_set, self.config.data, train.batch_size, train.seed, step, self.slots)
 
+    def _whole_batch(self, step: int) -> dict[str, np.ndarray]:
+        """This worker's batch of a step."""
+        parts = list(self.batches(step).take(len(self.slots)))
+        return {name: tf.concat([part[name] for part in parts], axis=0).numpy() for name in parts[0]}
+
     def _batches(self, step: int) -> Iterator[dict[str, tf.Tensor]]:
         return iter(self.cluster.strategy.distribute_datasets_from_function(lambda _: self.batches(step)))
 
@@ -229,7 +240,7 @@ class Trainer:
         if self.state.newest and int(self.state.step.numpy()) == step and not anew:
             return
         self.state.save(step, elapsed)
-        self._save_weights(step, checkpoints.LAST)
+        self._save_weights(step, model_folder.LAST)
         self.beat()
 
     def _save_weights(self, step: int, name: str) -> None:
@@ -237,7 +248,7 @@ class Trainer:
             return
         try:
             with self.step_function.averaged_weights():
-                checkpoints.save_weights(self.model, self.directory / name)
+                model_folder.save_weights(self.model, self.directory / name)
         except OSError as error:
             raise self.state.failure(step, error) from None
 
@@ -272,7 +283,7 @@ class Trainer:
             scores, pictures = self.evaluate(self.model, step)
         if scores["mask_AP"] > float(self.state.best.numpy()):
             self.state.best.assign(scores["mask_AP"])
-            self._save_weights(step, checkpoints.BEST)
+            self._save_weights(step, model_folder.BEST)
         if summaries:
             summaries.scalars(step, scores, "evaluation")
             summaries.pictures(step, pictures)

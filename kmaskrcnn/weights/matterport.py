@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmaskrcnn.weights.errors import WeightsError
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, take_size, transfer
 

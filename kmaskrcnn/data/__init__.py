@@ -15,6 +15,7 @@ _PUBLIC = {
     "open_dataset": "kmaskrcnn.data.opening",
     "open_raw": "kmaskrcnn.data.opening",
     "prepare_image": "kmaskrcnn.data.pipeline",
+    "steps_per_epoch": "kmaskrcnn.data.pipeline",
     "training_dataset": "kmaskrcnn.data.pipeline",
 }
 __all__ = sorted(_PUBLIC)

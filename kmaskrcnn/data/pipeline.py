@@ -85,6 +85,18 @@ class _Plan:
         return self._epoch(epoch)[position], epoch
 
 
+def _padded_shapes(dataset: CocoDataset, config: DataConfig) -> list[tuple[int, int]]:
+    """The height and width that each training image is padded to."""
+    if config.crop_size:
+        return [(config.crop_size, config.crop_size)] * len(dataset)
+    return [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
+
+
+def steps_per_epoch(dataset: CocoDataset, config: DataConfig, batch_size: int) -> int:
+    """Steps of `batch_size` images after which `training_dataset` has taken every image at least once."""
+    return _Plan(_padded_shapes(dataset, config), batch_size, 0).steps_per_epoch
+
+
 def training_dataset(
     dataset: CocoDataset,
     config: DataConfig,
@@ -110,11 +122,7 @@ def training_dataset(
         mask_frames (B, N, 4) float32, image_ids (B,) int64, sample_seeds (B,) int64 of the model's random samples. H
         and W are one of a few shapes (`bucket_shape`), or crop_size.
     """
-    if config.crop_size:
-        shapes = [(config.crop_size, config.crop_size)] * len(dataset)
-    else:
-        shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
-    plan = _Plan(shapes, batch_size, seed)
+    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed)
     maker, image_ids = ExampleMaker(dataset, config, seed), tf.constant(dataset.image_ids)
     slots = slots or [range(batch_size)]
     own = [slot for each in slots for slot in each]

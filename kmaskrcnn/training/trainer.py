@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn.config import Config
-from kmaskrcnn.data import CocoDataset, training_dataset
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.data import CocoDataset, steps_per_epoch, training_dataset
 from kmaskrcnn.model import LOSSES, MaskRCNN
 from kmaskrcnn.progress import clock
 from kmaskrcnn.training import checkpoints
@@ -67,6 +67,11 @@ class Trainer:
         cluster: Cluster | None = None,
         beat: Callable[[], None] = lambda: None,
     ):
+        self.steps_per_epoch = steps_per_epoch(train_set, config.data, config.train.batch_size)
+        if config.train.epochs:
+            config = config.replace(steps=max(1, round(config.train.epochs * self.steps_per_epoch)))
+        if config.train.patience and evaluate is None:
+            raise ConfigError(f"patience={config.train.patience}: needs an evaluation, so a val_annotations")
         self.config, self.train_set, self.evaluate, self.beat = config, train_set, evaluate, beat
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
@@ -175,7 +180,7 @@ class Trainer:
             own = time.monotonic() - before
             elapsed = own if alone else agreed["clock"]
             share = self._share(step, elapsed)
-            if share >= 1.0 or stopping():
+            if share >= 1.0 or stopping() or self._out_of_patience():
                 break
             rate = learning_rate(train, step, share)
             self._profile(step)
@@ -193,6 +198,9 @@ class Trainer:
         settle()
         self._profile(math.inf)
         self._save(step, elapsed)
+        if self._out_of_patience():
+            best, count = float(self.state.best.numpy()), self.config.train.patience
+            self._say(f"no mask AP above {best:.3f} in {count} evaluations (--patience): ended at step {step}")
         if not stopping() and int(self.state.scored.numpy()) != step:
             scores = self._score(summaries, step)
             self._save(step, elapsed, anew=True)
@@ -223,6 +231,9 @@ class Trainer:
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.train.eval_every
         return bool(every and step and step % every == 0) and int(self.state.scored.numpy()) != step
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.train.patience <= int(self.state.stale.numpy())
 
     def _save(self, step: int, elapsed: float, anew: bool = False) -> None:
         """Save a step, once unless `anew`: after an evaluation."""
@@ -272,7 +283,10 @@ class Trainer:
             scores, pictures = self.evaluate(self.model, step)
         if scores["mask_AP"] > float(self.state.best.numpy()):
             self.state.best.assign(scores["mask_AP"])
+            self.state.stale.assign(0)
             self._save_weights(step, checkpoints.BEST)
+        else:
+            self.state.stale.assign_add(1)
         if summaries:
             summaries.scalars(step, scores, "evaluation")
             summaries.pictures(step, pictures)

@@ -8,6 +8,7 @@ _PUBLIC = {
     "CocoDataset": "kmaskrcnn.data.coco",
     "DataError": "kmaskrcnn.data.records",
     "evaluation_dataset": "kmaskrcnn.data.pipeline",
+    "images_of_step": "kmaskrcnn.data.pipeline",
     "load_coco": "kmaskrcnn.data.coco",
     "load_dataset": "kmaskrcnn.data.coco",
     "load_image": "kmaskrcnn.data.image_files",

@@ -92,7 +92,7 @@ class TrainingState:
                     raise
                 raise TrainingError(
                     f"{path} does not fit these settings ({_first_line(error)}): "
-                    "keep --optimizer, --ema_decay and --dtype as they were, or choose another --model_dir"
+                    "keep optimizer, ema_decay and dtype as they were, or choose another model_dir"
                 ) from None
             self._tell(told, path)
             self._clean()

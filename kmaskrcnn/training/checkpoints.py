@@ -37,7 +37,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def prepare_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
+def open_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
     """Make the model folder, or check that the one there holds the same model, without writing into it.
 
     Raises:
@@ -71,6 +71,13 @@ def write_settings(path: Path, config: Config, labels: Labels) -> None:
         write_labels(path, labels)
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def prepare_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
+    """`open_directory` and `write_settings` in one, where nothing comes between that could fail."""
+    path = open_directory(directory, config, labels)
+    write_settings(path, config, labels)
+    return path
 
 
 def _cannot_write(path: Path, error: OSError) -> TrainingError:

@@ -92,7 +92,7 @@ class Trainer:
         self._signals = StopSignals()
         with self.cluster.in_turn():
             if self.cluster.is_chief:
-                self.directory = checkpoints.prepare_directory(config.train.model_dir, config, self.labels)
+                self.directory = checkpoints.open_directory(config.train.model_dir, config, self.labels)
                 self._lock = FolderLock(self.directory)
             else:
                 self.directory = checkpoints.check_directory(config.train.model_dir, config, self.labels)

@@ -7,6 +7,8 @@
 EXIT_INTERRUPTED = 75
 # Another worker died, or nothing went on: start all workers again.
 EXIT_RESTART = 76
+# The file in a model folder that says who trains there.
+LOCK = "training.lock"
 
 
 class TrainingError(RuntimeError):

@@ -13,6 +13,7 @@ from absl import flags, logging
 
 from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.console import steady_output
 from kmaskrcnn.programs.flagfiles import expand_flagfiles
 
 FLAGS = flags.FLAGS
@@ -82,6 +83,7 @@ def run(
     """
     # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    steady_output()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments):
         print(_help(name, about, topics, positional, "--helpfull" in arguments))
@@ -110,6 +112,8 @@ def _guarded(main: Callable[[], int | None]) -> int:
         return _fail(str(error), EXIT_RESTART)
     except (ConfigError, DataError, TrainingError, WeightsError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}")
 

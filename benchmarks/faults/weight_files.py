@@ -20,7 +20,7 @@ BYTES, SECONDS = 2 << 30, 20
 def main() -> int:
     """Print a line for each fault and one with the counts; exit code 1 where there is a fault."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tests.weights import hostile
+    from tests.weight_files import hostile
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the damaged bytes")

@@ -46,8 +46,8 @@ def main() -> int:
     given = flags.given_settings()
     if "train_annotations" not in given and not any(name.startswith("shapes_") for name in given):
         raise ConfigError(
-            "--train_annotations is missing: the set to train on, or shapes for the built-in one; docs/guide/data.md lists "
-            "the formats"
+            "--train_annotations is missing: the set to train on, or shapes for the built-in one; "
+            "docs/guide/data.md lists the formats"
         )
     local_folder(config.train.model_dir)
     if PREVIEW.value:

@@ -15,7 +15,7 @@ import pytest
 from kmaskrcnn.weights import WeightsError, read_tensors, write_tensors
 from kmaskrcnn.weights.convert import detect_format
 from kmaskrcnn.weights.matterport import read_matterport
-from tests.weights import hostile
+from tests.weight_files import hostile
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 BASE = np.arange(24, dtype="float32") / 8 - 1

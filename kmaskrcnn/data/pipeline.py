@@ -93,7 +93,7 @@ def training_dataset(
     start_step: int = 0,
     slots: Sequence[range] = (),
 ) -> tf.data.Dataset:
-    """Endless augmented batches from `start_step` on.
+    """Endless augmented batches from `start_step` on; `steps_per_epoch` of the result is where `fit` ends an epoch.
 
     Args:
         dataset: the images.
@@ -106,9 +106,9 @@ def training_dataset(
 
     Returns:
         Dicts of images (B, H, W, 3) uint8 padded at the bottom and right, image_shapes (B, 2) int32, boxes (B, N, 4)
-        float32 yxyx pixels, classes (B, N) int32 with 0 for padding, is_crowd (B, N) bool, masks (B, N, m, m) uint8,
-        mask_frames (B, N, 4) float32, image_ids (B,) int64, sample_seeds (B,) int64 of the model's random samples. H
-        and W are one of a few shapes (`bucket_shape`), or crop_size.
+        float32 yxyx pixels, classes (B, N) int32 with 0 for padding, is_crowd (B, N) bool, masks (B, M, m, m) uint8
+        and mask_frames (B, M, 4) float32 of the first M = max_instances rows, image_ids (B,) int64, sample_seeds (B,)
+        int64 of the model's random samples. H and W are one of a few shapes (`bucket_shape`), or crop_size.
     """
     if config.crop_size:
         shapes = [(config.crop_size, config.crop_size)] * len(dataset)
@@ -142,7 +142,10 @@ def training_dataset(
     examples = steps.flat_map(rows_of).map(example, num_parallel_calls=threads, deterministic=True)
     batches = examples.batch(len(slots[0]), drop_remainder=True)
     # tf.distribute would ask all workers at each step whether there is another one.
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(2 * len(slots))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    batches = batches.prefetch(2 * len(slots))
+    batches.steps_per_epoch = plan.steps_per_epoch
+    return batches
 
 
 def _sample_seed(*numbers: int) -> int:

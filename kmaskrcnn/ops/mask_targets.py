@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -36,7 +37,7 @@ def mask_targets(
     """Masks cut out along RoIs and resampled without rounding to size x size.
 
     Args:
-        masks: (K, m, m) 0..255, the object's coverage of each cell of its frame.
+        masks: (K, m, m), the object's coverage of each cell of its frame: integers in 0..255, floats in 0..1, or bool.
         frames: (K, 4) yxyx pixels, the rectangle that the m x m cells tile.
         rois: (K, 4) yxyx pixels.
         size: side of the target.
@@ -50,6 +51,7 @@ def mask_targets(
     m = masks.shape[-1]
     rows = _interpolation(rois[:, 0], rois[:, 2], frames[:, 0], frames[:, 2], size, m, samples)
     columns = _interpolation(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3], size, m, samples)
-    masks = ops.cast(masks, "float32") / 255.0
+    dtype = keras.backend.standardize_dtype(masks.dtype)
+    masks = ops.cast(masks, "float32") / (1.0 if dtype == "bool" or "float" in dtype else 255.0)
     targets = ops.matmul(ops.matmul(rows, masks), ops.transpose(columns, (0, 2, 1)))
     return ops.cast(targets >= 0.5, "float32") if binary else targets

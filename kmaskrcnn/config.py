@@ -257,6 +257,7 @@ class TrainConfig:
         1, "Parts that the batch of a step is worked off in, one after another.", **_POSITIVE
     )
     steps: int = _setting(90000, "Optimiser steps.", **_POSITIVE)
+    epochs: float = _setting(0.0, "Passes over the training images, which then set steps; 0: go by steps.", low=0)
     max_minutes: float = _setting(
         0.0, "Wall-clock budget; the schedule then runs over this time instead of over steps. 0: no limit.", low=0
     )
@@ -302,10 +303,22 @@ class TrainConfig:
         (), "First and last step of a TensorBoard profile, e.g. 20,25.", lengths=(0, 2)
     )
     seed: int = _setting(0, "Seed of initialisation, data order, augmentation and sampling.", low=0)
-    log_every: int = _setting(20, "Steps between lines of progress.", **_POSITIVE)
+    log_every: int = _setting(
+        0,
+        "Steps between lines of progress and rows of numbers; 0: a line every 10 seconds, a row every 20 steps.",
+        low=0,
+    )
+    logger: tuple[str, ...] = _setting(
+        ("tensorboard",), "Where numbers go besides metrics.jsonl: tensorboard, wandb, mlflow."
+    )
     checkpoint_every: int = _setting(1000, "Steps between checkpoints.", **_POSITIVE)
     keep_checkpoints: int = _setting(2, "Newest checkpoints kept; the best by evaluation is kept besides.", **_POSITIVE)
     eval_every: int = _setting(0, "Steps between evaluations during training; 0: only at the end.", low=0)
+    patience: int = _setting(
+        0,
+        "Evaluations in a row without a better mask AP after which the run ends (needs eval_every); 0: never.",
+        low=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,6 +485,9 @@ def validate(config: Config) -> None:
     tile, overlap = values["tile_size"], values["tile_overlap"]
     require(tile == 0 or tile >= 32, "tile_size", "must be 0 or at least 32")
     require(not tile or overlap <= tile // 2, "tile_overlap", "must lie in 0..tile_size / 2")
+    loggers = {"tensorboard", "wandb", "mlflow"}
+    require(set(values["logger"]) <= loggers, "logger", f"choose from {', '.join(sorted(loggers))}")
+    require(not values["patience"] or values["eval_every"] > 0, "patience", "needs eval_every")
     profile = values["profile_steps"]
     require(not profile or 0 <= profile[0] <= profile[1], "profile_steps", "needs the first step, then the last")
     require(list(values["drop_at"]) == sorted(values["drop_at"]), "drop_at", "must be in increasing order")

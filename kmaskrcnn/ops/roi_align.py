@@ -310,10 +310,16 @@ def _adaptive_one_map(
     """Boxes (n, 4) of one map (B, H, W, C) -> (n, P, P, C) with sampling ratio 0."""
     import tensorflow as tf
 
-    matrix = _sampling_matrix(tf.shape(feature), boxes, batch_indices, scale, size, ratio, aligned)
-    rows = tf.reshape(tf.cast(feature, tf.float32), (-1, feature.shape[-1]))  # (B, H, W, C) -> (B * H * W, C)
-    pooled = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows)
-    return tf.cast(tf.reshape(pooled, (-1, size, size, feature.shape[-1])), feature.dtype)  # -> (n, P, P, C)
+    channels = feature.shape[-1]
+
+    def product() -> tf.Tensor:
+        matrix = _sampling_matrix(tf.shape(feature), boxes, batch_indices, scale, size, ratio, aligned)
+        rows = tf.reshape(tf.cast(feature, tf.float32), (-1, channels))  # (B, H, W, C) -> (B * H * W, C)
+        return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows)
+
+    # The operator divides by the number of rows, which is 0 where no RoI lies on the map.
+    pooled = tf.cond(tf.size(boxes) > 0, product, lambda: tf.zeros((0, channels)))
+    return tf.cast(tf.reshape(pooled, (-1, size, size, channels)), feature.dtype)  # (n * P * P, C) -> (n, P, P, C)
 
 
 def _sampling_matrix(

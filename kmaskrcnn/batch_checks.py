@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.ops.mask_targets import check_mask_values
 
 # Boxes may pass the image's border by this share of its side, as rounded annotations do.
 _OVERHANG = 0.02
@@ -134,7 +135,9 @@ def check_batch(batch: Any, config: ModelConfig, y: Any = None) -> None:
     _check_shape("mask_frames", frames, (count, masked, 4), "the yxyx pixels that each mask covers")
     with_mask = valid[:, :masked] & ~arrays["is_crowd"][:, :masked].astype(bool)
     _check_boxes("mask_frames", frames, with_mask)
-    _check_masks(masks[with_mask])
+    if with_mask.any() and not masks[with_mask].any():
+        raise ValueError("masks: no mask of the batch has a pixel, expected the coverage of each cell in 0..255")
+    check_mask_values(masks[with_mask])
 
 
 def _first_replica(value: Any) -> Any:
@@ -205,21 +208,3 @@ def _check_boxes(name: str, boxes: np.ndarray, valid: np.ndarray, sizes: np.ndar
             f"{name}: {bad.round(2).tolist()} passes the image of {size[0]} x {size[1]} (height x width), expected "
             "(y1, x1, y2, x2) in pixels of the images"
         )
-
-
-def _check_masks(masks: np.ndarray) -> None:
-    """Masks (K, m, m) of real objects: bool, floats in 0..1, or integers in 0..255."""
-    if not masks.size:
-        return
-    low, high = float(masks.min()), float(masks.max())
-    if not masks.any():
-        raise ValueError("masks: no mask of the batch has a pixel, expected the coverage of each cell in 0..255")
-    if masks.dtype == bool:
-        return
-    if np.issubdtype(masks.dtype, np.floating):
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"masks: floats in {low:g}..{high:g}, expected 0..1, or uint8 in 0..255")
-    elif low < 0 or high > 255:
-        raise ValueError(f"masks: values in {low:g}..{high:g}, expected 0..255")
-    elif high <= 1:
-        raise ValueError("masks: integers in 0..1, expected 0..255: multiply by 255, or give them as bool")

@@ -200,6 +200,12 @@ class DataConfig:
         "native: multiply by native_scale.",
         ("short_side", "native"),
     )
+    resize_method: str = _setting(
+        "antialias",
+        "Resizing: antialias, sides rounded; as torchvision does it: no filter, sides rounded down; as detectron2 "
+        "does it: by Pillow, sides rounded half up.",
+        ("antialias", "torchvision", "detectron2"),
+    )
     min_size: int = _setting(
         800, "Short side in pixels (evaluation, and training without min_size_train).", **_POSITIVE
     )

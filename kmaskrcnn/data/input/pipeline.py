@@ -18,7 +18,7 @@ from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.input.examples import ExampleMaker
 from kmaskrcnn.data.resize import resize
 from kmaskrcnn.data.sets.dataset import CocoDataset
-from kmaskrcnn.data.sizes import base_scale, bucket_shape, scaled_size, whole_images
+from kmaskrcnn.data.sizes import bucket_shape, network_size, whole_images
 from kmaskrcnn.errors import DataError
 
 
@@ -209,7 +209,7 @@ def evaluation_dataset(
         if not indices:
             continue
         sizes = dataset.sizes[indices]
-        scaled = [scaled_size(h, w, base_scale(h, w, config)) for h, w in sizes.tolist()]
+        scaled = [network_size(h, w, config) for h, w in sizes.tolist()]
         columns = {
             "path": tf.constant([dataset.paths[i] for i in indices]),
             "by_pillow": tf.constant(dataset.by_pillow[indices]),
@@ -222,7 +222,7 @@ def evaluation_dataset(
         def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
             row = dict(row)
             image = decode_file(row.pop("path"), row.pop("by_pillow"), row.pop("span"))
-            image = resize(image, row["image_shapes"][0], row["image_shapes"][1])
+            image = resize(image, row["image_shapes"][0], row["image_shapes"][1], config.resize_method)
             image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
             scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)
             return {**row, "images": image, "scales": scales}

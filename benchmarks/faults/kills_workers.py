@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.faults import Row
 from benchmarks.faults.kills import kill_often
 from benchmarks.faults.training_runs import is_step, kill, start, workers_of
-from kmaskrcnn.training.errors import EXIT_INTERRUPTED, EXIT_RESTART
+from kmaskrcnn.errors import EXIT_INTERRUPTED, EXIT_RESTART
 
 WORKERS = ["--num_local_workers=2"]
 

@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from benchmarks.faults import Row, tally
 from benchmarks.faults.training_runs import is_step, start
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, open_dataset
 from kmaskrcnn.training.batches import Batches
-from kmaskrcnn.training.cluster import Cluster
 
 IMAGES, STEPS = 12, 12
 

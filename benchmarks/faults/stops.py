@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.faults import Row, tally
 from benchmarks.faults.training_runs import is_step, kill, start, state, whole_run
-from kmaskrcnn.training.errors import EXIT_INTERRUPTED
+from kmaskrcnn.errors import EXIT_INTERRUPTED
 
 BYTES = {"a checkpoint's data": 600, "the first file of a checkpoint": 4}  # kilobytes that a file may have
 

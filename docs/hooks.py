@@ -51,7 +51,16 @@ def command_helps() -> str:
     for command, (_, _, text) in COMMANDS.items():
         call = [sys.executable, "-m", "kmaskrcnn", command, "--help"]
         shown = subprocess.run(call, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
-        parts += [f"## kmaskrcnn {command}", "", f"{text[0].upper()}{text[1:]}.", "", "```text", shown.rstrip(), "```", ""]
+        parts += [
+            f"## kmaskrcnn {command}",
+            "",
+            f"{text[0].upper()}{text[1:]}.",
+            "",
+            "```text",
+            shown.rstrip(),
+            "```",
+            "",
+        ]
     return "\n".join(parts)
 
 

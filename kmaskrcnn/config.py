@@ -155,6 +155,10 @@ class DataConfig:
     invert_probability: float = _setting(0.0, "Share of training images whose intensities are inverted (microscopy).")
     blur_probability: float = _setting(0.0, "Share of training images that are blurred a little.")
     jpeg_probability: float = _setting(0.0, "Share of training images that get the noise of JPEG compression.")
+    repeat_factor_threshold: float = _setting(
+        0.0,
+        "Images of a class that is in a smaller share f of them come up to sqrt(this / f) times as often (LVIS); 0: off.",
+    )
     max_instances: int = _setting(100, "Ground-truth rows an image; further instances are left out and counted.")
     mask_resolution: int = _setting(112, "Ground-truth masks are stored cropped to their box at this side.")
     shapes_images: int = _setting(400, "Training images of the built-in shapes set.")
@@ -184,6 +188,7 @@ class TrainConfig:
     weight_decay: float = _setting(1e-4, "L2 through the momentum for sgd, decoupled for adamw.")
     norm_weight_decay: float = _setting(0.0, "The same for the scale and offset of normalisation layers.")
     warmup_steps: int = _setting(1000, "Steps of linear warm-up.")
+    warmup_share: float = _setting(0.0, "Share of the run that is linear warm-up, in place of warmup_steps; 0: those.")
     warmup_factor: float = _setting(0.001, "Share of the rate at the first step.")
     schedule: str = _setting("step", "Learning-rate schedule.", ("step", "cosine", "constant"))
     drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
@@ -302,8 +307,9 @@ _POSITIVE = (
 ).split()
 _SHARES = (
     "rpn_positive_fraction rpn_positive_iou rpn_negative_iou rpn_nms_iou roi_positive_fraction roi_positive_iou "
-    "score_threshold nms_iou momentum ema_decay color_jitter invert_probability warmup_factor "
-    "crop_probability copy_paste_probability blur_probability jpeg_probability"
+    "score_threshold nms_iou momentum ema_decay color_jitter invert_probability warmup_factor warmup_share "
+    "crop_probability copy_paste_probability blur_probability jpeg_probability "
+    "repeat_factor_threshold"
 ).split()
 
 

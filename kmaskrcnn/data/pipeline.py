@@ -1,7 +1,7 @@
 """From a data set to batches, with tf.data.
 
 The order and the shape of every batch are functions of the seed and the step alone, and what an image goes through one
-of (seed, epoch, image id), so that a run that is resumed at a step gets the batches it would have got.
+of (seed, epoch, image id, how often it was there before in the epoch), so that a run that is resumed at a step gets the batches it would have got.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kmaskrcnn.data.coco import CocoDataset
 from kmaskrcnn.data.examples import ExampleMaker
 from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.pixels import resize
+from kmaskrcnn.data.sampling import draw_repeats, repeat_factors
 
 _MULTIPLE = 32  # the stride of C5
 
@@ -58,13 +59,13 @@ def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]
 class _Plan:
     """Which images make up the batch of a step."""
 
-    def __init__(self, shapes: list[tuple[int, int]], batch_size: int, seed: int):
-        self.shapes, self.batch_size, self.seed = shapes, batch_size, seed
+    def __init__(self, shapes: list[tuple[int, int]], factors: np.ndarray, batch_size: int, seed: int):
+        self.shapes, self.factors, self.batch_size, self.seed = shapes, factors, batch_size, seed
         groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
         self.groups = [np.array(g) for _, g in sorted(groups.items())]
-        self.steps_per_epoch = sum(math.ceil(len(g) / batch_size) for g in self.groups)
+        self.steps_per_epoch = sum(math.ceil(round(float(factors[g].sum())) / batch_size) for g in self.groups)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
@@ -72,17 +73,31 @@ class _Plan:
         rng = np.random.default_rng([self.seed, epoch])
         batches = []
         for group in self.groups:
-            order = rng.permutation(group)
+            factors = self.factors[group]
+            order = rng.permutation(group if (factors == 1).all() else group[draw_repeats(factors, rng)])
             missing = -len(order) % self.batch_size
             # The last batch of a shape is filled up with other images of that shape.
             order = np.concatenate([order, rng.choice(group, missing)])
             batches.append(order.reshape(-1, self.batch_size))
-        return rng.permutation(np.concatenate(batches))
+        indices = rng.permutation(np.concatenate(batches))
+        # A repeated image is drawn anew each time; one that only fills up a batch is what it was.
+        repeats = _times_before(indices) if (self.factors > 1).any() else np.zeros_like(indices)
+        return np.stack([indices, repeats], axis=-1)
 
-    def step(self, step: int) -> tuple[np.ndarray, int]:
-        """Image indices (batch_size,) of a step, and its epoch."""
+    def step(self, step: int) -> np.ndarray:
+        """(batch_size, 2) of a step: image indices, and how often each was there before in the epoch."""
         epoch, position = divmod(int(step), self.steps_per_epoch)
-        return self._epoch(epoch)[position], epoch
+        return self._epoch(epoch)[position]
+
+
+def _times_before(indices: np.ndarray) -> np.ndarray:
+    """How often each number came before in the array, read row by row; of its shape."""
+    flat = indices.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    first = np.searchsorted(flat[order], flat[order])  # where the run of each number begins
+    result = np.empty_like(flat)
+    result[order] = np.arange(len(flat)) - first
+    return result.reshape(indices.shape)
 
 
 def training_dataset(
@@ -97,7 +112,7 @@ def training_dataset(
 
     Args:
         dataset: the images.
-        config: augmentation, sizes, max_instances, mask_resolution.
+        config: augmentation, sizes, max_instances, mask_resolution, repeat_factor_threshold.
         batch_size: B.
         seed: of order and augmentation.
         start_step: batches to skip; they are not made.
@@ -114,20 +129,20 @@ def training_dataset(
         shapes = [(config.crop_size, config.crop_size)] * len(dataset)
     else:
         shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
-    plan = _Plan(shapes, batch_size, seed)
+    plan = _Plan(shapes, repeat_factors(dataset, config.repeat_factor_threshold), batch_size, seed)
     maker, image_ids = ExampleMaker(dataset, config, seed), tf.constant(dataset.image_ids)
     slots = slots or [range(batch_size)]
     own = [slot for each in slots for slot in each]
 
     def plan_step(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices, _ = plan.step(step)
-        rows = [(indices[s], *plan.shapes[indices[s]], s, step, _sample_seed(seed, step, s)) for s in own]
+        chosen = plan.step(step)
+        rows = [(*chosen[s], *plan.shapes[chosen[s][0]], step, _sample_seed(seed, step, s)) for s in own]
         return np.array(rows, np.int64)
 
     def example(row: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, rows = maker.make(row[0], row[4] // plan.steps_per_epoch)
+        image, rows = maker.make(row[0], row[4] // plan.steps_per_epoch, row[1])
         return {
-            "images": _pad(image, tf.cast(row[1], tf.int32), tf.cast(row[2], tf.int32)),
+            "images": _pad(image, tf.cast(row[2], tf.int32), tf.cast(row[3], tf.int32)),
             **rows,
             "image_ids": image_ids[row[0]],
             "sample_seeds": row[5],

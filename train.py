@@ -19,6 +19,10 @@ PREVIEW = absl_flags.DEFINE_integer(
     "preview_augmentations", 0, "Write this many training images into model_dir/augmentations.png and stop.", 0
 )
 
+absl_flags.DEFINE_boolean(
+    "recipe", None, "Make the settings that are not given from the data; default: where there is no --flagfile."
+)
+
 
 def main() -> int:
     """Train, with evaluation.
@@ -49,24 +53,46 @@ def main() -> int:
         return train(config, watchdog.beat)
 
 
-def open_train_set(config: Config) -> tuple[Config, CocoDataset]:
-    """The training set, and the settings with its number of classes."""
-    from kmaskrcnn.data import open_dataset
+def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, CocoDataset | None]:
+    """The settings with the number of classes and, without a flagfile, the recipe; training and validation set."""
+    from kmaskrcnn.data import open_dataset, open_raw
+    from kmaskrcnn.evaluation import check_categories
+    from kmaskrcnn.labels import Labels
+    from kmaskrcnn.programs import automatic
 
+    given, makes_recipe = flags.given_settings(), flags.makes_recipe()
+    if makes_recipe:
+        automatic.require_train_set(given)
+        saved = automatic.settings_to_go_on(config, given)
+        makes_recipe, config = saved is None, saved or config
+    if makes_recipe and config.data.train_annotations != "shapes":
+        raw = open_raw(config, "train")
+        config = automatic.keep_validation_images(automatic.name_classes(config, raw), raw)
     print("training set: ", end="")
     train_set = open_dataset(config, "train")
     train_set.summary()
+    labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
     classes = len(train_set.class_names)
-    if "num_classes" in flags.given_settings() and config.model.num_classes != classes:
+    if "num_classes" in given and config.model.num_classes != classes:
         raise ConfigError(f"--num_classes={config.model.num_classes}, but the training set has {classes}")
-    return config.replace(num_classes=classes), train_set
+    config = config.replace(num_classes=classes)
+    val_set = open_dataset(config, "val", labels)
+    if val_set is not None:
+        print("evaluation set: ", end="")
+        val_set.summary()
+        check_categories(labels, val_set)
+    if makes_recipe:
+        recipe = automatic.recipe_for(config, given, train_set, devices)
+        config = recipe.config
+        print(f"recipe, made from the training set (kmaskrcnn doctor --write_flagfile writes it):\n{recipe.text()}")
+    return config, train_set, val_set
 
 
 def preview(config: Config) -> None:
     """Draw training images as they go into the network."""
     from kmaskrcnn.data.preview import contact_sheet
 
-    config, train_set = open_train_set(config)
+    config, train_set, _ = open_sets(config)
     path = Path(config.train.model_dir) / "augmentations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(train_set, config, PREVIEW.value).save(path)
@@ -78,9 +104,7 @@ def train(config: Config, beat: Callable[[], None]) -> int:
     import keras
     import tensorflow as tf
 
-    from kmaskrcnn.data import open_dataset
-    from kmaskrcnn.evaluation import check_categories, evaluate
-    from kmaskrcnn.labels import Labels
+    from kmaskrcnn.evaluation import evaluate
     from kmaskrcnn.predict import Predictor
     from kmaskrcnn.training.cluster import open_cluster
     from kmaskrcnn.training.errors import EXIT_INTERRUPTED
@@ -92,13 +116,7 @@ def train(config: Config, beat: Callable[[], None]) -> int:
     cluster = open_cluster(config.train)
     with cluster.watch(), cluster.quiet():
         with cluster.in_turn():  # the built-in shapes are written before another worker reads them
-            config, train_set = open_train_set(config)
-            labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
-            val_set = open_dataset(config, "val", labels)
-            if val_set is not None:
-                print("evaluation set: ", end="")
-                val_set.summary()
-                check_categories(labels, val_set)
+            config, train_set, val_set = open_sets(config, cluster.replicas)
 
         def score(model, step):
             result = evaluate(Predictor(model, config, trainer.labels), val_set, config, cluster, trainer.pulse)

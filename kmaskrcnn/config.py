@@ -157,7 +157,7 @@ class DataConfig:
     jpeg_probability: float = _setting(0.0, "Share of training images that get the noise of JPEG compression.")
     repeat_factor_threshold: float = _setting(
         0.0,
-        "Images of a class that is in a smaller share f of them come up to sqrt(this / f) times as often (LVIS); 0: off.",
+        "Images with a class that only a share f of them has are seen sqrt(this / f) times as often (LVIS); 0: off.",
     )
     max_instances: int = _setting(100, "Ground-truth rows an image; further instances are left out and counted.")
     mask_resolution: int = _setting(112, "Ground-truth masks are stored cropped to their box at this side.")
@@ -194,7 +194,11 @@ class TrainConfig:
     drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
     clip_norm: float = _setting(0.0, "Clip gradients to this global norm; 0: off.")
     ema_decay: float = _setting(0.0, "Decay of the moving average of weights that is evaluated and exported; 0: off.")
-    dtype: str = _setting("float32", "Precision of the network.", ("float32", "mixed_bfloat16", "mixed_float16"))
+    dtype: str = _setting(
+        "auto",
+        "Precision of the network; auto: mixed_bfloat16 where a measurement finds it faster, else float32.",
+        ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    )
     strategy: str = _setting(
         "one",
         "Devices that train together: one; mirrored, those of this machine; multi_worker, those of all workers in the "

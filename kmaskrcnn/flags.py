@@ -54,6 +54,13 @@ def config_from_flags(base: Config | None = None) -> Config:
     return (base or Config()).replace(**given_settings())
 
 
+def makes_recipe() -> bool:
+    """Whether settings that are not given are made from the data: as --recipe says, or where no flagfile is named."""
+    if FLAGS.recipe is not None:
+        return FLAGS.recipe
+    return not any(argument.lstrip("-").startswith("flagfile") for argument in sys.argv[1:])
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a program: parse the flags, and turn an error that a user can mend into one line and exit code 2."""
     # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.

@@ -97,9 +97,7 @@ class ExampleMaker:
         chosen = np.sort(rng.choice(count, most, replace=False))
         return {name: value[chosen] for name, value in instances.items()}
 
-    def make(
-        self, index: tf.Tensor, epoch: tf.Tensor, repeat: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def make(self, index: tf.Tensor, epoch: tf.Tensor, repeat: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """In a graph: the pixels (h, w, 3) uint8 of an image, and image_shapes, boxes, ... of it, as `draw` has it."""
         n, m = self.config.max_instances, self.config.mask_resolution
         kinds = Drawn(

@@ -1,7 +1,8 @@
 """From a data set to batches, with tf.data.
 
 The order and the shape of every batch are functions of the seed and the step alone, and what an image goes through one
-of (seed, epoch, image id, how often it was there before in the epoch), so that a run that is resumed at a step gets the batches it would have got.
+of (seed, epoch, image id, how often it was there before in the epoch), so that a run that is resumed at a step gets the
+batches it would have got.
 """
 
 from __future__ import annotations

@@ -8,17 +8,18 @@ import numpy as np
 
 from kmaskrcnn.data.doctor.statistics import best_anchor_iou
 
-# Smallest sides that are tried, and the factors from one level to the next.
-_SMALLEST = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-_GROWTH = (2.0, 1.7, 1.4)
+# Sides on P2 that are tried, up to eight cells as in FPN; they double from level to level, as the strides do.
+_SMALLEST = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 _RATIOS = ((0.5, 1.0, 2.0), (0.33, 1.0, 3.0), (0.33, 0.5, 1.0, 2.0, 3.0))
+# An anchor of this IoU is a positive; to meet a box better brings nothing.
+_POSITIVE = 0.7
 # More anchors a cell cost time in the RPN: they must raise the mean IoU by this.
 _WORTH = 0.02
 _MOST_BOXES = 5000
 
 
 class FittedAnchors(NamedTuple):
-    """Sides on P2..P6, height / width, and the mean IoU of a box with its best anchor."""
+    """Sides on P2..P6, height / width, and the mean IoU of a box with its best anchor, counted up to 0.7."""
 
     sizes: tuple[float, ...]
     ratios: tuple[float, ...]
@@ -51,7 +52,7 @@ def fit_anchors(
     for own_ratios in (ratios,) if ratios else (*_RATIOS, *(() if turned else (_quantile_ratios(boxes),))):
         longest = float(np.sqrt(max(*own_ratios, *(1 / r for r in own_ratios))))  # longer side of an anchor of side 1
         for own_sizes in (sizes,) if sizes else _candidates(limit / longest):
-            mean = float(best_anchor_iou(boxes, image_sizes, own_sizes, own_ratios).mean())
+            mean = float(np.minimum(best_anchor_iou(boxes, image_sizes, own_sizes, own_ratios), _POSITIVE).mean())
             tried.append(FittedAnchors(own_sizes, own_ratios, mean))
     return max(tried, key=lambda found: found.mean - _WORTH * (len(found.ratios) > 3))
 
@@ -60,10 +61,8 @@ def _candidates(limit: float) -> list[tuple[float, ...]]:
     """Sides that grow from level to level, none above the limit."""
     found = {}
     for smallest in _SMALLEST:
-        for growth in _GROWTH:
-            sides = tuple(float(min(round(smallest * growth**i), int(limit))) for i in range(5))
-            if sides[0] < limit:
-                found[sides] = None
+        if smallest < limit:
+            found[tuple(float(min(smallest * 2**i, int(limit))) for i in range(5))] = None
     return list(found) or [(float(max(1, int(limit))),) * 5]
 
 

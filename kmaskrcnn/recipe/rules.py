@@ -109,17 +109,15 @@ def input_scale(given: Given) -> list[Choice]:
     varied = float(np.percentile(shorts, 95) / np.percentile(shorts, 5)) > 1.5
     small = float(np.percentile(facts.sides, _SMALLEST_PERCENTILE))
     if varied and cost_native < cost_fitted:
-        reason = (
-            f"images of {shorts.min():.0f} to {shorts.max():.0f} pixels show objects at one scale; "
-            f"5% of the objects are below {small:.0f} pixels, {small * native:.0f} in the network"
-        )
-        return [Choice("resize_mode", "native", reason), Choice("native_scale", round(native, 3), "the same")]
+        reason = f"images of {shorts.min():.0f} to {shorts.max():.0f} pixels show their objects at about one scale"
+        why = f"5% of the objects are below {small:.0f} pixels, {small * native:.0f} in the network"
+        return [Choice("resize_mode", "native", reason), Choice("native_scale", round(native, 3), why)]
     short = max(32, _round_up(fitted * float(np.median(shorts)), 16))
     aspect = float(np.percentile(facts.image_sizes.max(axis=1) / shorts, 95))
     small = float(np.percentile(relative, _SMALLEST_PERCENTILE)) * short / float(np.median(shorts))
-    reason = f"5% of the objects are below {small:.0f} pixels then; images are {np.median(shorts):.0f} pixels high or wide"
+    reason = f"images have {np.median(shorts):.0f} pixels; 5% of the objects are below {small:.0f} in the network then"
     return [
-        Choice("resize_mode", "short_side", "objects grow with the images, or all images have one size"),
+        Choice("resize_mode", "short_side", "images have about one size, or objects grow with them"),
         Choice("min_size", short, reason),
         Choice("max_size", _round_up(short * max(aspect, 4 / 3), 32), f"images are up to {aspect:.2g} times as long"),
     ]
@@ -189,7 +187,9 @@ def anchors(given: Given) -> list[Choice]:
         fixed_ratios,
     )
     reason = f"the best anchor meets a box with an IoU of {found.mean:.2f} on average"
-    limit = f", and none is longer than the crop of {given.config.data.crop_size}" if given.config.data.crop_size else ""
+    limit = (
+        f", and none is longer than the crop of {given.config.data.crop_size}" if given.config.data.crop_size else ""
+    )
     return [
         Choice("anchor_sizes", found.sizes, reason + limit),
         Choice("anchor_aspect_ratios", found.ratios, "shapes of the boxes"),
@@ -218,7 +218,7 @@ def instances(given: Given) -> list[Choice]:
     """Rows of ground truth and of detections: as many as the fullest image has, and room for mistakes."""
     most = int(given.facts.per_image.max(initial=0))
     rows = max(10, _round_up(most, 10))
-    found = max(100, _round_up(1.5 * most, 50))
+    found = max(100, _round_up(1.25 * most, 50))
     reason = f"an image has up to {most} objects"
     return [
         Choice("max_instances", rows, reason),
@@ -252,14 +252,14 @@ def heads(given: Given) -> list[Choice]:
         ]
     if given.on_gpu:
         return widths
-    seen = objects_in_view(given)
+    seen, most = objects_in_view(given), int(given.facts.per_image.max(initial=0))
     rois = int(min(192, max(128, _round_up(16 * seen, 64))))  # a quarter are positives, four for an object
     reason = f"a crop shows about {seen:.0f} objects"
     return [
         *widths,
         Choice("roi_batch_size", rois, reason),
-        Choice("max_mask_rois", int(min(40, max(16, _round_up(4 * seen, 8)))), reason),
-        Choice("rpn_post_nms_top_k", 1000 if seen > 20 else 500, reason),
+        Choice("max_mask_rois", int(min(40, max(24, _round_up(4 * seen, 8)))), reason),
+        Choice("rpn_post_nms_top_k", 1000 if most > 50 else 500, f"an image has up to {most} objects"),
         Choice("mask_resolution", 56, "masks have 28 cells a side"),
     ]
 
@@ -271,8 +271,11 @@ _MEMORY_BASE, _MEMORY_MEGAPIXEL = 1.5, 2.2
 def batch(given: Given) -> list[Choice]:
     """Images a step: as many as fit half of the memory, four at most on a processor, which gains nothing by more."""
     side = given.config.data.crop_size
-    pixels = side**2 if side else float((given.facts.image_sizes * scale_of(given.facts, given.config)[:, None])
-                                        .prod(axis=1).max())
+    pixels = (
+        side**2
+        if side
+        else float((given.facts.image_sizes * scale_of(given.facts, given.config)[:, None]).prod(axis=1).max())
+    )
     need = _MEMORY_MEGAPIXEL * pixels / 1e6
     fit = max(1.0, (0.5 * given.machine.memory_gb - _MEMORY_BASE) / need)
     most = 16 if given.on_gpu else 2 if given.start.kind == "coco" else 4

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kmaskrcnn.config import ConfigError, ModelConfig
+from kmaskrcnn.config import ModelConfig
 from kmaskrcnn.recipe.facts import Machine
 from kmaskrcnn.training import checkpoints
 from kmaskrcnn.weights.errors import WeightsError

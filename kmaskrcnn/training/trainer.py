@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from kmaskrcnn import precision
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, training_dataset
 from kmaskrcnn.model import LOSSES, MaskRCNN
@@ -67,8 +68,9 @@ class Trainer:
         cluster: Cluster | None = None,
         beat: Callable[[], None] = lambda: None,
     ):
-        self.config, self.train_set, self.evaluate, self.beat = config, train_set, evaluate, beat
+        self.train_set, self.evaluate, self.beat = train_set, evaluate, beat
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
+        self.config = config = self._with_dtype(config)
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
         self.labels = checkpoints.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
         self.directory = Path(config.train.model_dir)
@@ -91,6 +93,15 @@ class Trainer:
         self._stop_signal: int | None = None
         self._resume_or_initialise()
         self._check_workers()
+
+    def _with_dtype(self, config: Config) -> Config:
+        """The settings with the precision that --dtype=auto means: that of the model folder, or the chief's measure."""
+        if config.train.dtype != precision.AUTO:
+            if warning := precision.slow_bfloat16(config.train.dtype):
+                self._say(warning)
+            return config
+        dtype = checkpoints.saved_dtype(config.train.model_dir) or precision.resolve_dtype(precision.AUTO)
+        return config.replace(dtype=self.cluster.gather(dtype.encode())[0].decode())
 
     def _resume_or_initialise(self) -> None:
         if self.state.restore():

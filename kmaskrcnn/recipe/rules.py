@@ -174,22 +174,22 @@ def anchors(given: Given) -> list[Choice]:
     if given.start.kind == "coco" or not len(facts.boxes):
         return []  # its RPN was trained on these
     scales = scale_of(facts, given.config)[facts.box_images]
-    sizes = np.ceil(facts.image_sizes * scale_of(facts, given.config)[:, None])[facts.box_images]
-    config = given.config.model
+    sizes = facts.image_sizes[facts.box_images] * scales[:, None]
+    boxes = facts.boxes * scales[:, None]
+    config, crop = given.config.model, given.config.data.crop_size
+    factors = sorted({1.0, *given.config.data.scale_jitter})
     fixed_sizes = tuple(config.anchor_sizes) if "anchor_sizes" in given.fixed else None
     fixed_ratios = tuple(config.anchor_aspect_ratios) if "anchor_aspect_ratios" in given.fixed else None
     found = fit_anchors(
-        facts.boxes * scales[:, None],
-        sizes,
-        given.config.data.crop_size,
+        np.concatenate([boxes * factor for factor in factors]),
+        np.concatenate([sizes * factor for factor in factors]),
+        crop,
         given.config.data.rotate90,
         fixed_sizes,
         fixed_ratios,
     )
     reason = f"the best anchor meets a box with an IoU of {found.mean:.2f} on average"
-    limit = (
-        f", and none is longer than the crop of {given.config.data.crop_size}" if given.config.data.crop_size else ""
-    )
+    limit = f"; none is longer than the crop of {crop}" if crop else ""
     return [
         Choice("anchor_sizes", found.sizes, reason + limit),
         Choice("anchor_aspect_ratios", found.ratios, "shapes of the boxes"),
@@ -293,7 +293,7 @@ _CPU_CEILING, _GPU_CEILING = 4000, 90000
 
 
 def run_length(given: Given) -> list[Choice]:
-    """Steps: passes over the images, with a floor for small sets and a ceiling for what a machine does in an evening."""
+    """Steps: passes over the images, with a floor for small sets and a ceiling for what a machine does in hours."""
     if given.config.train.max_minutes or "steps" in given.fixed:
         return []
     kind, size = given.start.kind, given.config.train.batch_size

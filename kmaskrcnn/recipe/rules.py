@@ -103,11 +103,12 @@ def input_scale(given: Given) -> list[Choice]:
     native = _scale_for(facts.sides, usual)
     relative = facts.sides / shorts[facts.box_images] * float(np.median(shorts))
     fitted = _scale_for(relative, usual)
-    areas = facts.image_sizes.prod(axis=1)
-    cost_native = float((areas * native**2).mean())
-    cost_fitted = float((areas * (fitted * np.median(shorts) / shorts) ** 2).mean())
+    # Pixels of the input for a pixel of a small object: the way that shows those with less of the rest is better.
+    areas, small = facts.image_sizes.prod(axis=1), float(np.percentile(facts.sides, _SMALLEST_PERCENTILE))
+    cost_native = float(areas.mean()) / small**2
+    cost_fitted = float((areas / shorts**2).mean()) * float(np.median(shorts)) ** 2
+    cost_fitted /= float(np.percentile(relative, _SMALLEST_PERCENTILE)) ** 2
     varied = float(np.percentile(shorts, 95) / np.percentile(shorts, 5)) > 1.5
-    small = float(np.percentile(facts.sides, _SMALLEST_PERCENTILE))
     if varied and cost_native < cost_fitted:
         reason = f"images of {shorts.min():.0f} to {shorts.max():.0f} pixels show their objects at about one scale"
         why = f"5% of the objects are below {small:.0f} pixels, {small * native:.0f} in the network"
@@ -124,11 +125,11 @@ def input_scale(given: Given) -> list[Choice]:
 
 
 def _scale_for(sides: np.ndarray, usual: float) -> float:
-    """The usual scale, or a larger one where small objects need it; 1 where it is nearly that."""
+    """The usual scale, or a larger one where small objects need it; 1 where it is hardly less."""
     small, median = np.percentile(sides, [_SMALLEST_PERCENTILE, 50])
     scale = max(usual, min(1.0, _WANTED_SIDE / median))
     scale = max(scale, min(_MOST_ENLARGED, _LEAST_SIDE / small))
-    return 1.0 if 0.85 < scale < 1.2 else float(scale)
+    return 1.0 if 0.85 < scale < 1 else float(scale)
 
 
 def scale_of(facts: Facts, config: Config) -> np.ndarray:
@@ -294,7 +295,7 @@ _CPU_CEILING, _GPU_CEILING = 4000, 90000
 
 def run_length(given: Given) -> list[Choice]:
     """Steps: passes over the images, with a floor for small sets and a ceiling for what a machine does in hours."""
-    if given.config.train.max_minutes or "steps" in given.fixed:
+    if given.config.train.max_minutes or given.config.train.epochs or "steps" in given.fixed:
         return []
     kind, size = given.start.kind, given.config.train.batch_size
     wanted = math.ceil(_EPOCHS[kind] * given.facts.images / size)
@@ -303,6 +304,16 @@ def run_length(given: Given) -> list[Choice]:
     what = {"coco": "a model of COCO", "imagenet": "ImageNet weights", "none": "random weights"}[kind]
     bound = f", at least {_FLOOR[kind]}" if steps > wanted else f", at most {ceiling}" if steps < wanted else ""
     return [Choice("steps", steps, f"{_EPOCHS[kind]} passes over {given.facts.images} images from {what}{bound}")]
+
+
+def expected_steps(given: Given) -> int:
+    """Steps of the run; 0 where the clock ends it."""
+    train = given.config.train
+    if train.max_minutes:
+        return 0
+    if train.epochs:
+        return math.ceil(train.epochs * given.facts.images / train.batch_size)
+    return train.steps
 
 
 def optimizer(given: Given) -> list[Choice]:
@@ -320,11 +331,11 @@ def optimizer(given: Given) -> list[Choice]:
 
 def averages(given: Given) -> list[Choice]:
     """Moving average of the weights over the last tenth of the run; a young one is shorter by itself."""
-    train = given.config.train
-    if train.max_minutes and "steps" not in given.fixed:
+    steps = expected_steps(given)
+    if not steps:
         return [Choice("ema_decay", 0.999, "over the last tenth of a run of unknown length, 1000 steps at most")]
-    decay = min(0.9998, max(0.9, 1 - 10 / train.steps))
-    return [Choice("ema_decay", round(decay, 4), f"over a tenth of {train.steps} steps")]
+    decay = min(0.9998, max(0.9, 1 - 10 / steps))
+    return [Choice("ema_decay", round(decay, 4), f"over a tenth of {steps} steps")]
 
 
 # Classes are sampled by repeat factors where the most frequent one is in so many times the images of the rarest.
@@ -343,13 +354,14 @@ def sampling(given: Given) -> list[Choice]:
 
 def evaluation(given: Given) -> list[Choice]:
     """When to save and to evaluate, and in which pieces large images are predicted."""
-    train, facts = given.config.train, given.facts
+    facts, steps = given.facts, expected_steps(given)
     choices = []
-    if not train.max_minutes or "steps" in given.fixed:
-        every = max(50, _round_up(train.steps / 8, 10))
+    if steps:
+        every = max(50, _round_up(steps / 8, 10))
         choices.append(Choice("checkpoint_every", min(every, 1000), "an eighth of the run"))
-        if given.has_evaluation:
+        if given.has_evaluation and not ("eval_every" in given.fixed and not given.config.train.eval_every):
             choices.append(Choice("eval_every", every, "eight times in the run; the best is kept"))
+            choices.append(Choice("patience", _PATIENCE, "half of the evaluations without a better score end the run"))
     else:
         choices.append(Choice("checkpoint_every", 200, "a few minutes are lost at most"))
     scales = scale_of(facts, given.config)
@@ -361,6 +373,9 @@ def evaluation(given: Given) -> list[Choice]:
         choices.append(Choice("tile_overlap", min(side // 2, max(32, _round_up(1.5 * overlap, 32))), "objects fit in"))
     return choices
 
+
+# Evaluations without a better score after which a run ends.
+_PATIENCE = 4
 
 RULES: tuple[Callable[[Given], list[Choice]], ...] = (
     starting_weights,

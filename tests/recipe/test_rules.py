@@ -126,10 +126,10 @@ def test_free_orientation_is_turned_and_upright_objects_are_not():
     high = make_facts(images=40, sides=(90, 30))
     assert chosen(rules.flips, high, crop_size=256)["vertical_flip"]
     assert not chosen(rules.flips, high, crop_size=256)["rotate90"]
-    pears = dataclasses.replace(free, lean=free.lean + [0.08, 0.0])
+    pears = dataclasses.replace(free, lean=np.add(free.lean, [0.08, 0.0]))
     found = chosen(rules.flips, pears, crop_size=256)
     assert found == {"horizontal_flip": True, "vertical_flip": False, "rotate90": False}
-    feet = dataclasses.replace(free, lean=free.lean + [0.0, 0.12])
+    feet = dataclasses.replace(free, lean=np.add(free.lean, [0.0, 0.12]))
     assert not chosen(rules.flips, feet)["horizontal_flip"]
 
 

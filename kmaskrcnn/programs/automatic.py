@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.config import Config
 
 if TYPE_CHECKING:
     from kmaskrcnn.data import CocoDataset
     from kmaskrcnn.data.raw import RawSet
     from kmaskrcnn.recipe import Recipe
+    from kmaskrcnn.training.cluster import Cluster
 
 # Share of the images that are kept for validation where no set is given, and their least and most number.
 _VAL_SHARE, _VAL_LEAST, _VAL_MOST = 0.2, 2, 200
 _SPLIT = "split"
+_PLACES = ("train_annotations", "train_images", "val_annotations", "val_images")
 _OF_READING = ("data_format", "class_names", "class_map")
 
 
@@ -34,8 +36,7 @@ def settings_to_go_on(config: Config, given: Mapping[str, Any]) -> Config | None
     saved = read_config(model_dir)
     own = dict(given)
     if saved.data.train_annotations == _split_path(model_dir, "train"):
-        places = ("train_annotations", "train_images", "val_annotations", "val_images", *_OF_READING)
-        own = {name: value for name, value in own.items() if name not in places}
+        own = {name: value for name, value in own.items() if name not in (*_PLACES, *_OF_READING)}
     return saved.replace(**own)
 
 
@@ -93,9 +94,7 @@ def recipe_for(config: Config, given: Mapping[str, Any], train_set: CocoDataset,
     return make_recipe(facts_of(train_set), machine, start, config, given, bool(config.data.val_annotations))
 
 
-def require_train_set(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError where neither a flagfile nor a training set is named."""
-    if "train_annotations" not in given:
-        raise ConfigError(
-            "--train_annotations is missing: the data set to train on (--train_annotations=shapes is a built-in one)"
-        )
+def settings_of_chief(config: Config, given: Mapping[str, Any], cluster: Cluster) -> Config:
+    """The settings that the first worker's recipe chose, for machines differ; names of files stay each worker's own."""
+    own = {**given, **{name: getattr(config.data, name) for name in _PLACES}}
+    return Config.from_json(cluster.gather(config.to_json().encode())[0].decode()).replace(**own)

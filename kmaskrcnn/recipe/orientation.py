@@ -13,6 +13,9 @@ _LEAST, _LEAST_OF_CLASS = 100, 20
 # Two samples differ where their distribution functions are apart by this (Kolmogorov-Smirnov at 0.001), or at least by
 # the second number, below which the difference is too small to matter.
 _CRITICAL, _MATTERS = 1.95, 0.25
+# Smaller offsets are the roundings of an outline: of a lean and a place in sides of the box and the image, of an aspect
+# as a logarithm.
+_LEAST_LEAN, _LEAST_PLACE, _LEAST_ASPECT = 0.01, 0.01, 0.05
 # A shape that nearly always leans to the same side is another one in the mirror.
 _ONE_SIDED = 0.6
 
@@ -53,15 +56,15 @@ def find_orientation(facts: Facts) -> Orientation:
     up_down = turns = left_right = ""
     for name, members in groups:
         lean, place = facts.lean[members], places[members]
-        if not up_down and _differs(lean[:, 0]):
+        if not up_down and _differs(lean[:, 0], _LEAST_LEAN):
             up_down = f"the outlines of {name} lean to their upper or lower side"
-        if not up_down and _differs(place[:, 0]):
+        if not up_down and _differs(place[:, 0], _LEAST_PLACE):
             up_down = f"{name} lie in one half of the images, the upper or the lower"
         if not up_down and _correlated(sizes[members], place[:, 0]):
             up_down = f"{name} are larger towards one edge, as near things are"
-        if not turns and _differs(aspects[members]):
+        if not turns and _differs(aspects[members], _LEAST_ASPECT):
             turns = f"the boxes of {name} are {'high' if np.median(aspects[members]) > 0 else 'wide'}"
-        if not left_right and mirror_distance(lean[:, 1]) > _ONE_SIDED:
+        if not left_right and mirror_distance(_rounded(lean[:, 1], _LEAST_LEAN)) > _ONE_SIDED:
             left_right = f"the outlines of {name} lean to one side"
     free = f"{count} outlines and boxes look the same"
     return Orientation(
@@ -82,8 +85,12 @@ def mirror_distance(values: np.ndarray) -> float:
     return float(np.abs(below[0] - below[1]).max())
 
 
-def _differs(values: np.ndarray) -> bool:
-    return mirror_distance(values) > max(_MATTERS, _CRITICAL * np.sqrt(2 / len(values)))
+def _rounded(values: np.ndarray, least: float) -> np.ndarray:
+    return np.where(np.abs(values) < least, 0.0, values)
+
+
+def _differs(values: np.ndarray, least: float) -> bool:
+    return mirror_distance(_rounded(values, least)) > max(_MATTERS, _CRITICAL * np.sqrt(2 / len(values)))
 
 
 def _correlated(first: np.ndarray, second: np.ndarray) -> bool:

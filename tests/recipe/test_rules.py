@@ -126,6 +126,8 @@ def test_free_orientation_is_turned_and_upright_objects_are_not():
     high = make_facts(images=40, sides=(90, 30))
     assert chosen(rules.flips, high, crop_size=256)["vertical_flip"]
     assert not chosen(rules.flips, high, crop_size=256)["rotate90"]
+    discs = dataclasses.replace(free, lean=np.full_like(free.lean, 0.003))  # a rounding, the same in each
+    assert chosen(rules.flips, discs, crop_size=256)["rotate90"]
     pears = dataclasses.replace(free, lean=np.add(free.lean, [0.08, 0.0]))
     found = chosen(rules.flips, pears, crop_size=256)
     assert found == {"horizontal_flip": True, "vertical_flip": False, "rotate90": False}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from kmaskrcnn.config import Config
 
 if TYPE_CHECKING:
+    from kmaskrcnn.cluster import Cluster
     from kmaskrcnn.data import CocoDataset
-    from kmaskrcnn.data.raw import RawSet
+    from kmaskrcnn.data.sets.raw_set import RawSet
     from kmaskrcnn.recipe import Recipe
-    from kmaskrcnn.training.cluster import Cluster
 
 # Share of the images that are kept for validation where no set is given, and their least and most number.
 _VAL_SHARE, _VAL_LEAST, _VAL_MOST = 0.2, 2, 200
@@ -28,7 +28,7 @@ def settings_to_go_on(config: Config, given: Mapping[str, Any]) -> Config | None
 
     A recipe is made once for a model folder: what it follows from (memory, weights at hand, images) may have changed.
     """
-    from kmaskrcnn.training.checkpoints import read_config
+    from kmaskrcnn.model_folder import read_config
 
     model_dir = Path(config.train.model_dir)
     if not (model_dir / "config.json").is_file():
@@ -53,8 +53,7 @@ def name_classes(config: Config, raw: RawSet) -> Config:
 
 def keep_validation_images(config: Config, raw: RawSet) -> Config:
     """Split a set in two files in the model folder where no validation set is given; says so."""
-    from kmaskrcnn.data.split import tree_of, write_tree
-    from kmaskrcnn.data.subsets import split_coco
+    from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
 
     if config.data.val_annotations:
         return config

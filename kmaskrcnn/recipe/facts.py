@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn.data.coco import CocoDataset
+from kmaskrcnn.data.sets.dataset import CocoDataset
 
 # Outlines are looked at on at most so many objects, at this resolution.
 _MOST_OUTLINES, _OUTLINE_CELLS = 3000, 28

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kmaskrcnn import model_folder
+from kmaskrcnn.backbones.imagenet import find_packaged_weights
 from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.recipe.facts import Machine
-from kmaskrcnn.training import checkpoints
-from kmaskrcnn.weights.errors import WeightsError
-from kmaskrcnn.weights.imagenet import find_packaged_weights
+from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights.presets import PRESETS, find_file
-from kmaskrcnn.weights.pth_reader import read_tensors
 
 # COCO models in the order in which they are taken.
 _COCO = ("torchvision_r50_fpn_v2", "detectron2_r50_fpn_3x", "torchvision_r50_fpn")
@@ -81,7 +81,7 @@ def _named(source: str, backbone: str, machine: Machine) -> Start:
         return Start("none", {} if backbone else {"backbone": "resnet50" if machine.gpus else "resnet18"}, why)
     if source == "imagenet":
         return Start("imagenet", {} if backbone else {"backbone": "mobilenet_v2"}, why)
-    if source in PRESETS or Path(source).is_dir() or source.endswith(checkpoints.WEIGHTS_SUFFIX):
+    if source in PRESETS or Path(source).is_dir() or source.endswith(model_folder.WEIGHTS_SUFFIX):
         return _model(source, why)
     return Start("imagenet", {} if backbone else {"backbone": tell_backbone(source)}, "the file's layers are its own")
 
@@ -89,8 +89,8 @@ def _named(source: str, backbone: str, machine: Machine) -> Start:
 def _model(source: str, reason: str) -> Start:
     """A whole model: a preset's file, or a folder or weights file of this project."""
     path = find_file(source)
-    if path.is_dir() or path.name.endswith(checkpoints.WEIGHTS_SUFFIX):
-        settings = dataclasses.asdict(checkpoints.read_config(path if path.is_dir() else path.parent).model)
+    if path.is_dir() or path.name.endswith(model_folder.WEIGHTS_SUFFIX):
+        settings = dataclasses.asdict(model_folder.read_config(path if path.is_dir() else path.parent).model)
     else:
         from kmaskrcnn.weights.convert import file_settings
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import load_coco, open_dataset, open_raw
 from kmaskrcnn.programs import automatic
-from kmaskrcnn.training import checkpoints
+from kmaskrcnn.results.labels import Labels
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def test_a_run_goes_on_with_its_recipe_and_its_split(via):
     config = automatic.keep_validation_images(via, open_raw(via, "train")).replace(num_classes=1)
     assert automatic.settings_to_go_on(via, {}) is None
     train_set = open_dataset(config, "train")
-    labels = checkpoints.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+    labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
     recipe = automatic.recipe_for(config, {"init_weights": "none", "crop_size": 64}, train_set)
-    checkpoints.prepare_directory(config.train.model_dir, recipe.config, labels)
+    model_folder.prepare_directory(config.train.model_dir, recipe.config, labels)
     given = {"train_annotations": via.data.train_annotations, "model_dir": via.train.model_dir, "steps": 7}
     found = automatic.settings_to_go_on(via.replace(steps=7), given)
     assert found == recipe.config.replace(steps=7)

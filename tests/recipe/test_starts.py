@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.recipe import Machine, find_start
 from kmaskrcnn.recipe.starts import tell_backbone
-from kmaskrcnn.weights import WeightsError
 
 CPU = Machine(0, 8.0)
 # Names of tensors as the original networks have them.

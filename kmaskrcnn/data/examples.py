@@ -52,7 +52,7 @@ class ExampleMaker:
     def __init__(self, dataset: CocoDataset, config: DataConfig, seed: int):
         self.dataset, self.config, self.seed = dataset, config, seed
         self._warned = False
-        self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans)]
+        self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans, dataset.turns)]
 
     def draw(self, index: int, epoch: int) -> Drawn:
         """What happens to the image at `index` in an epoch, and its instances after it."""
@@ -132,8 +132,9 @@ class ExampleMaker:
         return image, {"image_shapes": drawn.shape, **rows}
 
     def _moved(self, index: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
-        path, by_pillow, span = (column[index] for column in self._columns)
-        return pixels.move_pixels(decode_file(path, by_pillow, span), geometry, amounts, self.config)
+        return pixels.move_pixels(
+            decode_file(*(column[index] for column in self._columns)), geometry, amounts, self.config
+        )
 
 
 def _pad_rows(values: tf.Tensor, count: int) -> tf.Tensor:

@@ -93,7 +93,11 @@ def decode(image: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _decode(image: tf.Tensor, channels: int) -> tf.Tensor:
-    pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+    pixels = tf.cond(
+        tf.strings.substr(image, 0, 2) == b"\xff\xd8",  # exact, as training decodes
+        lambda: tf.io.decode_jpeg(image, channels=channels, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(image, channels=channels, expand_animations=False),
+    )
     pixels.set_shape((None, None, channels or None))
     return pixels
 

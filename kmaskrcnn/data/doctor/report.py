@@ -14,10 +14,10 @@ from pycocotools import mask as mask_utils
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.charts import bars, histogram
-from kmaskrcnn.data.doctor.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, measure, suggest_anchors, suggest_flags
 from kmaskrcnn.data.masks import mask_frame, resample_area
+from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.visualize import draw_instances
 
 _SAMPLES, _SAMPLE_SIDE, _MASK_CELLS = 12, 560, 112

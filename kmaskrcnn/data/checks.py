@@ -18,6 +18,7 @@ from kmaskrcnn.data.records import DataError, Flaw, brief, is_id, parse_box, siz
 from kmaskrcnn.data.sets.check_mask import CheckedMask, Note, check_area, check_mask
 from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, Findings
 from kmaskrcnn.data.sets.file_names import find_moved, find_spelling, missing_detail
+from kmaskrcnn.progress import Progress
 
 # More lines than this help nobody; the total is stated besides.
 _MAX_LINES = 20
@@ -170,8 +171,12 @@ class CheckedImages(NamedTuple):
 def check_images(raw: RawSet, findings: Findings) -> CheckedImages:
     """Look at every image record and the header and end of every image file."""
     images, dropped = check_image_records(raw, findings)
+    progress, headers = Progress("image files looked at", len(images)), []
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        headers = list(pool.map(_header, images, chunksize=64))
+        for header in pool.map(_header, images, chunksize=64):
+            headers.append(header)
+            progress.step()
+    progress.clear()
     missing = [i for i, header in enumerate(headers) if isinstance(header, FileNotFoundError)]
     for position, name in settle_names(raw, images, missing, findings).items():
         record, path = {**images[position].record, "file_name": name}, files.join(raw.images_dir, name)
@@ -258,7 +263,9 @@ def check_annotations(
     """
     seen: set[int] = set()
     next_id = 1 + max((a["id"] for a in raw.annotations if isinstance(a, dict) and is_id(a.get("id"))), default=0)
+    progress = Progress("annotations looked at", len(raw.annotations))
     for annotation, place in zip(raw.annotations, raw.annotation_places, strict=True):
+        progress.step()
         number = annotation.get("id") if isinstance(annotation, dict) else None
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         if is_id(image_id) and image_target.get(image_id) == -1:
@@ -302,6 +309,7 @@ def check_annotations(
         bbox = check_box(record.get("bbox"), mask, image["height"], image["width"], note)
         area = check_area(record.get("area"), mask, note, thorough)
         yield CheckedAnnotation(record, mask, bbox, area, place, bad)
+    progress.clear()
 
 
 def check_box(bbox: Any, mask: CheckedMask, height: int, width: int, note: Note) -> list[float]:

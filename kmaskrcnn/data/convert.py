@@ -148,6 +148,11 @@ def main() -> int:
     dataset = set_flags.load_set()
     dataset.summary()
     output = set_flags.OUTPUT.value
+    if _TO.value == "yolo":
+        from kmaskrcnn.data.sets.write_yolo import write_yolo
+
+        print(f"train with --train_annotations={write_yolo({'train': dataset}, output)}")
+        return 0
     paths = write_shards(dataset, output, _NAME.value, _SHARDS.value, _THREADS.value)
     megabytes = sum(map(files.size, paths)) / 1e6
     print(f"{len(paths)} shards of {megabytes:.0f} MB together; train with --train_annotations={output}")
@@ -158,6 +163,7 @@ if __name__ == "__main__":
     from kmaskrcnn.data import set_flags
 
     absl_flags.mark_flag_as_required("output")
+    _TO = absl_flags.DEFINE_enum("to", "tfrecord", ["tfrecord", "yolo"], "Form to write.")
     _NAME = absl_flags.DEFINE_string("name", "data", "First part of the shards' names.")
     _SHARDS = absl_flags.DEFINE_integer("shards", 0, "Number of shards; 0: one for each 1000 images.")
     _THREADS = absl_flags.DEFINE_integer("threads", 0, "Shards written at a time; 0: one a processor.")

@@ -7,6 +7,7 @@ from kmaskrcnn.data.class_names import parse_class_map, parse_class_names
 from kmaskrcnn.data.coco import CocoDataset, dataset_of
 from kmaskrcnn.data.raw import RawSet
 from kmaskrcnn.data.readers import read_raw
+from kmaskrcnn.data.readers.yolo import with_split
 from kmaskrcnn.data.shapes import make_shapes
 from kmaskrcnn.folders import local_folder
 from kmaskrcnn.labels import Labels
@@ -35,4 +36,4 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")
     names, renamed = parse_class_names(config.data.class_names), parse_class_map(config.data.class_map)
-    return read_raw(annotations, images, config.data.data_format, names, renamed, labels)
+    return read_raw(with_split(annotations, split), images, config.data.data_format, names, renamed, labels)

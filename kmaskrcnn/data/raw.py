@@ -78,9 +78,9 @@ class SetBuilder:
         """Note a record that cannot be used; `code` is one of `defects.DEFECTS`."""
         self.raw.problems.append(Finding(code, place, detail))
 
-    def finish(self) -> RawSet:
-        """The set, its classes numbered from 1 in the order of their names."""
-        names = sorted({a["category_id"] for a in self.raw.annotations})
+    def finish(self, names: Sequence[str] = ()) -> RawSet:
+        """The set, its classes numbered from 1 in the order of `names`; default: alphabetically."""
+        names = names or sorted({a["category_id"] for a in self.raw.annotations})
         number = {name: i for i, name in enumerate(names, 1)}
         self.raw.categories = [{"id": i, "name": name} for name, i in number.items()]
         for annotation in self.raw.annotations:
@@ -95,7 +95,8 @@ def box_of(segmentation: list[list[float]] | dict[str, Any]) -> list[float]:
     x, y = (np.concatenate([np.asarray(p[axis::2], np.float64) for p in segmentation]) for axis in (0, 1))
     if not x.size or not y.size:
         return [0.0, 0.0, 0.0, 0.0]
-    return [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
+    with np.errstate(over="ignore", invalid="ignore"):  # coordinates of any size are named when the set is checked
+        return [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

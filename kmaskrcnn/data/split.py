@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -9,6 +10,7 @@ from absl import flags as absl_flags
 
 from kmaskrcnn import flags
 from kmaskrcnn.data import files
+from kmaskrcnn.data.coco import dataset_of
 from kmaskrcnn.data.raw import RawSet
 from kmaskrcnn.data.records import DataError, is_integer
 from kmaskrcnn.data.subsets import Tree, split_coco
@@ -37,6 +39,19 @@ def tree_of(raw: RawSet, folder: str) -> Tree:
     return {"shards": {name[path]: files.size(path) for path in sorted(shards)}, **tree, "images": images}
 
 
+def with_records(raw: RawSet, part: Tree) -> RawSet:
+    """A set with the images and annotations of a part of it, as they were named."""
+    images = dict(zip(map(id, raw.images), raw.image_places, strict=True))
+    annotations = dict(zip(map(id, raw.annotations), raw.annotation_places, strict=True))
+    return dataclasses.replace(
+        raw,
+        images=part["images"],
+        annotations=part["annotations"],
+        image_places=[images[id(record)] for record in part["images"]],
+        annotation_places=[annotations[id(record)] for record in part["annotations"]],
+    )
+
+
 def write_tree(path: str, tree: Tree) -> None:
     """Write a COCO dict as JSON, and say so."""
     files.make_folder(os.path.dirname(path))
@@ -47,6 +62,16 @@ def write_tree(path: str, tree: Tree) -> None:
 def main() -> int:
     """Write train.json and val.json."""
     output = set_flags.OUTPUT.value
+    if _TO.value == "yolo":
+        from kmaskrcnn.data.sets.write_yolo import write_yolo
+
+        raw = set_flags.read_set()
+        tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
+        dataset_of(raw)  # names what is wrong first
+        parts = zip(("train", "val"), split_coco(tree, _VAL_IMAGES.value, set_flags.SEED.value), strict=True)
+        path = write_yolo({name: dataset_of(with_records(raw, part)) for name, part in parts}, output)
+        print(f"train with --train_annotations={path} --val_annotations={path}")
+        return 0
     tree = tree_of(set_flags.read_set(), output)
     for name, part in zip(("train", "val"), split_coco(tree, _VAL_IMAGES.value, set_flags.SEED.value), strict=True):
         write_tree(os.path.join(output, f"{name}.json"), part)
@@ -57,6 +82,7 @@ if __name__ == "__main__":
     from kmaskrcnn.data import set_flags
 
     absl_flags.mark_flag_as_required("output")
+    _TO = absl_flags.DEFINE_enum("to", "coco", ["coco", "yolo"], "Form to write.")
     _VAL_IMAGES = absl_flags.DEFINE_integer(
         "val_images", None, "Images of the second part.", lower_bound=1, required=True
     )

@@ -14,6 +14,7 @@ from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
 from kmaskrcnn.data.readers.voc import is_voc, read_voc
+from kmaskrcnn.data.readers.yolo import is_yolo, read_yolo
 from kmaskrcnn.data.records import DataError
 from kmaskrcnn.labels import Labels
 
@@ -24,6 +25,7 @@ _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "voc": read_voc,
     "masks": read_mask_files,
     "tfrecord": read_tfrecord,
+    "yolo": read_yolo,
 }
 FORMATS = tuple(_READERS)
 _JSON_FORMS = (("coco", is_coco), ("labelme", is_labelme), ("via", is_via))
@@ -34,6 +36,8 @@ def recognise(path: str) -> str:
     """The form of a set, one of FORMATS, by its path and what is there; raises DataError where it cannot be told."""
     if is_shards(path):
         return "tfrecord"
+    if is_yolo(path):
+        return "yolo"
     if files.is_folder(path):
         return _recognise_folder(path)
     if path.lower().endswith(".csv"):
@@ -85,7 +89,7 @@ def read_raw(
     path = path.rstrip("/")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
         path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.convert leaves it beside its shards
-    if data_format == "auto" and not is_shards(path) and not files.exists(path):
+    if data_format == "auto" and not is_shards(path) and not is_yolo(path) and not files.exists(path):
         raise DataError(f"{path}: no such annotation file or folder")
     raw = _READERS[recognise(path) if data_format == "auto" else data_format](path, images_dir)
     if class_map:

@@ -148,6 +148,8 @@ def _segmentation(shape: dict[str, Any], height: int, width: int) -> Part:
         raise ValueError("'points' are empty")
     if not np.isfinite(points).all():
         raise ValueError("'points' are not finite")
+    if np.abs(points).max() > MAX_PIXELS:
+        raise ValueError("'points' lie beyond any image")
     if kind == "polygon":
         return [points.reshape(-1).tolist()]
     if kind in ("rectangle", "circle", "mask") and len(points) < 2:
@@ -159,8 +161,6 @@ def _segmentation(shape: dict[str, Any], height: int, width: int) -> Part:
         radius = float(np.hypot(*(points[1] - points[0])))
         return [circle(points[0, 0], points[0, 1], radius, radius)]
     if kind == "mask":  # a PNG of the rectangle between the points, both ends included
-        if max(abs(x0), abs(y0)) > MAX_PIXELS:
-            raise ValueError(f"the mask lies outside the image, at x {x0:g}, y {y0:g}")
         return _placed_mask(shape.get("mask"), round(x0), round(y0), height, width)
     raise ValueError(f"a shape of type {brief(kind)} has no area: polygon, rectangle, circle and mask can be used")
 

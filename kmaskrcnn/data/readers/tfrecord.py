@@ -185,7 +185,10 @@ def _read_objects(shard: _Shard, features: _Features, place: str, height: int, w
     areas = features.column("image/object/area", (float, int))
     masks: Any = features.get("image/object/mask", [])
     numeric = len(masks) > 0 and not isinstance(masks[0], bytes)
-    if numeric and len(masks) == count * height * width:
+    if numeric:
+        if len(masks) != count * height * width:
+            detail = f"{count} boxes of {height} x {width} pixels, but {len(masks)} numbers in 'image/object/mask'"
+            raise Flaw("bad-annotation-record", detail)
         masks = np.asarray(masks).reshape(count, height, width)
     if not count and not labels and not names:
         return

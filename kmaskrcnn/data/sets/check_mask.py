@@ -18,6 +18,7 @@ Note = Callable[[str, str], None]  # (code of a defect, what was found)
 _BORDER = 1.0
 # pycocotools takes about 100 bytes a pixel of an outline's length, five steps for each.
 _MOST_LENGTH = 2_000_000
+_MOST_COORDINATE = 2.0**40
 # An outline is drawn again at up to so many cells over its frame; one that is longer than this many times its frame
 # would take too much memory then and is kept as the mask that it draws.
 _CELLS = 1024
@@ -213,6 +214,8 @@ def _parse_polygon(polygon: Any) -> np.ndarray:
         raise Flaw("bad-polygon", f"polygon coordinates are not numbers: {brief(polygon)}") from None
     if points.ndim != 1 or not np.isfinite(points).all():
         raise Flaw("bad-polygon", f"polygon coordinates are not finite numbers: {brief(polygon)}")
+    if np.abs(points).max(initial=0) > _MOST_COORDINATE:
+        raise Flaw("bad-polygon", f"polygon coordinates lie beyond any image: {brief(polygon)}")
     if len(points) % 2:
         raise Flaw("odd-polygon", f"polygon has an odd number of coordinates ({len(points)})")
     if len(points) < 6:

@@ -98,8 +98,13 @@ class Finding(NamedTuple):
     detail: str
 
 
+_MOST_CHARACTERS = 600
+
+
 def _one_line(text: str) -> str:
-    return printable(text).replace("\n", "\\n")
+    """Text of one line that no name or value of a file makes longer than a screen."""
+    text = printable(text).replace("\n", "\\n")
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:400]} ... {text[-100:]}"
 
 
 class Findings:

@@ -15,20 +15,20 @@ HEIGHT, WIDTH = 40, 80
 SQUARE = "0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75"
 
 
-def _set(folder, labels, names=("cat", "dog"), **changes):
+def _set(folder, labels, names=None, **changes):
     for split, text in labels.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / split / "a.jpg")
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / split / "negative.jpg")
         (folder / "labels" / split / "a.txt").write_text(text)
-    tree = {"path": ".", **{split: f"images/{split}" for split in labels}, "names": list(names), **changes}
+    tree = {"path": ".", **{split: f"images/{split}" for split in labels}, "names": names or ["cat", "dog"], **changes}
     (folder / "data.yaml").write_text(yaml.safe_dump(tree))
     return str(folder / "data.yaml")
 
 
 def test_a_set_is_read_by_its_splits(tmp_path):
-    path = _set(tmp_path, {"train": f"1 {SQUARE}\n0 {SQUARE}\n\n", "val": f"1 {SQUARE}\n"}, ("zebra", "ant"))
+    path = _set(tmp_path, {"train": f"1 {SQUARE}\n0 {SQUARE}\n\n", "val": f"1 {SQUARE}\n"}, ["zebra", "ant"])
     assert recognise(path) == recognise(str(tmp_path)) == "yolo"
     train = load_dataset(path)
     assert (len(train), train.class_names, train.classes.tolist()) == (2, ["zebra", "ant"], [2, 1])

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from kmaskrcnn.data import files
 from kmaskrcnn.data.raw import RawSet, order_classes, rename_classes
 from kmaskrcnn.data.readers.coco_json import INSTANCES, is_coco, read_coco
+from kmaskrcnn.data.readers.cvat import is_cvat, read_cvat
 from kmaskrcnn.data.readers.json_file import read_json
+from kmaskrcnn.data.readers.label_studio import is_label_studio, read_label_studio
 from kmaskrcnn.data.readers.labelme import is_labelme, read_labelme
 from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
@@ -26,9 +28,11 @@ _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "masks": read_mask_files,
     "tfrecord": read_tfrecord,
     "yolo": read_yolo,
+    "cvat": read_cvat,
+    "label_studio": read_label_studio,
 }
 FORMATS = tuple(_READERS)
-_JSON_FORMS = (("coco", is_coco), ("labelme", is_labelme), ("via", is_via))
+_JSON_FORMS = (("coco", is_coco), ("labelme", is_labelme), ("via", is_via), ("label_studio", is_label_studio))
 _WHOLE_BYTES = 10**7
 
 
@@ -38,6 +42,8 @@ def recognise(path: str) -> str:
         return "tfrecord"
     if is_yolo(path):
         return "yolo"
+    if is_cvat(path):
+        return "cvat"
     if files.is_folder(path):
         return _recognise_folder(path)
     if path.lower().endswith(".csv"):
@@ -55,6 +61,8 @@ def _recognise_json(path: str) -> str:
     try:
         size = files.size(path)
         if size > _WHOLE_BYTES:  # COCO's own are hundreds of megabytes, and are not parsed twice
+            if files.read_bytes(path, 0, 64).lstrip().startswith(b"["):
+                return "label_studio"
             return "via" if b'"regions"' in files.read_bytes(path, 0, _WHOLE_BYTES) else "coco"
         tree = read_json(path)
     except (OSError, DataError):

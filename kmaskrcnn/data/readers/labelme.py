@@ -9,18 +9,14 @@ import os
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import ImageError, code_of, header_of, open_image, read_encoded
 from kmaskrcnn.data.raw import RawSet, SetBuilder, encode_part
 from kmaskrcnn.data.readers.json_file import read_json
-from kmaskrcnn.data.readers.outlines import circle
+from kmaskrcnn.data.readers.outlines import Part, circle, union
 from kmaskrcnn.data.records import MAX_PIXELS, DataError, Flaw, brief, plain_integer, size_flaw
-from kmaskrcnn.data.sets.check_mask import draw, rle_as_json
 from kmaskrcnn.data.sets.file_names import bare_name, find_moved, find_spelling
-
-Part = list[list[float]] | dict[str, Any]  # polygons, or a compressed RLE
 
 
 def is_labelme(tree: object) -> bool:
@@ -91,7 +87,7 @@ def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any
         instances.append((label, [part], f"{place} ({label})"))
     for label, parts, place in instances:
         try:
-            builder.instance(image_id, label, _union(parts, height, width), place)
+            builder.instance(image_id, label, union(parts, height, width), place)
         except Flaw as flaw:
             builder.problem(flaw.code, place, str(flaw))
 
@@ -125,16 +121,6 @@ def _add_image(
 def _from_folder(folder: str, path: str) -> str:
     """A path as a name in a folder."""
     return path if files.is_remote(path) else os.path.relpath(path, folder)
-
-
-def _union(parts: list[Part], height: int, width: int) -> Part:
-    """Shapes of one object as one segmentation: polygons, or an RLE where one of them is a mask; may raise Flaw."""
-    if all(isinstance(part, list) for part in parts):
-        return [polygon for part in parts for polygon in part]
-    polygons = [np.asarray(polygon) for part in parts if isinstance(part, list) for polygon in part if len(polygon) > 4]
-    drawn = [draw(polygons, height, width)] if polygons else []
-    masks = [{**part, "counts": part["counts"].encode()} for part in parts if isinstance(part, dict)]
-    return rle_as_json(mask_utils.merge(masks + drawn))
 
 
 def _segmentation(shape: dict[str, Any], height: int, width: int) -> Part:

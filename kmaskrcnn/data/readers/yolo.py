@@ -50,7 +50,7 @@ def read_yolo(path: str, images_dir: str) -> RawSet:
     tree = _read_yaml(source)
     names = _class_names(source, tree)
     places = [images_dir] if images_dir else _image_places(source, tree, split)
-    builder = SetBuilder(path, images_dir or os.path.commonpath([os.path.abspath(p) for p in places]))
+    builder = SetBuilder(path, images_dir or os.path.dirname(source))
     for image in _images(places):
         _read_image(builder, image, names)
     return builder.finish(names)
@@ -129,7 +129,7 @@ def _read_image(builder: SetBuilder, image: str, names: list[str]) -> None:
         builder.problem(code_of(error), image, "the file is missing" if missing else str(error))
         return
     height, width = header.upright  # as Ultralytics reads it
-    path = image if files.is_remote(image) else os.path.relpath(image, builder.raw.images_dir)
+    path = image if files.is_remote(image) else os.path.relpath(image, builder.raw.images_dir or ".")
     image_id = builder.image(path, height, width, path)
     label = _label_path(image)
     if not files.exists(label):

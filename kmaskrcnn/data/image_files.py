@@ -15,7 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 from kmaskrcnn.data.files import open_binary, read_bytes
-from kmaskrcnn.data.records import MAX_PIXELS, Flaw, printable
+from kmaskrcnn.data.sizes import MAX_PIXELS
+from kmaskrcnn.errors import Flaw, printable
 
 _EXIF_ORIENTATION = 0x0112
 _TAIL_BYTES = 2048

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, open_dataset
 from kmaskrcnn.training.batches import Batches
-from kmaskrcnn.training.cluster import Cluster
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import tensorflow as tf
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import DataError, open_dataset
-from kmaskrcnn.training import TrainingError, checkpoints
-from kmaskrcnn.training.errors import LOCK
+from kmaskrcnn.errors import LOCK, TrainingError, checkpoints
 from kmaskrcnn.training.report import verdict
 from kmaskrcnn.training.step import VALUES, TrainStep
 from kmaskrcnn.training.trainer import Trainer

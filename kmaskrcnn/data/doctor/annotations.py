@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.data.checks import check_annotations
 from kmaskrcnn.data.doctor.images import ExaminedImage
-from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.sets.check_set import check_annotations
 from kmaskrcnn.data.sets.defects import Findings
+from kmaskrcnn.data.sets.raw_set import RawSet
 
 _SAME_IOU = 0.95
 

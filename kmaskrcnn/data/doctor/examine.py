@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Set
 
-from kmaskrcnn.data.checks import check_categories
 from kmaskrcnn.data.doctor.annotations import ExaminedAnnotation, examine_annotations
 from kmaskrcnn.data.doctor.images import ExaminedImage, examine_images, find_leaks, listed_files
 from kmaskrcnn.data.doctor.usable_ids import with_usable_ids
-from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.sets.check_set import check_categories
 from kmaskrcnn.data.sets.defects import Findings
+from kmaskrcnn.data.sets.raw_set import RawSet
 
 
 @dataclasses.dataclass

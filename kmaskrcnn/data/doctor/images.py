@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.checks import ImagePlace, check_image_records, check_size, settle_names
 from kmaskrcnn.data.image_files import ImageHeader, code_of, header_of, load_pixels, open_image, read_encoded
-from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.sets.check_set import ImagePlace, check_image_records, check_size, settle_names
 from kmaskrcnn.data.sets.defects import Findings
 from kmaskrcnn.data.sets.file_names import missing_detail
+from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.progress import Progress
 
 _ENDINGS = {

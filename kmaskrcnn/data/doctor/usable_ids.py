@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from kmaskrcnn.data.raw import RawSet
-from kmaskrcnn.data.records import brief, is_id
+from kmaskrcnn.data.sets.check_record import brief, is_id
 from kmaskrcnn.data.sets.defects import Findings
+from kmaskrcnn.data.sets.raw_set import RawSet
 
 
 def _is_unusable(value: Any) -> bool:

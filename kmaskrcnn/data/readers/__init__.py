@@ -1,4 +1,4 @@
-"""Readers of the forms that data sets come in, all into one (`kmaskrcnn.data.raw`)."""
+"""Readers of the forms that data sets come in, all into one (`kmaskrcnn.data.sets.raw_set`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.raw import RawSet, order_classes, rename_classes
 from kmaskrcnn.data.readers.coco_json import INSTANCES, is_coco, read_coco
 from kmaskrcnn.data.readers.cvat import is_cvat, read_cvat
 from kmaskrcnn.data.readers.json_file import read_json
@@ -17,8 +16,9 @@ from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
 from kmaskrcnn.data.readers.voc import is_voc, read_voc
 from kmaskrcnn.data.readers.yolo import is_yolo, read_yolo
-from kmaskrcnn.data.records import DataError
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.data.sets.raw_set import RawSet, order_classes, rename_classes
+from kmaskrcnn.errors import DataError
+from kmaskrcnn.results.labels import Labels
 
 _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "coco": read_coco,
@@ -96,7 +96,7 @@ def read_raw(
     path, images_dir = os.fspath(path), os.fspath(images_dir)
     path = path.rstrip("/")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
-        path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.convert leaves it beside its shards
+        path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.readers.write_tfrecord leaves it beside its shards
     if data_format == "auto" and not is_shards(path) and not is_yolo(path) and not files.exists(path):
         raise DataError(f"{path}: no such annotation file or folder")
     raw = _READERS[recognise(path) if data_format == "auto" else data_format](path, images_dir)

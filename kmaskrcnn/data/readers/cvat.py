@@ -9,9 +9,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.raw import RawSet, SetBuilder, encode_part
 from kmaskrcnn.data.readers.outlines import Part, circle, turned_rectangle, union
-from kmaskrcnn.data.records import DataError, Flaw, brief, finite, plain_integer, size_flaw
+from kmaskrcnn.data.sets.check_record import brief, finite, plain_integer, size_flaw
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_part
+from kmaskrcnn.errors import DataError, Flaw
 
 _HEAD_BYTES = 4096
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import code_of, read_header
-from kmaskrcnn.data.raw import RawSet, SetBuilder, encode_mask
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.outlines import Part, circle, turned_rectangle
-from kmaskrcnn.data.records import DataError, brief, finite, is_integer, plain_integer, size_flaw
+from kmaskrcnn.data.sets.check_record import brief, finite, is_integer, plain_integer, size_flaw
 from kmaskrcnn.data.sets.file_names import bare_name, find_spelling
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_mask
+from kmaskrcnn.errors import DataError
 
 _KINDS = {
     "polygonlabels": "polygon",

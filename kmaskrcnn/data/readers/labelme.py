@@ -12,11 +12,13 @@ import numpy as np
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import ImageError, code_of, header_of, open_image, read_encoded
-from kmaskrcnn.data.raw import RawSet, SetBuilder, encode_part
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.outlines import Part, circle, union
-from kmaskrcnn.data.records import MAX_PIXELS, DataError, Flaw, brief, plain_integer, size_flaw
+from kmaskrcnn.data.sets.check_record import brief, plain_integer, size_flaw
 from kmaskrcnn.data.sets.file_names import bare_name, find_moved, find_spelling
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_part
+from kmaskrcnn.data.sizes import MAX_PIXELS
+from kmaskrcnn.errors import DataError, Flaw
 
 
 def is_labelme(tree: object) -> bool:

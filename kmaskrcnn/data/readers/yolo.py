@@ -11,8 +11,9 @@ import yaml
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import code_of, read_header
-from kmaskrcnn.data.raw import RawSet, SetBuilder
-from kmaskrcnn.data.records import DataError, brief, finite, plain_integer
+from kmaskrcnn.data.sets.check_record import brief, finite, plain_integer
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder
+from kmaskrcnn.errors import DataError
 
 _YAML = (".yaml", ".yml")
 _SPLITS = ("train", "val", "test")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.data.records import Flaw, brief, finite, is_integer
+from kmaskrcnn.data.sets.check_record import brief, finite, is_integer
+from kmaskrcnn.errors import Flaw
 
 Note = Callable[[str, str], None]  # (code of a defect, what was found)
 

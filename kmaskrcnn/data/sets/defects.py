@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from typing import NamedTuple
 
-from kmaskrcnn.data.records import printable
+from kmaskrcnn.errors import printable
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 

@@ -352,7 +352,7 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     b = _Breaker(folder)
     b.annotation(b.image("a.png"))
     b.broken("box-without-area", b.image("b.png"), bbox=[3, 3, 0, 1])
-    command = [sys.executable, "-m", "kmaskrcnn.data.doctor", f"--train_annotations={b.write()}"]
+    command = [sys.executable, "-m", "kmaskrcnn", "doctor", f"--train_annotations={b.write()}"]
     command += [f"--report={tmp_path}/report.html", f"--repair={tmp_path}/repaired"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1, result.stderr

@@ -360,7 +360,7 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     assert f"--train_annotations={tmp_path}/repaired/train/instances.json" in result.stdout
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert len(load_coco(tmp_path / "repaired/train/instances.json").classes) == 2
-    bad = subprocess.run([*command[:3], "--train_annotations=none.json"], capture_output=True, text=True)
+    bad = subprocess.run([*command[:4], "--train_annotations=none.json"], capture_output=True, text=True)
     assert bad.returncode == 2
     errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: none.json: no such annotation file or folder"]

@@ -242,6 +242,7 @@ def evaluation_dataset(
             "path": tf.constant([dataset.paths[i] for i in indices]),
             "by_pillow": tf.constant(dataset.by_pillow[indices]),
             "span": tf.constant(dataset.spans[indices]),
+            "turn": tf.constant(dataset.turns[indices]),
             "image_shapes": tf.constant(scaled, tf.int32),
             "image_ids": tf.constant(dataset.image_ids[indices]),
             "original_shapes": tf.constant(sizes, tf.int32),
@@ -249,7 +250,7 @@ def evaluation_dataset(
 
         def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
             row = dict(row)
-            image = decode_file(row.pop("path"), row.pop("by_pillow"), row.pop("span"))
+            image = decode_file(*(row.pop(name) for name in ("path", "by_pillow", "span", "turn")))
             image = resize(image, row["image_shapes"][0], row["image_shapes"][1], config.resize_method)
             image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
             scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)

@@ -26,7 +26,7 @@ class Importer(NamedTuple):
     settings: Callable[[str | os.PathLike], dict[str, Any]]
     load: Callable[..., LoadReport]
     options: tuple[str, ...] = ()
-    pictures: Mapping[str, int] = {}
+    pictures: Mapping[str, int | str] = {}
     differences: tuple[str, ...] = ()
 
 
@@ -41,9 +41,18 @@ class Imported(NamedTuple):
 
 
 IMPORTERS = {
-    "torchvision": Importer(torchvision.torchvision_settings, torchvision.load_torchvision, ("norm_epsilon",)),
+    "torchvision": Importer(
+        torchvision.torchvision_settings,
+        torchvision.load_torchvision,
+        ("norm_epsilon",),
+        pictures={"resize_method": "torchvision"},
+    ),
     "detectron2": Importer(
-        detectron2.detectron2_settings, detectron2.load_detectron2, ("rgb",), differences=detectron2.DIFFERENCES
+        detectron2.detectron2_settings,
+        detectron2.load_detectron2,
+        ("rgb",),
+        pictures={"resize_method": "detectron2"},
+        differences=detectron2.DIFFERENCES,
     ),
     "matterport": Importer(
         matterport.matterport_settings,

@@ -33,11 +33,10 @@ DETECTRON2_SEMANTICS = {
     "rpn_post_nms_top_k_train": 1000,
     "rpn_min_size": 0.0,
     "roi_aligned": True,
+    "roi_sampling_ratio": 0,
     "binary_mask_targets": True,
 }
 DIFFERENCES = (
-    "RoIAlign takes roi_sampling_ratio (2) samples a side of each bin; Detectron2's ratio 0 takes as many as the bin "
-    "has feature cells, more than 2 in large RoIs",
     "training masks are thresholded crops of the stored masks; Detectron2 draws the polygons anew in each RoI",
 )
 _MEAN_RGB = (123.675, 116.28, 103.53)

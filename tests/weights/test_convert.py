@@ -84,6 +84,7 @@ def test_files_of_each_format_become_models(files, tmp_path):
     assert imported.labels.category_ids == (1, 2, 3)
     imported = import_file(files["detectron2"], image_std=(2.0, 2.0, 2.0))
     assert imported.config.model.image_std == (2.0, 2.0, 2.0)
+    assert (imported.config.model.roi_sampling_ratio, imported.config.data.resize_method) == (0, "detectron2")
     assert imported.labels.class_names == ("class 1", "class 2", "class 3")
     write_folder(imported, tmp_path)
     assert json.loads((tmp_path / "labels.json").read_text())["category_ids"] == [1, 2, 3]

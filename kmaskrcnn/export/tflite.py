@@ -24,6 +24,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
+from kmaskrcnn.outputs import output_file
 from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
@@ -217,8 +218,7 @@ def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
     """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    outputs, name = output_file(path, "export")
     metadata = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
         "outputs": {
@@ -242,11 +242,11 @@ def write(
     with zipfile.ZipFile(packed, "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content + packed.getvalue())
-    os.replace(temporary, path)
-    for name, text in files.items():
-        path.with_name(f"{path.stem}.{name}").write_text(text)
+    beside = [f"{Path(name).stem}.{file}" for file in files]
+    outputs.check([name, *beside])
+    outputs.write_bytes(name, content + packed.getvalue())
+    for file, text in zip(beside, files.values(), strict=True):
+        outputs.write_text(file, text)
 
 
 def pad_value(config: Config) -> list[int]:

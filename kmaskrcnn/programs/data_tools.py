@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.outputs import Outputs, output_file
 from kmaskrcnn.programs import flags
 
 FLAGS = absl_flags.FLAGS
@@ -24,9 +23,12 @@ def split(name: str, arguments: list[str]) -> int:
 def _split() -> None:
     from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
 
-    tree = tree_of(_read_set(), FLAGS.output)
-    for name, part in zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
-        write_tree(os.path.join(FLAGS.output, f"{name}.json"), part)
+    names = ("train.json", "val.json")
+    outputs = Outputs(FLAGS.output, "split", [FLAGS.annotations])
+    outputs.check(names)
+    tree = tree_of(_read_set(), outputs.folder)
+    for name, part in zip(names, split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
+        write_tree(outputs, name, part)
 
 
 def sample(name: str, arguments: list[str]) -> int:
@@ -41,8 +43,10 @@ def sample(name: str, arguments: list[str]) -> int:
 def _sample() -> None:
     from kmaskrcnn.data.sets.subsets import sample_coco, tree_of, write_tree
 
-    tree = tree_of(_read_set(), os.path.dirname(FLAGS.output))
-    write_tree(FLAGS.output, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
+    outputs, name = output_file(FLAGS.output, "sample", [FLAGS.annotations])
+    outputs.check([name])
+    tree = tree_of(_read_set(), outputs.folder)
+    write_tree(outputs, name, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
 
 
 def merge(name: str, arguments: list[str]) -> int:
@@ -61,9 +65,11 @@ def _merge() -> None:
     others, folders = FLAGS["with"].value, FLAGS.with_images or [""] * len(FLAGS["with"].value)
     if len(folders) != len(others):
         raise ConfigError(f"--with_images is given {len(folders)} times, --with {len(others)} times")
+    outputs, name = output_file(FLAGS.output, "merge", [FLAGS.annotations, *others])
+    outputs.check([name])
     raws = [_read_set(), *(_read_set(*pair) for pair in zip(others, folders, strict=True))]
     datasets = [dataset_of(raw, FLAGS.on_bad_record) for raw in raws]
-    write_tree(FLAGS.output, merge_coco(datasets, os.path.dirname(FLAGS.output) or "."))
+    write_tree(outputs, name, merge_coco(datasets, outputs.folder))
 
 
 def convert(name: str, arguments: list[str]) -> int:
@@ -83,7 +89,7 @@ def _convert() -> None:
 
     dataset = dataset_of(_read_set(), FLAGS.on_bad_record)
     dataset.summary()
-    paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads)
+    paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads, [FLAGS.annotations])
     megabytes = sum(map(files.size, paths)) / 1e6
     print(f"{len(paths)} shards, {megabytes:.0f} MB together; train with --train_annotations={FLAGS.output}")
 

@@ -30,8 +30,12 @@ def main() -> int:
     from kmaskrcnn.data.doctor.defects import ERROR
     from kmaskrcnn.data.doctor.examine import examine_pair
     from kmaskrcnn.data.doctor.repair import write_repaired
-    from kmaskrcnn.data.doctor.report import flagfile, report_page, write_report
+    from kmaskrcnn.data.doctor.report import flagfile, report_page
+    from kmaskrcnn.outputs import output_file
 
+    if REPORT.value:
+        report = output_file(REPORT.value, "doctor")
+        report[0].check([report[1]])
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])
     for name, examined in sets:
@@ -52,8 +56,8 @@ def main() -> int:
     lines = flagfile(train, config, given)
     print("suggested flagfile:\n" + "\n".join(f"  {line}" for line in lines))
     if REPORT.value:
-        write_report(REPORT.value, report_page(train, val, config, lines, config.train.seed))
-        print(f"report: {REPORT.value}")
+        page = report_page(train, val, config, lines, config.train.seed)
+        print(f"report: {report[0].write_text(report[1], page)}")
     return 1 if any(examined.findings.number(ERROR) for _, examined in sets) else 0
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config
-from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.charts import bars, histogram
 from kmaskrcnn.data.doctor.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.doctor.examine import Examined
@@ -72,12 +71,6 @@ def flagfile(examined: Examined, config: Config, given: list[str]) -> list[str]:
         lines = [line for line in lines if line.partition("=")[0] != flag.partition("=")[0]]
         lines += [f"# {why}", flag]
     return lines
-
-
-def write_report(path: str, page: str) -> None:
-    """Write the page."""
-    files.make_folder(os.path.dirname(path) or ".")
-    files.write_text(path, page)
 
 
 def _summary(name: str, one: Examined) -> str:

@@ -24,7 +24,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
-from kmaskrcnn.outputs import output_file
+from kmaskrcnn.outputs import Outputs, output_file
 from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
@@ -214,11 +214,18 @@ def operations(content: bytes) -> collections.Counter[str]:
     return collections.Counter(details["op_name"] for details in _interpreter(content)._get_ops_details())
 
 
+def open_output(path: str | os.PathLike) -> tuple[Outputs, str]:
+    """Where a .tflite file and the two beside it go, and its name; raises OutputError where a file is in the way."""
+    outputs, name = output_file(path, "export")
+    outputs.check([name, *(f"{Path(name).stem}.{file}" for file in ("labels.txt", "metadata.json"))])
+    return outputs, name
+
+
 def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
     """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    outputs, name = output_file(path, "export")
+    outputs, name = open_output(path)
     metadata = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
         "outputs": {
@@ -242,11 +249,9 @@ def write(
     with zipfile.ZipFile(packed, "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
-    beside = [f"{Path(name).stem}.{file}" for file in files]
-    outputs.check([name, *beside])
     outputs.write_bytes(name, content + packed.getvalue())
-    for file, text in zip(beside, files.values(), strict=True):
-        outputs.write_text(file, text)
+    for file, text in files.items():
+        outputs.write_text(f"{Path(name).stem}.{file}", text)
 
 
 def pad_value(config: Config) -> list[int]:

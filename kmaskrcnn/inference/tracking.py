@@ -13,8 +13,8 @@ from kmaskrcnn.results.prediction import Prediction
 class Tracker:
     """Gives the objects of successive frames ids: one object has one id in all frames.
 
-    Give it all objects of a frame, of low scores too: they keep a track alive, but none begins with them. An object gets
-    its id in the second frame that shows it.
+    Give it all objects of a frame, of low scores too: they keep a track alive, but none begins with them. An object
+    gets its id in the second frame that shows it.
 
     Args:
         frames_per_second: of the frames that it is given.

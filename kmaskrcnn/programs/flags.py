@@ -80,8 +80,6 @@ def run(
     Returns:
         The exit code.
     """
-    # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments):
         print(_help(name, about, topics, positional, "--helpfull" in arguments))

@@ -30,31 +30,37 @@ class OutputError(ConfigError):
 class Outputs:
     """The output files of one run of a program.
 
-    A file appears whole or not at all. Behind tf.io.gfile (gs://, ...) nothing that exists is ever replaced.
+    A file appears whole or not at all.
 
     Args:
         folder: of the outputs; made when the first of them is written. `~` is the home folder.
         program: name of the program; it may replace what it wrote in an earlier run.
         read: files, and folders of files, that were or will be read, whichever program wrote them.
+
+    Raises:
+        OutputError: the folder is a file, or an address such as gs://...
     """
 
     def __init__(self, folder: str | os.PathLike, program: str, read: Iterable[str | os.PathLike] = ()):
         self.folder, self.program = os.path.expanduser(os.fspath(folder)) or ".", program
-        self._remote = "://" in self.folder
         self._read = [os.fspath(path) for path in read]
         self._names: set[str] = set()
         self._lock = threading.Lock()
         self._hashes: dict[str, set[str]] = {}
-        if not self._remote:
-            if os.path.lexists(self.folder) and not os.path.isdir(self.folder):
-                raise OutputError(f"{self.folder}: is a file, and outputs need a folder")
-            for entry in _entries(self.folder):
-                if entry["by"] == program:
-                    self._hashes.setdefault(entry["file"], set()).add(entry["blake2b"])
+        self._open()
+
+    def _open(self) -> None:
+        if "://" in self.folder:
+            raise OutputError(f"{self.folder}: is an address, and the outputs need a local folder")
+        if os.path.lexists(self.folder) and not os.path.isdir(self.folder):
+            raise OutputError(f"{self.folder}: is a file, and outputs need a folder")
+        for entry in _entries(self.folder):
+            if entry["by"] == self.program:
+                self._hashes.setdefault(entry["file"], set()).add(entry["blake2b"])
 
     def path(self, name: str) -> str:
         """Where the output `name`, which may hold folders, lies."""
-        return f"{self.folder.rstrip('/')}/{name}" if self._remote else os.path.join(self.folder, name)
+        return os.path.join(self.folder, name)
 
     def check(self, names: Iterable[str]) -> None:
         """See before the work that these outputs may be written.
@@ -76,18 +82,7 @@ class Outputs:
         Raises:
             OutputError: the file must not be written.
         """
-        with self._lock:
-            if _key(name) in self._names:
-                raise OutputError(f"{self.path(name)}: two outputs share this name")
-            self._names.add(_key(name))
-        self._check(name)
-        path = self.path(name)
-        if self._remote:
-            import tensorflow as tf  # here, since results are written without TensorFlow too
-
-            tf.io.gfile.makedirs(os.path.dirname(path))
-            yield path
-            return
+        path = self._claim(name)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         suffix = os.path.splitext(path)[1]
         temporary = os.path.join(os.path.dirname(path), f".part-{os.getpid()}-{next(_counter)}{suffix}")
@@ -106,25 +101,21 @@ class Outputs:
 
     def write_bytes(self, name: str, data: bytes) -> str:
         """Write a file; returns its path."""
-        with self.file(name) as path:
-            if self._remote:
-                import tensorflow as tf
+        with self.file(name) as path, open(path, "wb") as file:
+            file.write(data)
+        return self.path(name)
 
-                with tf.io.gfile.GFile(path, "wb") as file:
-                    file.write(data)
-            else:
-                with open(path, "wb") as file:
-                    file.write(data)
+    def _claim(self, name: str) -> str:
+        """Take a name for this run; returns its path."""
+        with self._lock:
+            if _key(name) in self._names:
+                raise OutputError(f"{self.path(name)}: two outputs share this name")
+            self._names.add(_key(name))
+        self._check(name)
         return self.path(name)
 
     def _check(self, name: str) -> None:
         path = self.path(name)
-        if self._remote:
-            import tensorflow as tf
-
-            if tf.io.gfile.exists(path):
-                raise OutputError(f"{path}: exists already; choose another output folder, or remove it")
-            return
         if not os.path.lexists(path):
             parent = os.path.dirname(path)
             while parent and not os.path.lexists(parent):
@@ -162,12 +153,12 @@ class Outputs:
                     file.write(json.dumps(entry) + "\n")
 
 
-def output_file(path: str | os.PathLike, program: str, read: Iterable[str | os.PathLike] = ()) -> tuple[Outputs, str]:
-    """The `Outputs` of a program that writes one file, and the file's name in them."""
+def split_file(path: str | os.PathLike) -> tuple[str, str]:
+    """The folder and the name of an output that is one file; raises OutputError where it is a folder."""
     folder, name = os.path.split(os.fspath(path))
     if not name:
         raise OutputError(f"{path}: is a folder; give the name of a file")
-    return Outputs(folder or ".", program, read), name
+    return folder or ".", name
 
 
 def images_written(folder: str, programs: Sequence[str] = ("predict", "evaluate")) -> set[str]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kmaskrcnn.outputs import OUTPUTS_LIST, OutputError, Outputs, images_written, output_file, output_names
+from kmaskrcnn.outputs import OUTPUTS_LIST, OutputError, Outputs, images_written, output_names, split_file
 
 
 def test_a_program_replaces_what_it_wrote_and_nothing_else(tmp_path):
@@ -98,7 +98,9 @@ def test_folders_that_are_files_are_named(tmp_path):
     with pytest.raises(OutputError, match=r"out is a file"):
         Outputs(tmp_path, "predict").check(["out/a.png"])
     with pytest.raises(OutputError, match="is a folder; give the name of a file"):
-        output_file(f"{tmp_path}/", "merge")
+        split_file(f"{tmp_path}/")
+    with pytest.raises(OutputError, match="gs://bucket/x: is an address"):
+        Outputs("gs://bucket/x", "predict")
 
 
 def test_pattern_characters_and_the_home_folder(tmp_path, monkeypatch):
@@ -109,11 +111,11 @@ def test_pattern_characters_and_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_remote_outputs_are_never_replaced():
-    outputs, name = output_file("ram://outputs-test/deep/all.json", "merge")
-    assert outputs.write_text(name, "{}") == "ram://outputs-test/deep/all.json"
-    outputs, name = output_file("ram://outputs-test/deep/all.json", "merge")
-    with pytest.raises(OutputError, match=r"ram://outputs-test/deep/all\.json: exists already"):
-        outputs.write_text(name, "{}")
+    from kmaskrcnn.data.files import open_outputs
+
+    assert open_outputs("ram://outputs/deep", "merge").write_text("all.json", "{}") == "ram://outputs/deep/all.json"
+    with pytest.raises(OutputError, match=r"ram://outputs/deep/all\.json: exists already"):
+        open_outputs("ram://outputs/deep", "merge").write_text("all.json", "{}")
 
 
 def test_images_of_earlier_runs_are_known(tmp_path):

@@ -77,7 +77,7 @@ class Evaluation:
         Raises:
             OutputError: a file is in the way that an earlier evaluation did not write.
         """
-        outputs, names = open_outputs(directory, list(self.pictures), read)
+        outputs, names = evaluation_outputs(directory, list(self.pictures), read)
         outputs.write_text("scores.json", json.dumps(self.scalars(), indent=2) + "\n")
         outputs.write_text("results.json", json.dumps(self.results))
         for name, picture in zip(names, self.pictures.values(), strict=True):
@@ -85,7 +85,7 @@ class Evaluation:
                 Image.fromarray(picture).save(path)
 
 
-def open_outputs(
+def evaluation_outputs(
     directory: str | os.PathLike, file_names: Sequence[str], read: Iterable[str | os.PathLike] = (), page: str = ""
 ) -> tuple[Outputs, list[str]]:
     """Where an evaluation is written, and the names of the overlays, seen to be free before the work.

@@ -19,7 +19,7 @@ from kmaskrcnn.data import CocoDataset
 from kmaskrcnn.evaluation import report_figures as figures
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.evaluation.error_kinds import ImageMatches, calibration, confusion_matrix, match_images, to_rle
-from kmaskrcnn.evaluation.evaluator import Evaluation, open_outputs
+from kmaskrcnn.evaluation.evaluator import Evaluation, evaluation_outputs
 from kmaskrcnn.progress import Progress
 from kmaskrcnn.results.draw import draw_instances
 from kmaskrcnn.results.labels import Labels
@@ -87,7 +87,7 @@ def write_report(
     """
     compared = Path(compare) / "results.json"
     read = [*dataset.paths, *read, *([compared] if compare else [])]
-    outputs, _ = open_outputs(directory, list(evaluation.pictures), read, "report.html")
+    outputs, _ = evaluation_outputs(directory, list(evaluation.pictures), read, "report.html")
     ids = dataset.image_ids[: evaluation.images].tolist()
     truth = dataset.coco_dict
     own = _Run(name, evaluation.box, evaluation.mask, match_images(truth, evaluation.results, ids))

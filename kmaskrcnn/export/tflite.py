@@ -24,7 +24,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
-from kmaskrcnn.outputs import Outputs, output_file
+from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
@@ -216,7 +216,8 @@ def operations(content: bytes) -> collections.Counter[str]:
 
 def open_output(path: str | os.PathLike) -> tuple[Outputs, str]:
     """Where a .tflite file and the two beside it go, and its name; raises OutputError where a file is in the way."""
-    outputs, name = output_file(path, "export")
+    folder, name = split_file(path)
+    outputs = Outputs(folder, "export")
     outputs.check([name, *(f"{Path(name).stem}.{file}" for file in ("labels.txt", "metadata.json"))])
     return outputs, name
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
-from kmaskrcnn.outputs import Outputs, output_file
+from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.programs import flags
 
 FLAGS = absl_flags.FLAGS
@@ -24,8 +26,7 @@ def _split() -> None:
     from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
 
     names = ("train.json", "val.json")
-    outputs = Outputs(FLAGS.output, "split", [FLAGS.annotations])
-    outputs.check(names)
+    outputs = _outputs("split", FLAGS.output, names)
     tree = tree_of(_read_set(), outputs.folder)
     for name, part in zip(names, split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
         write_tree(outputs, name, part)
@@ -43,8 +44,8 @@ def sample(name: str, arguments: list[str]) -> int:
 def _sample() -> None:
     from kmaskrcnn.data.sets.subsets import sample_coco, tree_of, write_tree
 
-    outputs, name = output_file(FLAGS.output, "sample", [FLAGS.annotations])
-    outputs.check([name])
+    folder, name = split_file(FLAGS.output)
+    outputs = _outputs("sample", folder, [name])
     tree = tree_of(_read_set(), outputs.folder)
     write_tree(outputs, name, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
 
@@ -65,8 +66,8 @@ def _merge() -> None:
     others, folders = FLAGS["with"].value, FLAGS.with_images or [""] * len(FLAGS["with"].value)
     if len(folders) != len(others):
         raise ConfigError(f"--with_images is given {len(folders)} times, --with {len(others)} times")
-    outputs, name = output_file(FLAGS.output, "merge", [FLAGS.annotations, *others])
-    outputs.check([name])
+    folder, name = split_file(FLAGS.output)
+    outputs = _outputs("merge", folder, [name], others)
     raws = [_read_set(), *(_read_set(*pair) for pair in zip(others, folders, strict=True))]
     datasets = [dataset_of(raw, FLAGS.on_bad_record) for raw in raws]
     write_tree(outputs, name, merge_coco(datasets, outputs.folder))
@@ -107,6 +108,15 @@ def _define_set_flags() -> None:
     define.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "Stop at bad records or leave them out.")
     define.DEFINE_string("output", None, "Folder or file to write.", required=True)
     define.DEFINE_integer("seed", 0, "The same seed gives the same draw.")
+
+
+def _outputs(program: str, folder: str, names: Sequence[str], read: Sequence[str] = ()) -> Outputs:
+    """Where a program writes, with these files seen to be free before the work."""
+    from kmaskrcnn.data.files import open_outputs
+
+    outputs = open_outputs(folder, program, [FLAGS.annotations, *read])
+    outputs.check(names)
+    return outputs
 
 
 def _read_set(path: str | None = None, images_dir: str | None = None):

@@ -31,11 +31,13 @@ def main() -> int:
     from kmaskrcnn.data.doctor.examine import examine_pair
     from kmaskrcnn.data.doctor.repair import write_repaired
     from kmaskrcnn.data.doctor.report import flagfile, report_page
-    from kmaskrcnn.outputs import output_file
+    from kmaskrcnn.data.files import open_outputs
+    from kmaskrcnn.outputs import split_file
 
     if REPORT.value:
-        report = output_file(REPORT.value, "doctor")
-        report[0].check([report[1]])
+        folder, page_name = split_file(REPORT.value)
+        outputs = open_outputs(folder, "doctor")
+        outputs.check([page_name])
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])
     for name, examined in sets:
@@ -57,7 +59,7 @@ def main() -> int:
     print("suggested flagfile:\n" + "\n".join(f"  {line}" for line in lines))
     if REPORT.value:
         page = report_page(train, val, config, lines, config.train.seed)
-        print(f"report: {report[0].write_text(report[1], page)}")
+        print(f"report: {outputs.write_text(page_name, page)}")
     return 1 if any(examined.findings.number(ERROR) for _, examined in sets) else 0
 
 

@@ -38,7 +38,7 @@ def main() -> int:
     from kmaskrcnn.cluster import open_cluster
     from kmaskrcnn.data import open_dataset
     from kmaskrcnn.evaluation import evaluate
-    from kmaskrcnn.evaluation.evaluator import open_outputs
+    from kmaskrcnn.evaluation.evaluator import evaluation_outputs
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.programs.launcher import follow_launcher, launch
 
@@ -58,7 +58,7 @@ def main() -> int:
         pictured = dataset.file_names[: predictor.config.evaluation.eval_pictures]
         for folder, page in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
             if folder and cluster.is_chief:
-                open_outputs(folder, pictured, read, page)  # a file in the way is told before the work
+                evaluation_outputs(folder, pictured, read, page)  # a file in the way is told before the work
         result = evaluate(predictor, dataset, predictor.config, cluster)
         print(result.table())
         if OUTPUT.value and cluster.is_chief:

@@ -12,7 +12,6 @@ from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.images import ExaminedImage
 from kmaskrcnn.data.readers.opening import load_coco
-from kmaskrcnn.outputs import Outputs
 from kmaskrcnn.progress import Progress
 
 _QUALITY = 95  # of a JPEG that has to be written anew since its EXIF orientation is carried out
@@ -30,7 +29,7 @@ def write_repaired(examined: Examined, folder: str) -> str:
     Raises:
         OutputError: a file is in the way that an earlier repair did not write.
     """
-    outputs = Outputs(folder, "doctor", [examined.source, *dict.fromkeys(i.path for i in examined.images)])
+    outputs = files.open_outputs(folder, "doctor", [examined.source, *dict.fromkeys(i.path for i in examined.images)])
     used: set[str] = set()
     names = [_name(image, used) for image in examined.images]
     outputs.check(["instances.json", *(f"images/{name}" for name in names)])

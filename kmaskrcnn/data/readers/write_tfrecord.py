@@ -24,7 +24,6 @@ from kmaskrcnn.data.readers.coco_json import INSTANCES
 from kmaskrcnn.data.readers.tfrecord import RECORD_HEAD, RECORD_TAIL
 from kmaskrcnn.data.sets.dataset import CocoDataset
 from kmaskrcnn.errors import DataError
-from kmaskrcnn.outputs import Outputs
 from kmaskrcnn.progress import Progress
 
 # Shards of this size are read at full speed from remote storage, and are many enough for parallel work.
@@ -61,7 +60,7 @@ def write_shards(
     count = shards or -(-len(dataset) // _IMAGES_A_SHARD)
     if not 1 <= count <= len(dataset):
         raise DataError(f"shards={shards}: must lie in 1..{len(dataset)}, the set has {len(dataset)} images")
-    outputs = Outputs(output, "convert", [*dict.fromkeys(dataset.paths), *read])
+    outputs = files.open_outputs(output, "convert", [*dict.fromkeys(dataset.paths), *read])
     names = [f"{name}-{i:05d}-of-{count:05d}.tfrecord" for i in range(count)]
     outputs.check([*names, INSTANCES])
     tree = dataset.coco_dict

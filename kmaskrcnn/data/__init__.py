@@ -8,6 +8,7 @@ _PUBLIC = {
     "CocoDataset": "kmaskrcnn.data.sets.dataset",
     "DataError": "kmaskrcnn.errors",
     "evaluation_dataset": "kmaskrcnn.data.input.pipeline",
+    "images_of_step": "kmaskrcnn.data.input.pipeline",
     "load_coco": "kmaskrcnn.data.readers.opening",
     "load_dataset": "kmaskrcnn.data.readers.opening",
     "load_image": "kmaskrcnn.data.image_files",
@@ -15,6 +16,7 @@ _PUBLIC = {
     "open_dataset": "kmaskrcnn.data.readers.opening",
     "open_raw": "kmaskrcnn.data.readers.opening",
     "prepare_image": "kmaskrcnn.data.resize",
+    "steps_per_epoch": "kmaskrcnn.data.input.pipeline",
     "training_dataset": "kmaskrcnn.data.input.pipeline",
 }
 __all__ = sorted(_PUBLIC)

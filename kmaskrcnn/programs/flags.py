@@ -108,6 +108,8 @@ def _guarded(main: Callable[[], int | None]) -> int:
         return _fail(str(error), EXIT_RESTART)
     except (ConfigError, DataError, TrainingError, WeightsError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}")
 

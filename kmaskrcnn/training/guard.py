@@ -70,7 +70,12 @@ class Guard:
         batch = self.batch_of(step)
         file = self.folder / f"step-{step}-worker-{self.worker}.npz"
         self.folder.mkdir(exist_ok=True)
-        kept = len(list(self.folder.glob(f"*-worker-{self.worker}.npz")))
-        if kept < _MAX_FILES:
+        kept = sum(path.name.endswith(f"-worker-{self.worker}.npz") for path in self.folder.iterdir())
+        if kept >= _MAX_FILES:
+            return batch["image_ids"].tolist(), None
+        try:
             np.savez_compressed(file, **batch)
-        return batch["image_ids"].tolist(), file if kept < _MAX_FILES else None
+        except OSError:  # a full disk is told of where a checkpoint is lost
+            file.unlink(missing_ok=True)
+            return batch["image_ids"].tolist(), None
+        return batch["image_ids"].tolist(), file

@@ -1,1 +1,1 @@
-"""Readers of weight files that run no code from them."""
+"""Reading, writing and fetching files of weights."""

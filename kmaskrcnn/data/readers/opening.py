@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.readers import read_raw
@@ -12,6 +11,7 @@ from kmaskrcnn.data.sets.class_names import parse_class_map, parse_class_names
 from kmaskrcnn.data.sets.dataset import CocoDataset, dataset_of
 from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.data.sets.shapes import make_shapes
+from kmaskrcnn.folders import local_folder
 from kmaskrcnn.results.labels import Labels
 
 
@@ -33,7 +33,7 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
         return None
     if annotations == "shapes":
         count = config.data.shapes_images if split == "train" else config.data.shapes_val_images
-        folder = Path(config.train.model_dir or ".") / "shapes" / split
+        folder = local_folder(config.train.model_dir or ".") / "shapes" / split
         # The two splits are different pictures: the seed of a picture is the seed of its set and its number.
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")

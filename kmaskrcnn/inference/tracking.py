@@ -42,6 +42,6 @@ class Tracker:
         detections.data["index"] = np.arange(len(prediction))
         tracked = self._tracker.update(detections)
         ids = np.full(len(prediction), -1, np.int32)
-        if len(tracked):
+        if tracked.tracker_id is not None and len(tracked):
             ids[tracked.data["index"]] = tracked.tracker_id
         return dataclasses.replace(prediction, track_ids=ids)

@@ -56,9 +56,9 @@ def main() -> int:
         dataset.summary()
         read = [predictor.config.data.val_annotations, *dataset.paths]
         pictured = dataset.file_names[: predictor.config.evaluation.eval_pictures]
-        for folder, page in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
+        for folder, extra in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
             if folder and cluster.is_chief:
-                evaluation_outputs(folder, pictured, read, page)  # a file in the way is told before the work
+                evaluation_outputs(folder, pictured, read, extra)  # a file in the way is told before the work
         result = evaluate(predictor, dataset, predictor.config, cluster)
         print(result.table())
         if OUTPUT.value and cluster.is_chief:

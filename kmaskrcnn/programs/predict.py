@@ -81,8 +81,8 @@ def main(inputs: Sequence[str]) -> int:
         print(line, flush=True)
         progress.step()
     progress.clear()
-    written = [str(path) for path in writer.close()] or [OUTPUT.value]
-    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(written)}")
+    sums = [str(path) for path in writer.close()] or [OUTPUT.value]
+    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
     return 1 if failed else 0
 
 

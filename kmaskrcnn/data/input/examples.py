@@ -17,6 +17,7 @@ from kmaskrcnn.data.input.copy_paste import paste_instances
 from kmaskrcnn.data.sets.dataset import CocoDataset
 
 _ROWS = ("boxes", "classes", "is_crowd", "masks", "mask_frames")
+_MASKED = ("masks", "mask_frames")  # of at most max_instances rows
 
 
 class Drawn(NamedTuple):
@@ -44,6 +45,9 @@ class Drawn(NamedTuple):
 class ExampleMaker:
     """Draws and makes training examples; what an image goes through is a function of (seed, epoch, image id).
 
+    Attributes:
+        rows: of boxes, classes and is_crowd: at least max_instances, and as many as an image may have.
+
     Args:
         dataset: the images.
         config: augmentation, sizes, max_instances, mask_resolution.
@@ -59,13 +63,26 @@ class ExampleMaker:
         in_place_of: Callable[[int, int], int] = lambda index, epoch: index,
     ):
         self.dataset, self.config, self.seed, self.in_place_of = dataset, config, seed, in_place_of
-        self._warned = False
+        counts = np.array([rows.stop - rows.start for rows in map(dataset.rows, range(len(dataset)))], np.int64)
+        most = int(counts.max(initial=0))
+        # No object is left out: one without a row would be taught as background.
+        self.rows = max(config.max_instances, 2 * most if config.copy_paste_probability else most)
+        if most > config.max_instances:
+            logging.getLogger(__name__).warning(
+                "%d of %d images have more than max_instances=%d objects (up to %d): all boxes are trained on, and the "
+                "masks of a random %d an image each epoch",
+                int((counts > config.max_instances).sum()),
+                len(dataset),
+                config.max_instances,
+                most,
+                config.max_instances,
+            )
         self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans)]
 
-    def draw(self, index: int, epoch: int) -> Drawn:
-        """What happens to the image at `index` in an epoch, and its instances after it."""
+    def draw(self, index: int, epoch: int, repeat: int = 0) -> Drawn:
+        """What happens to the image at `index` in an epoch, the repeat-th time after the first, and its instances."""
         image_id = int(self.dataset.image_ids[index])
-        rng = np.random.default_rng([self.seed, epoch, image_id & (2**64 - 1)])
+        rng = np.random.default_rng([self.seed, epoch, image_id & (2**64 - 1), *([repeat] if repeat else [])])
         transform, instances = self._one(index, rng)
         size = transform.output_size
         other, moved, offset = -1, transform, np.zeros(2, np.int64)
@@ -76,7 +93,7 @@ class ExampleMaker:
             room = np.array(size) - np.array(moved.output_size)
             offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
             instances, covered = paste_instances(instances, source, moved.output_size, offset, size, rng)
-        instances = self._at_most(instances, index, rng)
+        instances = self._masked_first(instances, rng)
         rows = [instances[name] for name in _ROWS]
         others = (np.int32(other), *augment.as_arrays(moved), offset.astype(np.int32), covered)
         return Drawn(*augment.as_arrays(transform), np.array(size, np.int32), *rows, *others)
@@ -89,24 +106,18 @@ class ExampleMaker:
         transform = augment.draw_transform(height, width, objects, self.config, rng)
         return transform, transform_instances(self.dataset.instances(index, self.config.mask_resolution), transform)
 
-    def _at_most(self, instances: Instances, index: int, rng: np.random.Generator) -> Instances:
-        """The instances, or a random part of them where there are more than max_instances."""
-        count, most = len(instances["boxes"]), self.config.max_instances
-        if count <= most:
-            return instances
-        if not self._warned:
-            self._warned = True
-            logging.getLogger(__name__).warning(
-                "%s has %d instances, more than max_instances=%d: a random part of them is used",
-                self.dataset.paths[index],
-                count,
-                most,
-            )
-        chosen = np.sort(rng.choice(count, most, replace=False))
-        return {name: value[chosen] for name, value in instances.items()}
+    def _masked_first(self, instances: Instances, rng: np.random.Generator) -> Instances:
+        """Masks and frames of at most max_instances objects, drawn where there are more; boxes of all, these first."""
+        most = self.config.max_instances
+        if len(instances["boxes"]) > most:
+            real = np.flatnonzero(~instances["is_crowd"])
+            chosen = np.sort(rng.choice(real, min(most, len(real)), replace=False))
+            order = np.concatenate([chosen, np.setdiff1d(np.arange(len(instances["boxes"])), chosen)])
+            instances = {name: value[order] for name, value in instances.items()}
+        return {**instances, **{name: instances[name][:most] for name in _MASKED}}
 
-    def make(self, index: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """In a graph: the pixels (h, w, 3) uint8 of an image in an epoch, and image_shapes, boxes, ... of it."""
+    def make(self, index: tf.Tensor, epoch: tf.Tensor, repeat: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """In a graph: the pixels (h, w, 3) uint8 of an image, and image_shapes, boxes, ... of it, as `draw` has it."""
         n, m = self.config.max_instances, self.config.mask_resolution
         kinds = Drawn(
             (tf.int32, (9,)),
@@ -123,7 +134,9 @@ class ExampleMaker:
             (tf.int32, (2,)),
             (tf.bool, (None, None)),
         )
-        values = tf.numpy_function(lambda i, e: tuple(self.draw(int(i), int(e))), [index, epoch], [k[0] for k in kinds])
+        values = tf.numpy_function(
+            lambda *numbers: tuple(self.draw(*map(int, numbers))), [index, epoch, repeat], [k[0] for k in kinds]
+        )
         drawn = Drawn(*(tf.ensure_shape(v, k[1]) for v, k in zip(values, kinds, strict=True)))
         image = self._moved(index, drawn.geometry, drawn.amounts)
         if self.config.copy_paste_probability:
@@ -136,7 +149,7 @@ class ExampleMaker:
             image = tf.cond(drawn.other >= 0, pasted, lambda: image)
         image = augment_pixels.change_pixels(image, drawn.amounts, self.config)
         # Padded here and not in `draw`: what NumPy hands over is copied, and most rows of masks are padding.
-        rows = {name: _pad_rows(getattr(drawn, name), n) for name in _ROWS}
+        rows = {name: _pad_rows(getattr(drawn, name), n if name in _MASKED else self.rows) for name in _ROWS}
         return image, {"image_shapes": drawn.shape, **rows}
 
     def _moved(self, index: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:

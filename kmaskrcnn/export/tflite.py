@@ -24,6 +24,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
+from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
@@ -213,12 +214,19 @@ def operations(content: bytes) -> collections.Counter[str]:
     return collections.Counter(details["op_name"] for details in _interpreter(content)._get_ops_details())
 
 
+def open_output(path: str | os.PathLike) -> tuple[Outputs, str]:
+    """Where a .tflite file and the two beside it go, and its name; raises OutputError where a file is in the way."""
+    folder, name = split_file(path)
+    outputs = Outputs(folder, "export")
+    outputs.check([name, *(f"{Path(name).stem}.{file}" for file in ("labels.txt", "metadata.json"))])
+    return outputs, name
+
+
 def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
     """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    outputs, name = open_output(path)
     metadata = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
         "outputs": {
@@ -242,11 +250,9 @@ def write(
     with zipfile.ZipFile(packed, "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content + packed.getvalue())
-    os.replace(temporary, path)
-    for name, text in files.items():
-        path.with_name(f"{path.stem}.{name}").write_text(text)
+    outputs.write_bytes(name, content + packed.getvalue())
+    for file, text in files.items():
+        outputs.write_text(f"{Path(name).stem}.{file}", text)
 
 
 def pad_value(config: Config) -> list[int]:

@@ -64,7 +64,7 @@ def main() -> int:
             raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
     if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
         raise ConfigError("--quantize=int8 needs --calibration_images: pictures like those to come")
-    from kmaskrcnn.export.tflite import MOBILE_SETTINGS
+    from kmaskrcnn.export.tflite import MOBILE_SETTINGS, open_output
     from kmaskrcnn.model_folder import load_model
 
     # A server's processor need not know bfloat16.
@@ -73,6 +73,8 @@ def main() -> int:
         clash = sorted(name for name in MOBILE_SETTINGS if name in settings)
         if clash:
             raise ConfigError(f"--{clash[0]} is fixed for --format=tflite")
+    if FORMAT.value == "tflite":
+        open_output(OUTPUT.value)  # a file in the way is told before the work
     model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
     export = _export_saved_model if FORMAT.value == "saved_model" else _export_tflite
     with contextlib.ExitStack() as stack:
@@ -140,7 +142,7 @@ def _export_tflite(model, config, labels, pictures):
         content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
     except tflite.ExportError as error:
         raise ConfigError(str(error)) from error
-    path = Path(OUTPUT.value)
+    path = Path(OUTPUT.value).expanduser()
     tflite.write(content, path, config, labels, height, width, QUANTIZE.value)
     function = tflite.MobileFunction(model, height, width).serving_default
     client = LiteRTClient(path)

@@ -13,7 +13,6 @@ from absl import flags, logging
 
 from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.console import steady_output
 from kmaskrcnn.programs.flagfiles import expand_flagfiles
 
 FLAGS = flags.FLAGS
@@ -89,9 +88,6 @@ def run(
     Returns:
         The exit code.
     """
-    # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    steady_output()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments):
         print(_help(name, about, topics, positional, "--helpfull" in arguments))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,15 @@ OUTPUTS = absl_flags.DEFINE_list(
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
 CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")
 TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
+FONT = absl_flags.DEFINE_string("font", "", "Font file of the captions; empty: an installed one with their letters.")
+TRACK = absl_flags.DEFINE_bool("track", False, "Of a video give each object one id in all frames (package trackers).")
 FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Of a video take every so many-th frame.", lower_bound=1)
 WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
 
 ABOUT = "Find objects in images and videos."
 TOPICS = {
     "Model": ["model_dir", "which"],
-    "Input and output": ["input", "output", "outputs", "frame_step"],
+    "Input and output": ["input", "output", "outputs", "font", "frame_step", "track"],
     "Which objects": ["min_score", "classes", "top_k", "max_detections"],
     "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
 }
@@ -49,21 +50,27 @@ def main(inputs: Sequence[str]) -> int:
     from kmaskrcnn.results.prediction import class_indices
     from kmaskrcnn.results.writers import Writer
 
-    paths = find_pictures([*INPUT.value, *inputs])
+    left_out: list[str] = []
+    paths = find_pictures([*INPUT.value, *inputs], OUTPUT.value, left_out)
+    if left_out:
+        print(f"left out: {len(left_out)} files that earlier runs wrote, such as {left_out[0]}")
+    if TRACK.value and not any(is_video(path) for path, _ in paths):
+        raise ConfigError("--track: there is no video among the inputs")
     predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
-    writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels)
+    writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels, [path for path, _ in paths], FONT.value)
+    writer.check((name, is_video(path)) for path, name in paths)  # a file in the way is told before the work
 
-    def predict(picture: Any) -> Any:
-        return predictor.predict(picture).select(MIN_SCORE.value, CLASSES.value, TOP_K.value)
+    def select(prediction: Any) -> Any:
+        return prediction.select(MIN_SCORE.value, CLASSES.value, TOP_K.value)
 
     progress, failed = Progress("inputs", len(paths)), 0
     for path, name in paths:
         try:
             if is_video(path):
-                line = _video(path, name, predict, writer)
+                line = _video(path, name, predictor.predict, select, writer)
             else:
-                prediction = predict(path)
+                prediction = select(predictor.predict(path))
                 written = writer.add(path, name, prediction)
                 line = f"{len(prediction)} objects" + (f" -> {', '.join(map(str, written))}" if written else "")
         except OSError as error:
@@ -74,13 +81,14 @@ def main(inputs: Sequence[str]) -> int:
         print(line, flush=True)
         progress.step()
     progress.clear()
-    written = [str(path) for path in writer.close()] or [OUTPUT.value]
-    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(written)}")
+    sums = [str(path) for path in writer.close()] or [OUTPUT.value]
+    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
     return 1 if failed else 0
 
 
-def _video(path: str, name: str, predict: Callable, writer: Any) -> str:
+def _video(path: str, name: str, predict: Callable, select: Callable, writer: Any) -> str:
     """Predict the frames of a video and write them; returns what is to be told of it."""
+    from kmaskrcnn.inference.tracking import Tracker
     from kmaskrcnn.inference.video import VideoReader, VideoWriter
     from kmaskrcnn.progress import Progress
 
@@ -88,20 +96,22 @@ def _video(path: str, name: str, predict: Callable, writer: Any) -> str:
         raise ConfigError(f"--outputs=labelme needs pictures, {path} is a video: take its frames out first")
     reader = VideoReader(path)
     progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
-    target = Path(writer.directory) / f"{name}.mp4"
+    rate = reader.frames_per_second / FRAME_STEP.value
+    track = Tracker(rate, MIN_SCORE.value).update if TRACK.value else lambda prediction: prediction
     objects = 0
-    with VideoWriter(target, reader.frames_per_second / FRAME_STEP.value) as video:
+    with writer.video(name) as target, VideoWriter(target, rate) as video:
         for number, frame in enumerate(reader):
             if number % FRAME_STEP.value:
                 continue
-            prediction = predict(frame)
+            prediction = select(track(predict(frame)))
             objects += len(prediction)
             if "overlay" in writer.outputs:
-                video.add(np.asarray(prediction.draw(min_score=0.0)))
+                video.add(np.asarray(prediction.draw(min_score=0.0, font=FONT.value)))
             writer.add(f"{path}#{number}", f"{name}/{number:06d}", prediction, overlay=False)
             progress.step()
     progress.clear()
-    return f"{progress.done} frames, {objects} objects" + (f" -> {target}" if "overlay" in writer.outputs else "")
+    written = f" -> {writer.files.path(f'{name}.mp4')}" if "overlay" in writer.outputs else ""
+    return f"{progress.done} frames, {objects} objects{written}"
 
 
 def program(name: str, arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Modules of this package and how many faults each tries, those that take longest first.
 KINDS = {
     "damaged_checkpoints": 240,
+    "weight_files": 300,
 }
 TIMEOUT = 1200.0  # seconds of one kind
 

@@ -24,14 +24,17 @@ MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower scor
 CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")
 TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
 FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Of a video take every so many-th frame.", lower_bound=1)
+PRESET = absl_flags.DEFINE_string(
+    "preset",
+    "",
+    "In the place of --model_dir: the name of published COCO weights, or hf://OWNER/NAME.",
+)
 WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
 
 
 def main() -> int:
     """Predict every picture; one that cannot be read is named and passed over, and makes the exit code 1."""
     settings = flags.given_settings()
-    if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
     from kmaskrcnn.predict import Predictor
@@ -41,7 +44,7 @@ def main() -> int:
     from kmaskrcnn.writers import Writer
 
     paths = find_pictures(INPUT.value)
-    predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
+    predictor = Predictor.from_directory(_model_folder(settings.get("model_dir", "")), WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
     writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels)
 
@@ -68,6 +71,24 @@ def main() -> int:
     written = [str(path) for path in writer.close()] or [OUTPUT.value]
     print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(written)}")
     return 1 if failed else 0
+
+
+def _model_folder(model_dir: str) -> str:
+    """The folder of --model_dir or --preset; without either, of the best published COCO weights."""
+    from kmaskrcnn.weights.convert import converted_folder
+    from kmaskrcnn.weights.presets import DEFAULT_PRESET, PRESETS
+
+    if model_dir and PRESET.value:
+        raise ConfigError(f"--model_dir={model_dir} and --preset={PRESET.value}: give one of them")
+    if model_dir:
+        return model_dir
+    if not PRESET.value:
+        preset = PRESETS[DEFAULT_PRESET]
+        print(
+            f"no --model_dir: taking {DEFAULT_PRESET}, which finds COCO's 80 classes (published box and mask AP on "
+            f"val2017 {preset.box_ap} and {preset.mask_ap})"
+        )
+    return str(converted_folder(PRESET.value or DEFAULT_PRESET))
 
 
 def _video(path: str, name: str, predict: Callable, writer: Any) -> str:

@@ -14,6 +14,8 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.console import steady_output
 
 FLAGS = flags.FLAGS
+_OFFLINE = flags.DEFINE_boolean("offline", False, "Never touch the network: take weights from the cache or not at all.")
+_MIRROR = flags.DEFINE_string("mirror", "", "Base address to download weights from in the place of their own servers.")
 
 
 def define_config_flags() -> None:
@@ -50,6 +52,14 @@ def given_settings() -> dict[str, Any]:
     return settings
 
 
+def set_network_flags() -> None:
+    """Make --offline and --mirror known to what downloads, in this process and those that it starts."""
+    if _OFFLINE.value:
+        os.environ["KMASKRCNN_OFFLINE"] = "1"
+    if _MIRROR.value:
+        os.environ["KMASKRCNN_MIRROR"] = _MIRROR.value
+
+
 def config_from_flags(base: Config | None = None) -> Config:
     """`base` (default: the defaults) with the given settings; raises ConfigError on an impossible one."""
     return (base or Config()).replace(**given_settings())
@@ -66,6 +76,7 @@ def run(main: Callable[[], int | None]) -> None:
             return _fail(f"unexpected argument {argv[1]!r}; every setting is a flag, --NAME=VALUE")
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
+        set_network_flags()
         # Imported here, since --help must not wait for TensorFlow.
         from kmaskrcnn.data import DataError
         from kmaskrcnn.training.errors import EXIT_RESTART, TrainingError, WorkerLost

@@ -50,8 +50,8 @@ def check(path: Path) -> str:
 
 
 def _import(path: Path, writer: int) -> None:
+    from kmaskrcnn.weight_files.errors import WeightsError
     from kmaskrcnn.weights.convert import import_file
-    from kmaskrcnn.weights.errors import WeightsError
 
     signal.alarm(10 * SECONDS)  # for one that waits
     with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:

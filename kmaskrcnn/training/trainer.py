@@ -28,6 +28,7 @@ from kmaskrcnn.training.signals import StopSignals
 from kmaskrcnn.training.state import TrainingState
 from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
 from kmaskrcnn.training.summaries import Summaries
+from kmaskrcnn.weights.convert import starting_weights
 
 # (model, step) -> scores by name, and pictures by name
 Evaluate = Callable[[MaskRCNN, int], tuple[dict[str, float], dict[str, np.ndarray]]]
@@ -134,7 +135,7 @@ class Trainer:
         source = self.config.train.init_weights
         if source and source != "none":
             with phase(f"reading the weights {source}"):
-                self._say(checkpoints.load_initial_weights(self.model, source))
+                self._say(checkpoints.load_initial_weights(self.model, starting_weights(source)))
         self.step_function.reset_averages()
 
     def _check_workers(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kmaskrcnn.progress import Progress
-from kmaskrcnn.weights.errors import WeightsError, reason
+from kmaskrcnn.weight_files.errors import WeightsError, reason
 
 OFFLINE, MIRROR = "KMASKRCNN_OFFLINE", "KMASKRCNN_MIRROR"
 _BLOCK = 1 << 20

@@ -1,4 +1,9 @@
-"""Convert a Mask R-CNN of another program: python -m kmaskrcnn.weights SOURCE --output=DIR."""
+"""Weights of other programs, and models that people share.
+
+python -m kmaskrcnn.weights SOURCE --output=DIR             convert a Mask R-CNN of another program, or a preset
+python -m kmaskrcnn.weights pull hf://OWNER/NAME [--output=DIR]
+python -m kmaskrcnn.weights push DIR hf://OWNER/NAME        share a model folder on the Hugging Face Hub
+"""
 
 from __future__ import annotations
 
@@ -18,19 +23,21 @@ OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for config.json, labels.
 NORM_EPSILON = absl_flags.DEFINE_float(
     "norm_epsilon", None, "torchvision: epsilon of its frozen normalisations; 0 if fine-tuned from COCO_V1."
 )
+PRIVATE = absl_flags.DEFINE_boolean("private", False, "push: make a new repository visible to its owner alone.")
 RGB = absl_flags.DEFINE_boolean("rgb", None, "detectron2: trained on RGB pixels instead of BGR.")
 
 
 def main(argv: list[str]) -> int:
-    """Convert one file; the settings of the model are told from it, and any may be given as a flag."""
+    """Run one command; the settings of a converted model are told from its file, and any may be given as a flag."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from kmaskrcnn.data import DataError
     from kmaskrcnn.training import TrainingError
-    from kmaskrcnn.weights.errors import WeightsError
+    from kmaskrcnn.weight_files.errors import WeightsError
     from kmaskrcnn.weights.transfer import MisfitError
 
     try:
-        return _convert(argv[1:])
+        flags.set_network_flags()
+        return _run(argv[1:])
     except (ConfigError, DataError, TrainingError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, MisfitError):
@@ -38,6 +45,27 @@ def main(argv: list[str]) -> int:
                 for line in getattr(error, title):
                     print(f"  {title.replace('_', ' ')}: {line}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: list[str]) -> int:
+    from kmaskrcnn.weight_files import hub
+
+    command = arguments[0] if arguments else ""
+    if command == "push":
+        folder, address = _operands(arguments, "FOLDER hf://OWNER/NAME", 2)
+        print(f"{folder} is at {hub.push(folder, address, PRIVATE.value)}")
+    elif command == "pull":
+        (address,) = _operands(arguments, "hf://OWNER/NAME", 1)
+        print(f"{address} is in {hub.pull(address, OUTPUT.value or None)}")
+    else:
+        return _convert(arguments)
+    return 0
+
+
+def _operands(arguments: list[str], form: str, count: int) -> list[str]:
+    if len(arguments) != count + 1:
+        raise ConfigError(f"write: {arguments[0]} {form}")
+    return arguments[1:]
 
 
 def _convert(sources: list[str]) -> int:

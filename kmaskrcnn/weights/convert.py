@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kmaskrcnn import __version__
 from kmaskrcnn.config import Config
 from kmaskrcnn.labels import Labels
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.training import checkpoints
+from kmaskrcnn.weight_files import hub
+from kmaskrcnn.weight_files.budget import Budget
+from kmaskrcnn.weight_files.download import cache_folder, locked, sha256_of
+from kmaskrcnn.weight_files.errors import WeightsError
+from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights import detectron2, matterport, torchvision
-from kmaskrcnn.weights.budget import Budget
 from kmaskrcnn.weights.coco_labels import labels_for
-from kmaskrcnn.weights.errors import WeightsError
-from kmaskrcnn.weights.presets import find_file, find_preset
-from kmaskrcnn.weights.pth_reader import read_tensors
+from kmaskrcnn.weights.imagenet import IMAGENET, IMAGENET_V2
+from kmaskrcnn.weights.presets import PRESETS, find_file, find_preset
 from kmaskrcnn.weights.transfer import LoadReport
 
 
@@ -125,13 +130,64 @@ def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
     return path
 
 
-def open_model(name_or_path: str | os.PathLike, **settings: Any) -> MaskRCNN:
+def converted_folder(name: str, mirror: str | None = None, offline: bool | None = None) -> Path:
+    """The model folder of a preset or of hf://OWNER/NAME: downloaded and converted the first time, then kept.
+
+    Args:
+        name: in `kmaskrcnn.weights.presets.PRESETS`, or hf://OWNER/NAME.
+        mirror, offline: as of `kmaskrcnn.weight_files.download.fetch`.
+
+    Raises:
+        WeightsError: no such name, or it cannot be downloaded.
+    """
+    if hub.is_address(name):
+        return hub.pull(name, offline=offline)
+    if name not in PRESETS:
+        raise WeightsError(f"{name}: no such preset; presets are {', '.join(PRESETS)}, or hf://OWNER/NAME")
+    path = find_file(name, mirror, offline)
+    # Another version may convert otherwise.
+    folder = cache_folder() / "kmaskrcnn" / f"{name}-{sha256_of(path)[:12]}-{__version__}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # of eight workers one converts
+        if not folder.is_dir():
+            print(f"converting {path} to {folder}", flush=True)
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            write_folder(import_file(path), part)
+            os.replace(part, folder)
+    return folder
+
+
+def starting_weights(source: str) -> str:
+    """What --init_weights names, with a preset or hf://OWNER/NAME as the folder that it was converted to.
+
+    Raises:
+        WeightsError: neither a preset nor a path, or one that cannot be downloaded.
+    """
+    if os.path.exists(source) or source in (IMAGENET, IMAGENET_V2):
+        return source
+    if source in PRESETS or hub.is_address(source):
+        return str(converted_folder(source))
+    raise WeightsError(
+        f"--init_weights={source}: no such file, folder or preset; presets are {IMAGENET}, {IMAGENET_V2}, "
+        f"{', '.join(PRESETS)}"
+    )
+
+
+def open_model(
+    name_or_path: str | os.PathLike, mirror: str | None = None, offline: bool | None = None, **settings: Any
+) -> MaskRCNN:
     """The model of a preset, of a file of another program, or of a kmaskrcnn folder or .weights.h5 file.
 
     Raises:
         WeightsError, ConfigError: there is none, or it does not fit the settings.
     """
-    path = find_file(name_or_path)
+    text = os.fspath(name_or_path)
+    named = hub.is_address(text) or (text in PRESETS and not os.path.exists(text))
+    # With other classes the preset's file is imported anew, which says what it leaves out.
+    if named and (hub.is_address(text) or "num_classes" not in settings):
+        return checkpoints.load_model(converted_folder(text, mirror, offline), **settings)[0]
+    path = find_file(text, mirror, offline)
     if path.is_dir() or path.name.endswith(checkpoints.WEIGHTS_SUFFIX):
         return checkpoints.load_model(path, **settings)[0]
     return import_file(path, **settings).model

@@ -10,7 +10,7 @@ import pytest
 
 from kmaskrcnn.weight_files import download
 from kmaskrcnn.weight_files.download import Published, cache_folder, fetch
-from kmaskrcnn.weights import WeightsError
+from kmaskrcnn.weight_files.errors import WeightsError
 from tests.weight_files import server as servers
 
 DATA = np.random.default_rng(0).bytes(300_000)

@@ -20,7 +20,7 @@ BYTES, SECONDS = 2 << 30, 20
 def run(count: int, folder: Path) -> list[Row]:
     """The first `count` of the hostile files."""
     import kmaskrcnn.weights.convert  # noqa: F401  once, before the forks
-    from tests.weights import hostile
+    from tests.weight_files import hostile
 
     paths = hostile.write_all(folder)[:count]
     wrong = [line for line in map(check, paths) if line]
@@ -50,7 +50,7 @@ def check(path: Path) -> str:
 
 
 def _import(path: Path, writer: int) -> None:
-    from kmaskrcnn.weight_files.errors import WeightsError
+    from kmaskrcnn.errors import WeightsError
     from kmaskrcnn.weights.convert import import_file
 
     signal.alarm(10 * SECONDS)  # for one that waits

@@ -19,8 +19,8 @@ import numpy as np
 
 from kmaskrcnn.export.answers import OUTPUTS, SIGNATURE, SIZES, ImageError, Picture, ServingError, read, to_predictions
 from kmaskrcnn.export.litert_client import LiteRTClient
-from kmaskrcnn.labels import Labels, read_labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels, read_labels
+from kmaskrcnn.results.prediction import Prediction
 
 __all__ = ["Client", "GrpcClient", "ImageError", "LiteRTClient", "RestClient", "ServingError", "read_labels"]
 

@@ -65,14 +65,13 @@ class Callbacks:
         if not self._list:
             return
         epoch, batch = divmod(step, self._steps_per_epoch)
-        if self._epoch is None:
+        if self._epoch != epoch:
+            self._end_epoch()  # not before: an evaluation after its last step belongs to it
             self._epoch = epoch
             self._list.on_epoch_begin(epoch)
         self._list.on_train_batch_begin(batch)
         self._rows.append(values)
         self._list.on_train_batch_end(batch, _logs(values))
-        if batch == self._steps_per_epoch - 1:
-            self._end_epoch()
 
     def scored(self, scores: dict[str, float]) -> None:
         """An evaluation has ended."""
@@ -84,8 +83,7 @@ class Callbacks:
     def end(self) -> None:
         """Training has ended, maybe within an epoch."""
         if self._list:
-            if self._rows or self._scores:
-                self._end_epoch()
+            self._end_epoch()
             self._list.on_train_end()
 
     @property
@@ -94,9 +92,9 @@ class Callbacks:
         return bool(self.model.stop_training)
 
     def _end_epoch(self) -> None:
-        means = _logs(np.mean(self._rows, axis=0)) if self._rows else {}
-        self._list.on_epoch_end(self._epoch or 0, means | self._scores)
-        self._rows, self._scores, self._epoch = [], {}, None
+        if self._epoch is not None:
+            self._list.on_epoch_end(self._epoch, _logs(np.mean(self._rows, axis=0)) | self._scores)
+        self._rows, self._scores = [], {}
 
 
 def _logs(values: np.ndarray) -> dict[str, float]:

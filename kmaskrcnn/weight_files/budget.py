@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from kmaskrcnn.weight_files.errors import WeightsError
+from kmaskrcnn.errors import WeightsError
 
 _TIMES_THE_FILE = 8  # pruned weights in a compressed .npz are some times smaller than in memory
 _SLACK = 1 << 20

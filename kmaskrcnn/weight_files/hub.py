@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.download import is_offline
-from kmaskrcnn.weight_files.errors import WeightsError, reason
 
 _SCHEME = "hf://"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)

@@ -13,8 +13,8 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.errors import WeightsError, reason
 from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS, BFLOAT16, StandIn, Storage, Tensor, TensorUnpickler, decode
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.errors import WeightsError, reason
 
 BFLOAT16 = "bfloat16"  # numpy has no such dtype: read as uint16 and widened to float32
 

@@ -8,19 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kmaskrcnn import __version__
+from kmaskrcnn import __version__, model_folder
+from kmaskrcnn.backbones.imagenet import IMAGENET, IMAGENET_V2
 from kmaskrcnn.config import Config
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.model import MaskRCNN
-from kmaskrcnn.training import checkpoints
+from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.weight_files import hub
 from kmaskrcnn.weight_files.budget import Budget
 from kmaskrcnn.weight_files.download import cache_folder, locked, sha256_of
-from kmaskrcnn.weight_files.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights import detectron2, matterport, torchvision
 from kmaskrcnn.weights.coco_labels import labels_for
-from kmaskrcnn.weights.imagenet import IMAGENET, IMAGENET_V2
 from kmaskrcnn.weights.presets import PRESETS, find_file, find_preset
 from kmaskrcnn.weights.transfer import LoadReport
 
@@ -114,7 +113,7 @@ def import_file(
         loading = {**preset.options, **loading}
     config = Config().replace(**{**told, **settings})
     labels = labels_for(config.model.num_classes, class_names)
-    model = checkpoints.build_model(config)
+    model = model_folder.build_model(config)
     report = importer.load(model, path, **loading)
     return Imported(model, config, labels, report, importer.differences)
 
@@ -125,8 +124,8 @@ def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
     Raises:
         TrainingError: it cannot be written, or holds another model.
     """
-    path = checkpoints.prepare_directory(directory, imported.config, imported.labels)
-    checkpoints.save_weights(imported.model, path / checkpoints.BEST)
+    path = model_folder.prepare_directory(directory, imported.config, imported.labels)
+    model_folder.save_weights(imported.model, path / model_folder.BEST)
     return path
 
 
@@ -186,8 +185,8 @@ def open_model(
     named = hub.is_address(text) or (text in PRESETS and not os.path.exists(text))
     # With other classes the preset's file is imported anew, which says what it leaves out.
     if named and (hub.is_address(text) or "num_classes" not in settings):
-        return checkpoints.load_model(converted_folder(text, mirror, offline), **settings)[0]
+        return model_folder.load_model(converted_folder(text, mirror, offline), **settings)[0]
     path = find_file(text, mirror, offline)
-    if path.is_dir() or path.name.endswith(checkpoints.WEIGHTS_SUFFIX):
-        return checkpoints.load_model(path, **settings)[0]
+    if path.is_dir() or path.name.endswith(model_folder.WEIGHTS_SUFFIX):
+        return model_folder.load_model(path, **settings)[0]
     return import_file(path, **settings).model

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.errors import WeightsError, reason
 from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer

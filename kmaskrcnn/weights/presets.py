@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.download import Published, fetch, sha256_of
-from kmaskrcnn.weight_files.errors import WeightsError
 
 
 @dataclasses.dataclass(frozen=True)

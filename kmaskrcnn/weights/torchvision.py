@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from kmaskrcnn.weight_files.errors import WeightsError
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 

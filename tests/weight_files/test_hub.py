@@ -6,8 +6,8 @@ import types
 
 import pytest
 
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files import hub
-from kmaskrcnn.weight_files.errors import WeightsError
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kmaskrcnn import __version__, model_folder
+from kmaskrcnn.backbones import pixel_statistics
 from kmaskrcnn.backbones.imagenet import IMAGENET, IMAGENET_V2
 from kmaskrcnn.config import Config
 from kmaskrcnn.errors import WeightsError
@@ -19,7 +21,9 @@ from kmaskrcnn.weight_files.budget import Budget
 from kmaskrcnn.weight_files.download import cache_folder, locked, sha256_of
 from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights import detectron2, matterport, torchvision
+from kmaskrcnn.weights.architectures import check_architecture
 from kmaskrcnn.weights.coco_labels import labels_for
+from kmaskrcnn.weights.detectron2_config import read_source_config
 from kmaskrcnn.weights.presets import PRESETS, find_file, find_preset
 from kmaskrcnn.weights.transfer import LoadReport
 
@@ -27,7 +31,7 @@ from kmaskrcnn.weights.transfer import LoadReport
 class Importer(NamedTuple):
     """One format: path -> settings, (model, path, ...) -> report, and what belongs to it."""
 
-    settings: Callable[[str | os.PathLike], dict[str, Any]]
+    settings: Callable[..., dict[str, Any]]
     load: Callable[..., LoadReport]
     options: tuple[str, ...] = ()
     pictures: Mapping[str, int] = {}
@@ -42,6 +46,7 @@ class Imported(NamedTuple):
     labels: Labels
     report: LoadReport
     differences: tuple[str, ...]
+    assumptions: tuple[str, ...]
 
 
 IMPORTERS = {
@@ -72,6 +77,7 @@ def detect_format(path: str | os.PathLike) -> str:
     for prefix, name in (("backbone.body.", "torchvision"), ("backbone.bottom_up.", "detectron2")):
         if any(tensor.startswith(prefix) for tensor in names):
             return name
+    check_architecture(names, os.fspath(path))
     raise WeightsError(
         f"{os.fspath(path)}: holds no Mask R-CNN of torchvision, Detectron2 or matterport, the first tensor is "
         f"{next(iter(names))}; the weights of a backbone alone go to --init_weights of train.py"
@@ -83,6 +89,8 @@ def import_file(
     file_format: str = "auto",
     class_names: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    source_config: str | os.PathLike = "",
+    fresh_masks: bool = False,
     **settings: Any,
 ) -> Imported:
     """Read a file of another program into a model of ours.
@@ -92,30 +100,87 @@ def import_file(
         file_format: "torchvision", "detectron2", "matterport" or "auto".
         class_names: of the classes 1..C; default: COCO's for 80 and 90 classes.
         options: arguments of the format's load function: norm_epsilon for torchvision, rgb for detectron2.
+        source_config: the config.yaml that Detectron2 wrote beside the file.
+        fresh_masks: the file holds a Faster R-CNN, which gets a new mask head.
         **settings: replace those told from the file. A num_classes that differs from the file's asks for everything
             but the last layers.
 
     Raises:
-        WeightsError, ConfigError: no such file, one that does not fit, or impossible settings.
+        WeightsError, ConfigError: no such file, one that does not fit or can be read in two ways, or impossible
+            settings.
     """
     path = find_file(source)
     if path.is_dir():
         raise WeightsError(f"{path}: is a folder, not a file of weights")
     file_format = detect_format(path) if file_format == "auto" else file_format
     importer, preset = IMPORTERS[file_format], find_preset(path)
-    told = {**importer.pictures, **importer.settings(path)}
-    loading: dict[str, Any] = {"new_classes": "num_classes" in settings, **(options or {})}
+    if file_format != "detectron2" and source_config:
+        raise WeightsError(f"{path}: source_config is for files of detectron2, this is one of {file_format}")
+    if file_format == "matterport" and fresh_masks:
+        raise WeightsError(f"{path}: fresh_masks is for files of torchvision and detectron2")
+    fresh = {"fresh_masks": True} if fresh_masks else {}
+    told = {**importer.pictures, **importer.settings(path, **fresh)}
+    loading: dict[str, Any] = {"new_classes": "num_classes" in settings, **fresh, **(options or {})}
     for name in options or ():
         if name not in importer.options:
             raise WeightsError(f"{path}: {name} is no option for files of {file_format}")
     if preset is not None:
         told |= preset.settings
         loading = {**preset.options, **loading}
+    from_config: dict[str, Any] = {}
+    if source_config:
+        described = read_source_config(source_config, fresh_masks)
+        from_config = described.settings
+        if described.sampling_ratio:
+            from_config["roi_sampling_ratio"] = described.sampling_ratio
+        loading = {"rgb": described.rgb, **loading}
+    elif file_format == "detectron2" and preset is None:
+        _refuse_guesses(path, {*settings, *loading})
+    told |= from_config
     config = Config().replace(**{**told, **settings})
     labels = labels_for(config.model.num_classes, class_names)
     model = model_folder.build_model(config)
     report = importer.load(model, path, **loading)
-    return Imported(model, config, labels, report, importer.differences)
+    known = preset.settings if preset is not None else from_config
+    assumptions = _assumptions(file_format, config, known, settings, loading)
+    return Imported(model, config, labels, report, importer.differences, assumptions)
+
+
+def _refuse_guesses(path: Path, chosen: Container[str]) -> None:
+    if unknown := detectron2.open_questions(path, chosen):
+        flags = ", ".join(f"--{name}" for name in unknown)
+        raise WeightsError(
+            f"{path}: Detectron2 has models of both kinds and the file does not tell which this is: give "
+            f"--source_config=config.yaml (from the folder that training wrote), or {flags}"
+        )
+
+
+# What no tensor tells, and what a model answers differently by.
+_UNTOLD = (
+    "image_mean image_std backbone_stride_in_1x1 anchor_sizes anchor_aspect_ratios roi_sampling_ratio roi_aligned "
+    "score_threshold nms_iou max_detections rpn_pre_nms_top_k rpn_post_nms_top_k rpn_nms_iou min_size max_size"
+).split()
+
+
+def _assumptions(
+    file_format: str, config: Config, known: Mapping[str, Any], given: Mapping[str, Any], loading: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """A line for each setting that the weights do not tell, with where it is from."""
+    values = {**dataclasses.asdict(config.data), **dataclasses.asdict(config.model)}
+    mean, std = pixel_statistics(config.model.backbone)
+    values |= {"image_mean": values["image_mean"] or mean, "image_std": values["image_std"] or std}
+    lines = []
+    for name in _UNTOLD:
+        origin = "given" if name in given else "known of this file" if name in known else f"usual for {file_format}"
+        value = values[name]
+        text = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
+        lines.append(f"{name}={text} ({origin})")
+    if file_format == "detectron2":
+        order = "RGB" if loading.get("rgb") else "BGR, unless its pixel_mean is of RGB"
+        lines.append(f"pixels there: {order}")
+    if config.model.backbone == "mobilenet_v2":
+        lines.append("the pyramid stands on the blocks 3, 6, 13 and 17 of mobilenet_v2's features (usual here)")
+    return tuple(lines)
 
 
 def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:

@@ -31,6 +31,7 @@ KINDS = {
     "damaged_checkpoints": 240,
     "hostile_annotations": 720,
     "lost_images": 20,
+    "weight_files": 300,
 }
 TIMEOUT = 1200.0  # seconds of one kind
 

@@ -17,6 +17,8 @@ from kmaskrcnn.programs.flagfiles import expand_flagfiles
 
 FLAGS = flags.FLAGS
 _arguments: list[str] = []  # as the user gave them, flagfiles not yet replaced by what they hold
+_OFFLINE = flags.DEFINE_boolean("offline", False, "Never touch the network: take weights from the cache or not at all.")
+_MIRROR = flags.DEFINE_string("mirror", "", "Base address to download weights from in the place of their own servers.")
 # Topic -> names of flags, as --help shows them.
 Topics = Mapping[str, Sequence[str]]
 
@@ -53,6 +55,14 @@ def given_settings() -> dict[str, Any]:
                 raise ConfigError(f"--{name}={','.join(value)}: expected {scalar.__name__}s with commas") from None
         settings[name] = value
     return settings
+
+
+def _set_network() -> None:
+    """Make --offline and --mirror known to what downloads, in this process and those that it starts."""
+    if _OFFLINE.value:
+        os.environ["KMASKRCNN_OFFLINE"] = "1"
+    if _MIRROR.value:
+        os.environ["KMASKRCNN_MIRROR"] = _MIRROR.value
 
 
 def config_from_flags(base: Config | None = None) -> Config:
@@ -99,6 +109,7 @@ def run(
         return _fail(f"{' '.join(str(error).split())} ({name} --help shows the flags)")
     if rest and not positional:
         return _fail(f"unexpected argument {rest[0]!r}; every setting is a flag, --NAME=VALUE")
+    _set_network()
     code = _guarded((lambda: main(rest)) if positional else main)
     if code and "TF_CONFIG" in os.environ:
         # The other workers may be gone, and TensorFlow would wait for them.

@@ -12,7 +12,7 @@ from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags
 
 INPUT = absl_flags.DEFINE_list("input", [], "Pictures and videos: files, folders, globs, with commas between.")
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for what --outputs names.")
+OUTPUT = absl_flags.DEFINE_string("output", "predictions", "Folder for what --outputs names.")
 OUTPUTS = absl_flags.DEFINE_list(
     "outputs",
     ["overlay", "coco"],
@@ -25,11 +25,14 @@ TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture
 FONT = absl_flags.DEFINE_string("font", "", "Font file of the captions; empty: an installed one with their letters.")
 TRACK = absl_flags.DEFINE_bool("track", False, "Of a video give each object one id in all frames (package trackers).")
 FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Of a video take every so many-th frame.", lower_bound=1)
+PRESET = absl_flags.DEFINE_string(
+    "preset", "", "In the place of --model_dir: the name of published COCO weights, or hf://OWNER/NAME."
+)
 WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
 
 ABOUT = "Find objects in images and videos."
 TOPICS = {
-    "Model": ["model_dir", "which"],
+    "Model": ["model_dir", "preset", "which", "offline", "mirror"],
     "Input and output": ["input", "output", "outputs", "font", "frame_step", "track"],
     "Which objects": ["min_score", "classes", "top_k", "max_detections"],
     "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
@@ -39,8 +42,6 @@ TOPICS = {
 def main(inputs: Sequence[str]) -> int:
     """Predict every picture; one that cannot be read is named and passed over, and makes the exit code 1."""
     settings = flags.given_settings()
-    if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
     from kmaskrcnn.inference.inputs import find_pictures
@@ -56,7 +57,7 @@ def main(inputs: Sequence[str]) -> int:
         print(f"left out: {len(left_out)} files that earlier runs wrote, such as {left_out[0]}")
     if TRACK.value and not any(is_video(path) for path, _ in paths):
         raise ConfigError("--track: there is no video among the inputs")
-    predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
+    predictor = Predictor.from_directory(_model_folder(settings.get("model_dir", "")), WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
     writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels, [path for path, _ in paths], FONT.value)
     writer.check((name, is_video(path)) for path, name in paths)  # a file in the way is told before the work
@@ -84,6 +85,24 @@ def main(inputs: Sequence[str]) -> int:
     sums = [str(path) for path in writer.close()] or [OUTPUT.value]
     print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
     return 1 if failed else 0
+
+
+def _model_folder(model_dir: str) -> str:
+    """The folder of --model_dir or --preset; without either, of the best published COCO weights."""
+    from kmaskrcnn.weights.convert import converted_folder
+    from kmaskrcnn.weights.presets import DEFAULT_PRESET, PRESETS
+
+    if model_dir and PRESET.value:
+        raise ConfigError(f"--model_dir={model_dir} and --preset={PRESET.value}: give one of them")
+    if model_dir:
+        return model_dir
+    if not PRESET.value:
+        preset = PRESETS[DEFAULT_PRESET]
+        print(
+            f"no --model_dir: taking {DEFAULT_PRESET}, which finds COCO's 80 classes (published box and mask AP on "
+            f"val2017 {preset.box_ap} and {preset.mask_ap})"
+        )
+    return str(converted_folder(PRESET.value or DEFAULT_PRESET))
 
 
 def _video(path: str, name: str, predict: Callable, select: Callable, writer: Any) -> str:

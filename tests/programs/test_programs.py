@@ -203,6 +203,17 @@ def test_predict_on_a_video(trained, tmp_path):
         ("evaluate.py", ["--model_dir={tmp}"], "is no model folder"),
         (
             "predict.py",
+            ["--output={tmp}/o", "--input=docs", "--offline"],
+            "coco-73cbd019.pth is not in the cache",
+        ),
+        (
+            "predict.py",
+            ["--preset=no", "--output={tmp}/o", "--input=docs"],
+            "no: no such preset; presets are tor",
+        ),
+        ("predict.py", ["--preset=a", "--model_dir=b", "--output={tmp}/o", "--input=docs"], "give one of them"),
+        (
+            "predict.py",
             ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],
             "--input={tmp}/none: no picture",
         ),

@@ -27,7 +27,7 @@ SIDE = 32
 def mutate(rng, sources):
     """(kind of mutation, bytes): one of the source files, changed."""
     data = bytearray(sources[rng.integers(len(sources))])
-    kind = ("truncated", "bits flipped", "header", "pieces", "random bytes", "spliced")[rng.integers(6)]
+    kind = ("truncated", "bits flipped", "header", "pieces", "random bytes", "spliced", "long tail")[rng.integers(7)]
     if kind == "truncated":
         del data[rng.integers(len(data)) :]
     elif kind == "bits flipped":
@@ -44,6 +44,8 @@ def mutate(rng, sources):
     elif kind == "random bytes":
         keep = rng.integers(0, 40)
         data[keep:] = rng.bytes(rng.integers(0, 400))
+    elif kind == "long tail":
+        data += bytes(int(rng.integers(1, 3_000_000)))
     else:
         other = sources[rng.integers(len(sources))]
         data[rng.integers(len(data)) :] = other[rng.integers(len(other)) :]
@@ -165,6 +167,12 @@ def watch(command, max_growth):
     return outcomes, problem, (start, peak)
 
 
+def try_files(saved_model, count, seed=0, first=0, max_growth=500.0):
+    """Run mutated files through a model in a process of its own; returns what `watch` does."""
+    command = [sys.executable, "-m", "tests.export.fuzz", "--child", f"--saved_model={saved_model}"]
+    return watch([*command, f"--count={count}", f"--seed={seed}", f"--first={first}"], max_growth)
+
+
 def main():
     """Export a small model, run the files, print what became of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,12 +185,11 @@ def main():
     options = parser.parse_args()
     if options.child:
         return run_model(options.saved_model, options.first, options.count, options.seed)
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         saved_model = options.saved_model or export_small_model(folder)
-        command = [sys.executable, "-m", "tests.export.fuzz", "--child", f"--saved_model={saved_model}"]
-        command += [f"--count={options.count}", f"--seed={options.seed}", f"--first={options.first}"]
-        begun = time.monotonic()
-        outcomes, problem, (start, peak) = watch(command, options.max_growth)
+        result = try_files(saved_model, options.count, options.seed, options.first, options.max_growth)
+    outcomes, problem, (start, peak) = result
     totals = collections.Counter()
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:7d}  {outcome}")

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.predict import Predictor
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.progress import Progress
-from kmaskrcnn.training.cluster import Cluster
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
 
 
 @dataclasses.dataclass(frozen=True)

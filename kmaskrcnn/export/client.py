@@ -34,8 +34,8 @@ from kmaskrcnn.export.answers import (
 from kmaskrcnn.export.http_post import Poster
 from kmaskrcnn.export.litert_client import LiteRTClient
 from kmaskrcnn.export.retries import Deadline, retry
-from kmaskrcnn.labels import Labels, read_labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels, read_labels
+from kmaskrcnn.results.prediction import Prediction
 
 __all__ = [
     "AsyncClient",

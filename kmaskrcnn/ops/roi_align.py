@@ -165,7 +165,7 @@ def roi_align_lookup(
     The sum of weighted rows is a function with the inputs of TFLite's EMBEDDING_LOOKUP_SPARSE, which the exporter puts
     in its place: that reads each value once and writes each result once, where gathering moves 16 copies of the output
     through memory. Its time goes by the values it reads, so those that a bin would read twice are read once, and those
-    of weight 0 not at all: half of them or so (docs/export.md has the times).
+    of weight 0 not at all: half of them or so (docs/guide/export.md has the times).
     """
     import tensorflow as tf
 

@@ -21,7 +21,7 @@ from kmaskrcnn.export.client import (
     ServingError,
     ServingTimeoutError,
 )
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.results.labels import Labels
 
 LABELS = Labels(("apple", "pear"), (1, 2))
 ROW = {

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Response
+from fastapi import Depends, Response
 from litserve import LitAPI
 
 from kmaskrcnn.serving import rest
@@ -100,10 +100,11 @@ class Detector(LitAPI):
         return output
 
     def encode_response(self, output: tuple[Any, bool]) -> Response:
-        """The body of the answer; raises HTTPException for a Failure."""
+        """The answer to one request."""
         outcome, rows = output
         if isinstance(outcome, Failure):
-            raise HTTPException(outcome.status, outcome.words)
+            # Not raised: LitServe would answer the whole batch with it.
+            return Response(rest.format_error(outcome.words), outcome.status, media_type="application/json")
         return Response(rest.format_answer(outcome, rows), media_type="application/json")
 
 

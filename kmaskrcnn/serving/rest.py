@@ -56,6 +56,11 @@ def format_answer(outputs: Outputs, rows: bool) -> bytes:
     ).encode()
 
 
+def format_error(words: str) -> bytes:
+    """The body of a refusal."""
+    return json.dumps({"error": words}).encode()
+
+
 def _listed(name: str, values: np.ndarray) -> list:
     if values.dtype != object:
         return values.tolist()

@@ -15,6 +15,7 @@ from litserve import LitServer
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
+from kmaskrcnn.serving import rest
 from kmaskrcnn.serving.admission import Admission
 from kmaskrcnn.serving.detector import Detector
 from kmaskrcnn.serving.settings import ServeSettings, newest_version
@@ -54,7 +55,7 @@ def build(
         died = error.status_code == 500
         status, words = (503, "a worker died: try again later") if died else (error.status_code, error.detail)
         headers = {"Retry-After": "1"} if status in (429, 503) else {}
-        return Response(json.dumps({"error": words}), status, headers, media_type="application/json")
+        return Response(rest.format_error(words), status, headers, media_type="application/json")
 
     @app.get(f"/v1/models/{name}")
     async def state() -> Response:

@@ -1,8 +1,9 @@
 """Load and faults on `kmaskrcnn serve`, on loopback: python -m benchmarks.serving.load_test --table=FILE.
 
 A small MobileNetV2 model with random weights is exported and served. Locust sends photographs of mixed sizes; every
-answer must be bit for bit one that the SavedModel gives for the photograph in a batch that the server may have made. The
-faults are sent with `RestClient`, which tries again what it may. Exit code 1 where an answer was wrong or missing.
+answer must be bit for bit one that the SavedModel gives for the photograph in a batch that the server may have made.
+Beside the faults requests are sent by `RestClient`, which tries again what it may. Exit code 1 where an answer was wrong
+or missing.
 """
 
 from __future__ import annotations
@@ -206,6 +207,11 @@ def disturb(server: Server, images: list[bytes]) -> None:
             threading.Event().wait(0.05)
 
 
+def row(*cells: object) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(f'{cell:.1f}' if isinstance(cell, float) else str(cell) for cell in cells)} |"
+
+
 def main() -> int:
     """Run all of it; print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,10 +226,9 @@ def main() -> int:
         for i, image in enumerate(images):
             body = json.dumps({"instances": [{"b64": base64.b64encode(image).decode()}]})
             (work / f"body-{i}.json").write_text(body)
-        lines += [
-            "| batching | clients | requests | wrong | failed | refused | p50 ms | p95 | p99 | images/s | MB after 1,000 | MB at the end |"
-        ]
-        lines += ["| --- " * 12 + "|"]
+        heads = ["batching", "clients", "requests", "wrong", "failed", "refused", "p50 ms", "p95 ms", "p99 ms"]
+        heads += ["images/s", "MB after 1,000", "MB at the end"]
+        lines += [row(*heads), row(*["---"] * len(heads))]
         for batch in (1, MAX_BATCH):
             server = Server(model, work / "server.log", max_batch_size=batch, queue=64, poll_seconds=0)
             load(server, work, 4, max(options.requests // 100, 20))
@@ -231,14 +236,13 @@ def main() -> int:
                 count = options.requests if clients == 16 else max(options.requests // 10, 20)
                 r = load(server, work, clients, count)
                 bad += int(r["wrong"] + r["failed"] + r["refused"])
+                counts = [r[name] for name in ("sent", "wrong", "failed", "refused", "50", "95", "99")]
                 rate = r["right"] / max(r["seconds"], 1e-9)
-                lines.append(
-                    f"| {'up to ' + str(batch) if batch > 1 else 'no'} | {clients} | {r['sent']} | {r['wrong']} | {r['failed']} "
-                    f"| {r['refused']} | {r['50']:.0f} | {r['95']:.0f} | {r['99']:.0f} | {rate:.1f} | {r['warm']:.0f} | {r['end']:.0f} |"
-                )
+                lines.append(row(f"up to {batch}" if batch > 1 else "no", clients, *counts, rate, r["warm"], r["end"]))
                 print(lines[-1], flush=True)
             server.stop()
-        lines += ["", "| fault | requests | right | wrong | failed | refused | MB more |", "| --- " * 7 + "|"]
+        heads = ["fault", "requests", "right", "wrong", "failed", "refused", "MB more"]
+        lines += ["", row(*heads), row(*["---"] * len(heads))]
         keys, count = expected_keys(model / "1", images), max(options.requests // 20, 40)
         server = Server(model, work / "server.log", workers=2, queue=64, poll_seconds=0.5)
 
@@ -266,19 +270,15 @@ def main() -> int:
             c = faults(server, images, keys, act, count, 8)
             bad += count - c["right"]
             grown = server.megabytes() - before
-            lines.append(
-                f"| {name} | {count} | {c['right']} | {c['wrong']} | {c['failed']} | {c['refused']} | {grown:.0f} |"
-            )
+            lines.append(row(name, count, c["right"], c["wrong"], c["failed"], c["refused"], grown))
             print(lines[-1], flush=True)
         server.stop()
         server = Server(model, work / "server.log", queue=2, poll_seconds=0)
         before = server.megabytes()
         r = load(server, work, 32, count)
         bad += int(r["wrong"] + r["failed"]) + (not r["refused"])
-        lines.append(
-            f"| queue of 2, 32 clients that do not wait | {r['sent']} | {r['right']} | {r['wrong']} | {r['failed']} "
-            f"| {r['refused']} (429) | {r['end'] - before:.0f} |"
-        )
+        counts = [r[name] for name in ("sent", "right", "wrong", "failed", "refused")]
+        lines.append(row("queue of 2, 32 clients that do not wait", *counts, r["end"] - before))
         print(lines[-1], flush=True)
         server.stop()
     options.table.parent.mkdir(parents=True, exist_ok=True)

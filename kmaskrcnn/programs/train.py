@@ -27,7 +27,17 @@ TOPICS = {
     "Output": ["model_dir", "preview_augmentations"],
     "Model": ["backbone", "init_weights", "mask_conv_channels", "max_detections"],
     "Image size": ["min_size", "max_size", "crop_size"],
-    "Training": ["batch_size", "steps", "max_minutes", "learning_rate", "dtype", "eval_every", "seed"],
+    "Training": [
+        "batch_size",
+        "steps",
+        "epochs",
+        "max_minutes",
+        "learning_rate",
+        "dtype",
+        "eval_every",
+        "patience",
+        "seed",
+    ],
     "Multi-GPU and several workers": ["strategy", "num_devices", "num_local_workers"],
 }
 

@@ -2,8 +2,8 @@
 
 A small MobileNetV2 model with random weights is exported and served. Locust sends photographs of mixed sizes; every
 answer must be bit for bit one that the SavedModel gives for the photograph in a batch that the server may have made.
-Beside the faults requests are sent by `RestClient`, which tries again what it may. Exit code 1 where an answer was wrong
-or missing.
+Beside the faults requests are sent by `RestClient`, which tries again what it may. Exit code 1 where an answer was
+wrong or missing.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ DECODED_AT_ONCE = 4
 # The smallest canvas, which stands for images that are refused.
 _NO_CANVAS = (32, 32)
 # Steps of a compact mask's probabilities: none is one half, and 100 masks of noise fit in 100 kB of base64.
-_COMPACT_LEVELS = 63
+_COMPACT_LEVELS = 17
 # With resize_mode=native nothing else bounds what the network is given.
 MAX_NATIVE_SIDE = 2048
 

@@ -4,11 +4,11 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format parity benchmark arm64 browser litert-versions serving-versions test-serving load-test clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test clean
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 # Train on the built-in shapes set, evaluate, draw predictions, export. Starts afresh each time.
@@ -33,11 +33,11 @@ test-all: $(READY)
 
 # The pipeline for many images, in an environment of its own: Apache Beam wants an older protobuf.
 test-beam: .venv-beam/.ready
-	.venv-beam/bin/python -m pytest tests/batch
+	.venv-beam/bin/python -m pytest tests/beam
 
-.venv-beam/.ready: requirements.txt requirements-beam.txt
+.venv-beam/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-beam
-	.venv-beam/bin/pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	.venv-beam/bin/pip install --quiet --disable-pip-version-check -e '.[beam]' 'ai-edge-litert>=2.1,<3' 'pytest>=8,<10'
 	touch $@
 
 # The network under Keras' other backends beside TensorFlow's, each in an environment of its own without TensorFlow; what
@@ -68,6 +68,21 @@ faults: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+# The site of docs/ in site/; a dead link or a name without a docstring fails it.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The oldest version of every range in requirements.txt.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -p no:cacheprovider $(OLDEST_TESTS)
+
+.venv-oldest/.ready: requirements.txt requirements-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -r requirements-oldest.txt
+	touch $@
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -146,4 +161,4 @@ browser: $(READY)
 	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
 
 clean:
-	rm -rf $(VENV) .venv-beam $(RUNS)
+	rm -rf $(VENV) .venv-beam .venv-oldest $(RUNS) site

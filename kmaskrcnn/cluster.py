@@ -8,11 +8,11 @@ import json
 import os
 import re
 import struct
+import subprocess
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.client import device_lib
 
 from kmaskrcnn.config import ConfigError, TrainConfig
 from kmaskrcnn.errors import TrainingError, WorkerLost
@@ -199,10 +199,16 @@ def _devices(count: int) -> list[str]:
 
 
 def _gpu_text() -> str:
-    """Name and memory of the first GPU, as far as TensorFlow tells."""
+    """Name and memory of the first GPU; the memory by NVIDIA's tool, for TensorFlow tells it only by taking it."""
     name = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get("device_name", "")
-    memory = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
-    return ", ".join(text for text in (name, f"{memory[0] / 1e9:.0f} GB to use" if memory else "") if text)
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        lines = []
+    found = [line.rpartition(", ") for line in lines]
+    memory = next((mib for other, _, mib in found if other == name and mib.isdigit()), "")
+    return f"{name}, {int(memory) / 1024:.0f} GiB" if memory else name or "of unknown name"
 
 
 def _tpu_strategy() -> tf.distribute.Strategy:

@@ -183,7 +183,7 @@ class DataConfig:
     data_format: str = _setting(
         "auto",
         "Form of both sets; auto tells it by what is there.",
-        ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord"),
+        ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord", "yolo", "cvat", "label_studio"),
     )
     class_names: tuple[str, ...] = _setting(
         (), "Names of the classes in order, or a file of them (one a line, or a .pbtxt label map); empty: those found."
@@ -239,6 +239,11 @@ class DataConfig:
     jpeg_probability: float = _setting(
         0.0, "Share of training images that get the noise of JPEG compression.", **_SHARE
     )
+    repeat_factor_threshold: float = _setting(
+        0.0,
+        "Images with a class that only a share f of them has are seen sqrt(this / f) times as often (LVIS); 0: off.",
+        **_SHARE,
+    )
     max_instances: int = _setting(
         100, "Masks an image that are trained on, at most; of further objects the boxes are.", **_POSITIVE
     )
@@ -275,6 +280,9 @@ class TrainConfig:
     weight_decay: float = _setting(1e-4, "L2 through the momentum for sgd, decoupled for adamw.", low=0)
     norm_weight_decay: float = _setting(0.0, "The same for the scale and offset of normalisation layers.", low=0)
     warmup_steps: int = _setting(1000, "Steps of linear warm-up.", low=0)
+    warmup_share: float = _setting(
+        0.0, "Share of the run that is linear warm-up, in place of warmup_steps; 0: those.", **_SHARE
+    )
     warmup_factor: float = _setting(0.001, "Share of the rate at the first step.", **_SHARE)
     schedule: str = _setting("step", "Learning-rate schedule.", ("step", "cosine", "constant"))
     drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
@@ -282,7 +290,11 @@ class TrainConfig:
     ema_decay: float = _setting(
         0.0, "Decay of the moving average of weights that is evaluated and exported; 0: off.", **_SHARE
     )
-    dtype: str = _setting("float32", "Precision of the network.", ("float32", "mixed_bfloat16", "mixed_float16"))
+    dtype: str = _setting(
+        "auto",
+        "Precision of the network; auto: mixed_bfloat16 where a measurement finds it faster, else float32.",
+        ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    )
     strategy: str = _setting(
         "one",
         "Devices that train together: one; mirrored, those of this machine; multi_worker, those of all workers in the "

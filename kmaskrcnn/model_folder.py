@@ -112,6 +112,14 @@ def read_config(directory: str | os.PathLike) -> Config:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def saved_dtype(directory: str | os.PathLike) -> str:
+    """The precision that the model in a folder was trained with; empty where nothing is there or it is not known."""
+    if not (Path(directory) / "config.json").is_file():
+        return ""
+    dtype = read_config(directory).train.dtype
+    return "" if dtype == "auto" else dtype
+
+
 def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) -> tuple[MaskRCNN, Config, Labels]:
     """Open a model folder, or one weights file in it.
 
@@ -146,9 +154,13 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
 
 
 def build_model(config: Config) -> MaskRCNN:
-    """A model with random weights, made from the settings; the same seed gives the same weights."""
+    """A model with random weights, made from the settings; the same seed gives the same weights.
+
+    Where dtype is "auto", which `Trainer` resolves before, it is float32.
+    """
     keras.utils.set_random_seed(config.train.seed)
-    return MaskRCNN(seed=config.train.seed, dtype=config.train.dtype, **dataclasses.asdict(config.model))
+    dtype = "float32" if config.train.dtype == "auto" else config.train.dtype
+    return MaskRCNN(seed=config.train.seed, dtype=dtype, **dataclasses.asdict(config.model))
 
 
 def load_initial_weights(model: MaskRCNN, source: str) -> str:

@@ -1,6 +1,7 @@
 """TF_CONFIG, the shares of workers, the launcher and the watchdog."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -60,6 +61,23 @@ def test_parts_and_devices_share_the_places_of_a_batch():
     assert Cluster(tf.distribute.get_strategy()).slots(3, 1) == [range(3)]
     with pytest.raises(ConfigError, match="batch_size=6 does not divide evenly into 4 devices"):
         clusters[0].slots(6, 1)
+
+
+def test_what_trains_where_is_told(monkeypatch, tmp_path):
+    alone = Cluster(tf.distribute.get_strategy())
+    assert re.fullmatch(
+        r"training on the CPU, \d+ cores, no GPU seen: for one, pip install 'kmaskrcnn\[gpu\]'", alone.describe()
+    )
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {"device_name": "Tesla T4"})
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    assert alone.describe() == "training on 1 GPU (Tesla T4)"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'Other, 8192'\necho 'Tesla T4, 15360'\n")
+    tool.chmod(0o755)
+    assert alone.describe() == "training on 1 GPU (Tesla T4, 15 GiB)"
+    both = Cluster(_Devices(4), workers=2)
+    assert both.describe() == "training on 2 GPUs (Tesla T4, 15 GiB), 2 workers of that kind"
 
 
 _WORKER = """

@@ -47,7 +47,7 @@ def test_field_names_are_unique_and_documented():
         ({"learning_rate": float("nan")}, "learning_rate=nan: must be above 0"),
         ({"drop_at": (0.9, 0.6)}, "drop_at=.*increasing"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
-        ({"dtype": "float16"}, "dtype='float16': choose one of float32"),
+        ({"dtype": "float16"}, "dtype='float16': choose one of auto, float32"),
     ],
 )
 def test_impossible_settings_are_named(settings, words):

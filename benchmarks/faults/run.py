@@ -30,6 +30,7 @@ KINDS = {
     "stops": 3,
     "damaged_checkpoints": 240,
     "hostile_requests": 5000,
+    "hostile_annotations": 720,
     "lost_images": 20,
 }
 TIMEOUT = 1200.0  # seconds of one kind

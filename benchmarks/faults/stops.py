@@ -33,6 +33,19 @@ def ctrl_c_twice(folder: Path, number: int) -> str:
     return ""
 
 
+def early_sigterm(folder: Path, number: int) -> str:
+    """SIGTERM before the first step: as TensorFlow has started, as the data are read, and as the graph is made."""
+    wanted = ("training on", "training set", "images a step")[number % 3]
+    run = start(folder, "--steps=100000")
+    if not run.wait_for(lambda line: wanted in line):
+        run.end(0)
+        return f"number {number}: it never came so far: {run.text[-300:]}"
+    kill(run.process.pid, signal.SIGTERM)
+    code = run.end()
+    right = code == EXIT_INTERRUPTED and "SIGTERM before a step was taken" in run.text and "Traceback" not in run.text
+    return "" if right else f"number {number}: code {code}: {run.text[-300:]}"
+
+
 def full_disk(folder: Path, what: str, kilobytes: int) -> str:
     """Go on in a folder where no file may grow past a size, then with room; what went wrong, or nothing."""
     problem = whole_run(folder, "--steps=2")
@@ -51,9 +64,11 @@ def full_disk(folder: Path, what: str, kilobytes: int) -> str:
 
 
 def run(count: int, folder: Path) -> list[Row]:
-    """`count` double Ctrl-C, and a disk that is full at two places of a checkpoint's write."""
+    """`count` double Ctrl-C and early SIGTERM, and a disk that is full at two places of a checkpoint's write."""
     wrong = [found for number in range(count) if (found := ctrl_c_twice(folder / f"stop{number}", number))]
     rows = [tally("Ctrl-C twice", wrong, count, f"code {EXIT_INTERRUPTED}, one line, the checkpoints whole")]
+    wrong = [found for number in range(count) if (found := early_sigterm(folder / f"early{number}", number))]
+    rows.append(tally("SIGTERM before the first step", wrong, count, f"code {EXIT_INTERRUPTED} and a line"))
     wrong = [found for what, size in BYTES.items() if (found := full_disk(folder / f"full{size}", what, size))]
     right = "one line and code 2, what was saved before as it was, and with room it went on"
     return [*rows, tally("full disk", wrong, len(BYTES), right)]

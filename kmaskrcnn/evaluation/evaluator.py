@@ -18,7 +18,7 @@ from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.inference.predictor import Predictor
-from kmaskrcnn.progress import Progress
+from kmaskrcnn.progress import Progress, phase
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction
 
@@ -137,7 +137,10 @@ def evaluate(
     seconds = progress.seconds
     truth = dataset.coco_dict
     ids = dataset.image_ids[:count].tolist()
-    box, mask = (score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask"))
+    with phase("scoring the detections"):
+        box, mask = (
+            score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask")
+        )
     return Evaluation(box, mask, results, pictures, count, seconds)
 
 

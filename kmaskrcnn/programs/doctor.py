@@ -1,25 +1,33 @@
 """Inspect data sets: `kmaskrcnn doctor` with the flags that `kmaskrcnn train` takes.
 
 --train_annotations (and --train_images, --val_annotations, ...) name the sets, --report=FILE.html writes a page,
---repair=FOLDER a repaired copy. The exit code is 1 where there are errors.
+--repair=FOLDER a repaired copy, --write_flagfile=FILE the recipe that train makes from the set. The exit code is 1
+where there are errors.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from kmaskrcnn.data import files
 from kmaskrcnn.programs import flags
+
+if TYPE_CHECKING:
+    from kmaskrcnn.config import Config
 
 REPORT = absl_flags.DEFINE_string("report", "", "HTML page to write; empty: none.")
 REPAIR = absl_flags.DEFINE_string("repair", "", "Folder for a repaired copy; empty: none.")
+FLAGFILE = absl_flags.DEFINE_string("write_flagfile", "", "Flagfile to write the recipe to; empty: none.")
 EXAMPLES = absl_flags.DEFINE_integer("examples", 3, "Examples of each defect that are printed.", lower_bound=0)
 
 ABOUT = "Inspect a data set: defects, statistics, suggested settings; repair it."
 TOPICS = {
     "Data": ["train_annotations", "train_images", "val_annotations", "val_images", "data_format", "class_names"],
-    "Output": ["report", "repair", "examples"],
+    "Output": ["report", "write_flagfile", "repair", "examples"],
 }
 
 
@@ -27,10 +35,10 @@ def main() -> int:
     """Examine the sets that the flags name; exit code 0, 1 where a set has errors, 2 on a wrong setting."""
     config = flags.config_from_flags()
     from kmaskrcnn.data import open_raw
-    from kmaskrcnn.data.doctor.defects import ERROR
     from kmaskrcnn.data.doctor.examine import examine_pair
     from kmaskrcnn.data.doctor.repair import write_repaired
-    from kmaskrcnn.data.doctor.report import flagfile, report_page, write_report
+    from kmaskrcnn.data.doctor.report import report_page, write_report
+    from kmaskrcnn.data.sets.defects import ERROR
 
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])
@@ -48,13 +56,35 @@ def main() -> int:
             place[f"{name}_annotations"] = path
             print(f"repaired copy: {path}")
     others = {n: v for n, v in settings.items() if n not in names and not (REPAIR.value and n in _OF_READING)}
-    given = [f"--{n}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for n, v in {**place, **others}.items()]
-    lines = flagfile(train, config, given)
-    print("suggested flagfile:\n" + "\n".join(f"  {line}" for line in lines))
+    given = {**place, **others}
+    config, text = _recipe(config.replace(**place), given, on_repaired=bool(REPAIR.value))
+    print("suggested flagfile:\n" + "".join(f"  {line}\n" for line in text.splitlines()), end="")
+    if FLAGFILE.value:
+        files.write_text(FLAGFILE.value, text)
+        print(f"flagfile: {FLAGFILE.value}")
     if REPORT.value:
-        write_report(REPORT.value, report_page(train, val, config, lines, config.train.seed))
+        write_report(REPORT.value, report_page(train, val, config, text.splitlines(), config.train.seed))
         print(f"report: {REPORT.value}")
     return 1 if any(examined.findings.number(ERROR) for _, examined in sets) else 0
+
+
+def _recipe(config: Config, given: Mapping[str, Any], on_repaired: bool) -> tuple[Config, str]:
+    """The settings of the recipe and its flagfile; without one, of what was given, where no image can be used."""
+    from kmaskrcnn.data import DataError, load_dataset, open_raw
+    from kmaskrcnn.data.sets.dataset import dataset_of
+    from kmaskrcnn.programs.automatic import recipe_for
+    from kmaskrcnn.recipe.recipe import flag_text
+
+    lines = "".join(f"{flag_text(name, value)}\n" for name, value in given.items())
+    try:
+        if on_repaired:
+            train_set = load_dataset(config.data.train_annotations, data_format="coco")
+        else:
+            train_set = dataset_of(open_raw(config, "train"), "skip")
+    except DataError as error:
+        return config, f"# no recipe: {str(error).splitlines()[-1]}\n{lines}"
+    recipe = recipe_for(config.replace(num_classes=len(train_set.class_names)), given, train_set)
+    return recipe.config, recipe.flagfile(given.items())
 
 
 # A repaired copy has these done already.

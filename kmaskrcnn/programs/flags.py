@@ -17,6 +17,7 @@ from kmaskrcnn.console import steady_output
 from kmaskrcnn.programs.flagfiles import expand_flagfiles
 
 FLAGS = flags.FLAGS
+_arguments: list[str] = []  # as the user gave them, flagfiles not yet replaced by what they hold
 # Topic -> names of flags, as --help shows them.
 Topics = Mapping[str, Sequence[str]]
 
@@ -60,6 +61,13 @@ def config_from_flags(base: Config | None = None) -> Config:
     return (base or Config()).replace(**given_settings())
 
 
+def makes_recipe() -> bool:
+    """Whether settings that are not given are made from the data: as --recipe says, or where no flagfile is named."""
+    if FLAGS.recipe is not None:
+        return FLAGS.recipe
+    return not any(argument.lstrip("-").partition("=")[0] == "flagfile" for argument in _arguments)
+
+
 def run(
     main: Callable[..., int | None],
     name: str,
@@ -90,6 +98,7 @@ def run(
         return 0
     try:
         rest = FLAGS([name, *expand_flagfiles(arguments)])[1:]
+        _arguments[:] = arguments
     except (ConfigError, flags.Error) as error:
         return _fail(f"{' '.join(str(error).split())} ({name} --help shows the flags)")
     if rest and not positional:

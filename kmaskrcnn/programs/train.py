@@ -1,4 +1,4 @@
-"""Train Mask R-CNN: `kmaskrcnn train --flagfile=NAME.flags [--NAME=VALUE ...]`."""
+"""Train Mask R-CNN: `kmaskrcnn train --train_annotations=SET --model_dir=FOLDER [--NAME=VALUE ...]`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 PREVIEW = absl_flags.DEFINE_integer(
     "preview_augmentations", 0, "Write this many training images into model_dir/augmentations.png and stop.", 0
 )
+absl_flags.DEFINE_boolean(
+    "recipe", None, "Make the settings that are not given from the data; default: where there is no --flagfile."
+)
 
 ABOUT = "Train Mask R-CNN on your images; the same command goes on where it stopped."
 TOPICS = {
     "Data": ["train_annotations", "train_images", "val_annotations", "val_images", "data_format", "class_names"],
     "Output": ["model_dir", "preview_augmentations"],
+    "Recipe": ["recipe"],
     "Model": ["backbone", "init_weights", "mask_conv_channels", "max_detections"],
     "Image size": ["min_size", "max_size", "crop_size"],
     "Training": [
@@ -83,26 +87,49 @@ def main() -> int:
         return train(config, watchdog.beat, signals)
 
 
-def open_train_set(config: Config) -> tuple[Config, CocoDataset]:
-    """The training set, and the settings with its number of classes."""
-    from kmaskrcnn.data import open_dataset
+def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, CocoDataset | None]:
+    """The settings with the number of classes and, without a flagfile, the recipe; training and validation set."""
+    from kmaskrcnn.data import open_dataset, open_raw
+    from kmaskrcnn.evaluation import check_categories
+    from kmaskrcnn.programs import automatic
     from kmaskrcnn.progress import phase
+    from kmaskrcnn.results.labels import Labels
 
+    given, makes_recipe = flags.given_settings(), flags.makes_recipe()
+    if makes_recipe and (saved := automatic.settings_to_go_on(config, given)):
+        makes_recipe, config = False, saved
+    if makes_recipe and config.data.train_annotations != "shapes":
+        with phase("reading the training set"):
+            raw = open_raw(config, "train")
+        config = automatic.keep_validation_images(automatic.name_classes(config, raw), raw)
     with phase("reading the training set"):
         train_set = open_dataset(config, "train")
     print("training set: ", end="")
     train_set.summary()
+    labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
     classes = len(train_set.class_names)
-    if "num_classes" in flags.given_settings() and config.model.num_classes != classes:
+    if "num_classes" in given and config.model.num_classes != classes:
         raise ConfigError(f"--num_classes={config.model.num_classes}, but the training set has {classes}")
-    return config.replace(num_classes=classes), train_set
+    config = config.replace(num_classes=classes)
+    with phase("reading the evaluation set"):
+        val_set = open_dataset(config, "val", labels)
+    if val_set is not None:
+        print("evaluation set: ", end="")
+        val_set.summary()
+        check_categories(labels, val_set)
+    if makes_recipe:
+        with phase("making the recipe"):
+            recipe = automatic.recipe_for(config, given, train_set, devices)
+        config = recipe.config
+        print(f"recipe made from the training set:\n{recipe.text()}", flush=True)
+    return config, train_set, val_set
 
 
 def preview(config: Config) -> None:
     """Draw training images as they go into the network."""
     from kmaskrcnn.data.input.preview import contact_sheet
 
-    config, train_set = open_train_set(config)
+    config, train_set, _ = open_sets(config)
     path = local_folder(config.train.model_dir) / "augmentations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(train_set, config, PREVIEW.value).save(path)
@@ -118,11 +145,10 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
         import tensorflow as tf
 
     from kmaskrcnn.cluster import open_cluster
-    from kmaskrcnn.data import open_dataset
     from kmaskrcnn.errors import EXIT_INTERRUPTED
-    from kmaskrcnn.evaluation import check_categories, evaluate
+    from kmaskrcnn.evaluation import evaluate
     from kmaskrcnn.inference.predictor import Predictor
-    from kmaskrcnn.results.labels import Labels
+    from kmaskrcnn.programs import automatic
     from kmaskrcnn.training.callbacks import logger_callbacks
     from kmaskrcnn.training.report import verdict
     from kmaskrcnn.training.trainer import Trainer
@@ -133,17 +159,12 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
     cluster = open_cluster(config.train)
     with cluster.watch(), cluster.quiet():
         print(cluster.describe(), flush=True)
-        # The built-in shapes are written before another worker reads them; else nobody waits for another's reading.
-        shapes = "shapes" in (config.data.train_annotations, config.data.val_annotations)
-        with cluster.in_turn() if shapes else contextlib.nullcontext():
-            config, train_set = open_train_set(config)
-            labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
-            with phase("reading the evaluation set"):
-                val_set = open_dataset(config, "val", labels)
-            if val_set is not None:
-                print("evaluation set: ", end="")
-                val_set.summary()
-                check_categories(labels, val_set)
+        # What one worker writes is read by the others; else nobody waits for another's reading.
+        writes = flags.makes_recipe() or "shapes" in (config.data.train_annotations, config.data.val_annotations)
+        with cluster.in_turn() if writes else contextlib.nullcontext():
+            config, train_set, val_set = open_sets(config, cluster.replicas)
+        if flags.makes_recipe():
+            config = automatic.settings_of_chief(config, flags.given_settings(), cluster)
 
         def score(model, step):
             result = evaluate(Predictor(model, config, trainer.labels), val_set, config, cluster, trainer.pulse)

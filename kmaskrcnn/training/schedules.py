@@ -17,18 +17,18 @@ def learning_rate(config: TrainConfig, step: int, share: float) -> float:
     """The rate of one step.
 
     Args:
-        config: learning_rate, reference_batch_size (the linear scaling rule), warmup_steps, warmup_factor, schedule,
-            drop_at.
+        config: learning_rate, reference_batch_size (the linear scaling rule), warmup_steps or warmup_share,
+            warmup_factor, schedule, drop_at.
         step: steps done before this one.
         share: share of the run that is done, 0..1.
 
     Returns:
-        The scheduled rate, times a linear warm-up from warmup_factor to 1 over the first warmup_steps steps
-        (Goyal et al. 2017; Detectron2's WarmupMultiStepLR for schedule="step").
+        The scheduled rate, times a linear warm-up from warmup_factor to 1 over the first warmup_steps steps, or over
+        the first warmup_share of the run (Goyal et al. 2017; Detectron2's WarmupMultiStepLR for schedule="step").
     """
     rate = scaled_rate(config)
-    if step < config.warmup_steps:
-        done = step / config.warmup_steps
+    done = share / config.warmup_share if config.warmup_share else step / max(config.warmup_steps, 1)
+    if done < 1:
         rate *= config.warmup_factor * (1 - done) + done
     if config.schedule == "step":
         return rate * 0.1 ** sum(share >= drop for drop in config.drop_at)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn import model_folder
+from kmaskrcnn import model_folder, precision
 from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import CocoDataset, DataError, steps_per_epoch
@@ -84,8 +84,9 @@ class Trainer:
             config = config.replace(steps=max(1, round(config.train.epochs * self.steps_per_epoch)))
         if config.train.patience and evaluate is None:
             raise ConfigError(f"patience={config.train.patience}: needs an evaluation, so val_annotations")
-        self.config, self.train_set, self.evaluate, self.beat = config, train_set, evaluate, beat
+        self.train_set, self.evaluate, self.beat = train_set, evaluate, beat
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
+        self.config = config = self._with_dtype(config)
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
         self.labels = model_folder.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
         self.unsaved = self._profiling = False
@@ -126,6 +127,15 @@ class Trainer:
     def _release(self) -> None:
         if self.cluster.is_chief:
             self._lock.release()
+
+    def _with_dtype(self, config: Config) -> Config:
+        """The settings with the precision that --dtype=auto means: that of the model folder, or the chief's measure."""
+        if config.train.dtype != precision.AUTO:
+            if warning := precision.slow_bfloat16(config.train.dtype):
+                self._say(warning)
+            return config
+        dtype = model_folder.saved_dtype(config.train.model_dir) or precision.resolve_dtype(precision.AUTO)
+        return config.replace(dtype=self.cluster.gather(dtype.encode())[0].decode())
 
     def _resume_or_initialise(self) -> None:
         if self.state.restore():

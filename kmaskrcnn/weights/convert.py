@@ -107,7 +107,7 @@ def import_file(
     if preset is not None:
         told |= preset.settings
         loading = {**preset.options, **loading}
-    config = Config().replace(**{**told, **settings})
+    config = Config().replace(**{"dtype": "float32", **told, **settings})
     labels = labels_for(config.model.num_classes, class_names)
     model = model_folder.build_model(config)
     report = importer.load(model, path, **loading)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kmaskrcnn import model_folder
+from kmaskrcnn import model_folder, precision
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import open_dataset
 from kmaskrcnn.errors import TrainingError
@@ -35,6 +35,7 @@ def _config(model_dir, **settings):
         "ema_decay": 0.9,
         "log_every": 2,
         "checkpoint_every": 2,
+        "dtype": "float32",
     }
     return Config().replace(**(base | settings))
 
@@ -199,3 +200,14 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
 def test_opening_what_is_not_there(tmp_path, name):
     with pytest.raises(ConfigError, match="no model folder"):
         model_folder.load_model(tmp_path / name)
+
+
+def test_the_precision_that_auto_finds_is_kept_in_the_folder(tmp_path, monkeypatch, capsys):
+    config = _config(tmp_path / "run", dtype="auto", steps=1)
+    for speed, dtype in ((2.0, "mixed_bfloat16"), (0.2, "mixed_bfloat16")):
+        monkeypatch.setattr(precision, "bfloat16_speed", lambda speed=speed: speed)
+        trainer = Trainer(config, open_dataset(config, "train"))
+        assert trainer.model.dtype_policy.name == dtype
+        assert model_folder.read_config(tmp_path / "run").train.dtype == dtype
+    Trainer(config.replace(dtype="mixed_bfloat16"), open_dataset(config, "train"))
+    assert "5.0 times slower" in capsys.readouterr().out

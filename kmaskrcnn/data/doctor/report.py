@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.config import Config
+from kmaskrcnn.config import Config, ModelConfig
 from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.charts import bars, histogram
-from kmaskrcnn.data.doctor.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.doctor.examine import Examined
-from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, measure, suggest_anchors, suggest_flags
+from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, coverage, measure
+from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.sets.masks import mask_frame, resample_area
 from kmaskrcnn.results.draw import draw_instances
 
@@ -44,7 +44,7 @@ def report_page(examined: Examined, val: Examined | None, config: Config, flag_l
 
     Args:
         examined: the training set; val: the validation set, if there is one.
-        config: its sizes and anchors are those that the boxes are held against.
+        config: the recipe, whose sizes and anchors are those that the boxes are held against.
         flag_lines: the suggested flagfile, a line each.
         seed: of the draw of sample pictures.
     """
@@ -61,17 +61,6 @@ def report_page(examined: Examined, val: Examined | None, config: Config, flag_l
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>Data report</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
     )
-
-
-def flagfile(examined: Examined, config: Config, given: list[str]) -> list[str]:
-    """Lines of a flagfile for a set: the flags that were given, then those that suit it, with the reasons."""
-    statistics = measure(examined, config.data)
-    _, best = suggest_anchors(statistics, config.model)
-    lines = list(given)
-    for flag, why in suggest_flags(statistics, config, best):
-        lines = [line for line in lines if line.partition("=")[0] != flag.partition("=")[0]]
-        lines += [f"# {why}", flag]
-    return lines
 
 
 def write_report(path: str, page: str) -> None:
@@ -155,7 +144,10 @@ def _charts(statistics: Statistics) -> str:
 
 
 def _anchors(statistics: Statistics, config: Config) -> str:
-    present, best = suggest_anchors(statistics, config.model)
+    own, published = (
+        coverage(statistics, config.model, tuple(m.anchor_sizes), tuple(m.anchor_aspect_ratios))
+        for m in (config.model, ModelConfig())
+    )
 
     def row(name: str, c: Coverage) -> str:
         sizes, ratios = (", ".join(f"{v:g}" for v in values) for values in (c.anchor_sizes, c.ratios))
@@ -164,7 +156,7 @@ def _anchors(statistics: Statistics, config: Config) -> str:
             f"<td class=n>{c.mean:.2f}</tr>"
         )
 
-    rows = [row("the settings'", present)] + ([row("suggested", best)] if best is not present else [])
+    rows = [row("the flagfile's", own)] + ([row("the published", published)] if published != own else [])
     positive, negative = config.model.rpn_positive_iou, config.model.rpn_negative_iou
     return (
         "<h2>Anchors</h2><p>Share of the boxes that no anchor meets with an IoU of "

@@ -1,27 +1,20 @@
-"""What a data set looks like in numbers, and the settings that suit it."""
+"""What a data set looks like in numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from kmaskrcnn.config import Config, DataConfig, ModelConfig
+from kmaskrcnn.config import DataConfig, ModelConfig
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.sizes import base_scale, network_size
 from kmaskrcnn.ops.anchors import cell_anchors
 
 _STRIDES = (4, 8, 16, 32, 64)
-# Smallest anchor sides that are tried; the others double from level to level.
-_SMALLEST = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 # Coverage is measured on at most so many boxes, evenly taken from all.
 _MOST_BOXES = 20000
-_RATIOS = ((0.5, 1.0, 2.0), (0.33, 1.0, 3.0), (0.33, 0.5, 1.0, 2.0, 3.0))
-# Anchors are suggested in place of the present ones where the mean best IoU is better by this. The share of the boxes
-# above a threshold alone would give up the small ones for a few more of the large.
-_WORTH = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,37 +120,3 @@ def coverage(
         return Coverage(anchor_sizes, ratios, 0.0, 0.0, 0.0)
     low, high = (float((iou < limit).mean()) for limit in (config.rpn_negative_iou, config.rpn_positive_iou))
     return Coverage(anchor_sizes, ratios, high, low, float(iou.mean()))
-
-
-def suggest_anchors(statistics: Statistics, config: ModelConfig) -> tuple[Coverage, Coverage]:
-    """Coverage of the anchors of the settings, and of the best that was tried; the same where none is worth it."""
-    present = coverage(statistics, config, tuple(config.anchor_sizes), tuple(config.anchor_aspect_ratios))
-    tried = [
-        coverage(statistics, config, tuple(float(s * 2**i) for i in range(5)), ratios)
-        for s in _SMALLEST
-        for ratios in _RATIOS
-    ]
-    # More anchors a cell cost time in the RPN: they must be worth it too.
-    best = max(tried, key=lambda c: c.mean - _WORTH * (len(c.ratios) > 3))
-    return present, best if best.mean > present.mean + _WORTH else present
-
-
-def suggest_flags(statistics: Statistics, config: Config, anchors: Coverage) -> list[tuple[str, str]]:
-    """(flag, why) of settings that suit the set, but for the names of its files."""
-    flags = []
-    sizes = tuple(f"{s:g}" for s in anchors.anchor_sizes)
-    if anchors.anchor_sizes != tuple(config.model.anchor_sizes):
-        why = f"the best anchor meets a box with an IoU of {anchors.mean:.2f} on average then"
-        flags.append((f"--anchor_sizes={','.join(sizes)}", why))
-    if anchors.ratios != tuple(config.model.anchor_aspect_ratios):
-        ratios = ",".join(f"{r:g}" for r in anchors.ratios)
-        flags.append((f"--anchor_aspect_ratios={ratios}", "the boxes are long or flat"))
-    most = int(statistics.per_image.max(initial=0))
-    if most > config.data.max_instances:
-        wanted = math.ceil(most / 50) * 50
-        flags.append((f"--max_instances={wanted}", f"an image has {most} objects"))
-    if most > config.model.max_detections * 0.8:
-        wanted = math.ceil(most * 1.5 / 50) * 50
-        flags.append((f"--max_detections={wanted}", f"an image has {most} objects"))
-        flags.append((f"--eval_max_detections={wanted}", "as max_detections"))
-    return flags

@@ -77,12 +77,12 @@ class ExampleMaker:
                 most,
                 config.max_instances,
             )
-        self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans)]
+        self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans, dataset.turns)]
 
-    def draw(self, index: int, epoch: int) -> Drawn:
-        """What happens to the image at `index` in an epoch, and its instances after it."""
+    def draw(self, index: int, epoch: int, repeat: int = 0) -> Drawn:
+        """What happens to the image at `index` in an epoch, the repeat-th time after the first, and its instances."""
         image_id = int(self.dataset.image_ids[index])
-        rng = np.random.default_rng([self.seed, epoch, image_id & (2**64 - 1)])
+        rng = np.random.default_rng([self.seed, epoch, image_id & (2**64 - 1), *([repeat] if repeat else [])])
         transform, instances = self._one(index, rng)
         size = transform.output_size
         other, moved, offset = -1, transform, np.zeros(2, np.int64)
@@ -116,8 +116,8 @@ class ExampleMaker:
             instances = {name: value[order] for name, value in instances.items()}
         return {**instances, **{name: instances[name][:most] for name in _MASKED}}
 
-    def make(self, index: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """In a graph: the pixels (h, w, 3) uint8 of an image in an epoch, and image_shapes, boxes, ... of it."""
+    def make(self, index: tf.Tensor, epoch: tf.Tensor, repeat: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """In a graph: the pixels (h, w, 3) uint8 of an image, and image_shapes, boxes, ... of it, as `draw` has it."""
         n, m = self.config.max_instances, self.config.mask_resolution
         kinds = Drawn(
             (tf.int32, (9,)),
@@ -134,7 +134,9 @@ class ExampleMaker:
             (tf.int32, (2,)),
             (tf.bool, (None, None)),
         )
-        values = tf.numpy_function(lambda i, e: tuple(self.draw(int(i), int(e))), [index, epoch], [k[0] for k in kinds])
+        values = tf.numpy_function(
+            lambda *numbers: tuple(self.draw(*map(int, numbers))), [index, epoch, repeat], [k[0] for k in kinds]
+        )
         drawn = Drawn(*(tf.ensure_shape(v, k[1]) for v, k in zip(values, kinds, strict=True)))
         image = self._moved(index, drawn.geometry, drawn.amounts)
         if self.config.copy_paste_probability:
@@ -151,8 +153,8 @@ class ExampleMaker:
         return image, {"image_shapes": drawn.shape, **rows}
 
     def _moved(self, index: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
-        path, by_pillow, span = (column[index] for column in self._columns)
-        return augment_pixels.move_pixels(decode_file(path, by_pillow, span), geometry, amounts, self.config)
+        pixels = decode_file(*(column[index] for column in self._columns))
+        return augment_pixels.move_pixels(pixels, geometry, amounts, self.config)
 
 
 def _pad_rows(values: tf.Tensor, count: int) -> tf.Tensor:

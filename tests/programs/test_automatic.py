@@ -1,0 +1,90 @@
+"""Training without a flagfile: class names, a split, a recipe, and going on with it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kmaskrcnn import model_folder
+from kmaskrcnn.config import Config
+from kmaskrcnn.data import load_coco, open_dataset, open_raw
+from kmaskrcnn.programs import automatic
+from kmaskrcnn.results.labels import Labels
+
+
+@pytest.fixture
+def via(tmp_path):
+    """A VIA project of twelve images whose regions have no attributes."""
+    rng = np.random.default_rng(0)
+    tree = {}
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        shape = {"name": "rect", "x": 5 + i, "y": 8, "width": 30, "height": 20}
+        regions = [{"shape_attributes": shape, "region_attributes": {}}]
+        tree[f"{i}.png"] = {"filename": f"{i}.png", "size": 1, "regions": regions, "file_attributes": {}}
+    (tmp_path / "via.json").write_text(json.dumps(tree))
+    return Config().replace(train_annotations=str(tmp_path / "via.json"), model_dir=str(tmp_path / "model"))
+
+
+def test_a_set_without_class_names_is_told_or_asked_for_once(via, monkeypatch, capsys):
+    named = automatic.name_classes(via, open_raw(via, "train"))
+    assert named.data.class_names == ("object",)
+    line = capsys.readouterr().out
+    assert "names no classes" in line
+    assert "--class_names=NAME" in line
+    assert line.count("\n") == 1
+
+    asked = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "balloon")
+    named = automatic.name_classes(via, open_raw(via, "train"))
+    assert named.data.class_names == ("balloon",)
+    assert open_dataset(named, "train").class_names == ["balloon"]
+    assert automatic.name_classes(named, open_raw(named, "train")) is named
+    assert len(asked) == 1
+
+
+def test_a_split_is_made_and_said_and_is_the_same_each_time(via, capsys):
+    config = automatic.name_classes(via, open_raw(via, "train"))
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert "2 of 12 images, drawn by --seed, are kept" in capsys.readouterr().out
+    parts = [open_dataset(split, part) for part in ("train", "val")]
+    assert [len(part) for part in parts] == [10, 2]
+    assert not set(parts[0].file_names) & set(parts[1].file_names)
+    assert parts[0].class_names == parts[1].class_names == ["object"]
+    again = automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert open_dataset(again, "val").file_names == parts[1].file_names
+    given = via.replace(val_annotations="other.json")
+    assert automatic.keep_validation_images(given, open_raw(via, "train")) is given
+
+
+def test_too_few_images_are_not_split(via, capsys):
+    raw = open_raw(via, "train")
+    raw.images = raw.images[:3]
+    assert automatic.keep_validation_images(via, raw) is via
+    assert "too few" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_its_recipe_and_its_split(via):
+    config = automatic.keep_validation_images(via, open_raw(via, "train")).replace(num_classes=1)
+    assert automatic.settings_to_go_on(via, {}) is None
+    train_set = open_dataset(config, "train")
+    labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+    recipe = automatic.recipe_for(config, {"init_weights": "none", "crop_size": 64}, train_set)
+    model_folder.prepare_directory(config.train.model_dir, recipe.config, labels)
+    given = {"train_annotations": via.data.train_annotations, "model_dir": via.train.model_dir, "steps": 7}
+    found = automatic.settings_to_go_on(via.replace(steps=7), given)
+    assert found == recipe.config.replace(steps=7)
+    assert len(open_dataset(found, "train")) == 10
+
+
+def test_the_recipe_is_that_of_the_written_split(via):
+    config = automatic.keep_validation_images(via, open_raw(via, "train"))
+    written = load_coco(config.data.train_annotations, config.data.train_images)
+    given = {"init_weights": "none"}
+    first = automatic.recipe_for(config, given, open_dataset(config, "train"))
+    assert first == automatic.recipe_for(config, given, written)
+    assert first.config.train.eval_every > 0

@@ -1,0 +1,286 @@
+"""Each rule of the recipe: the fact that it follows from, and what it chooses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kmaskrcnn.config import Config
+from kmaskrcnn.recipe import RULES, Facts, Machine, Start, make_recipe, rules
+from kmaskrcnn.recipe.rules import Given
+
+IMAGENET = Start("imagenet", {"backbone": "mobilenet_v2", "init_weights": "imagenet"}, "here")
+COCO = Start("coco", {"backbone": "resnet50", "init_weights": "a_model"}, "here")
+NONE = Start("none", {"backbone": "resnet18", "init_weights": "none"}, "nothing here", "get better ones")
+CPU, GPU = Machine(0, 24.0), Machine(1, 24.0)
+
+
+def make_facts(sides=(60, 60), images=20, size=(480, 640), each=5, classes=None, class_names=("thing",), seed=0):
+    """Boxes of the given height and width at random places of images of one size (or of one each)."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array(size if np.ndim(size) == 2 else [size] * images, np.float64)
+    owners = np.repeat(np.arange(len(sizes)), each)
+    sides = np.broadcast_to(np.asarray(sides, np.float64), (len(owners), 2))
+    corners = rng.random((len(owners), 2)) * np.maximum(sizes[owners] - sides, 0)
+    classes = np.zeros(len(owners), np.int64) if classes is None else np.asarray(classes)
+    lean = rng.normal(0, 0.05, (len(owners), 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    return Facts(tuple(class_names), sizes, boxes, owners, classes, np.arange(len(owners)), lean)
+
+
+def make_given(facts=None, machine=CPU, start=IMAGENET, fixed=(), evaluation=True, **settings):
+    config = Config().replace(**settings)
+    return Given(facts or make_facts(), machine, start, config, frozenset(fixed), evaluation)
+
+
+def chosen(rule, *arguments, **keywords):
+    """What a rule chooses, by name."""
+    return {choice.name: choice.value for choice in rule(make_given(*arguments, **keywords))}
+
+
+def test_weights_bring_their_backbone():
+    assert chosen(rules.starting_weights) == {"backbone": "mobilenet_v2", "init_weights": "imagenet"}
+
+
+def test_normalization_is_trained_but_for_a_model_of_coco():
+    assert chosen(rules.backbone_training) == {"backbone_norm": "bn", "frozen_stages": 0}
+    assert chosen(rules.backbone_training, start=NONE)["frozen_stages"] == 0
+    assert chosen(rules.backbone_training, start=COCO) == {}
+
+
+def test_input_is_as_large_as_the_machine_likes():
+    found = chosen(rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)))
+    assert found == {"resize_mode": "short_side", "min_size": 480, "max_size": 640}
+    found = chosen(rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)), GPU)
+    assert found["min_size"] == 800
+    # A processor is given no more pixels than there are.
+    assert chosen(rules.input_scale, make_facts(size=(240, 320)))["min_size"] == 240
+
+
+def test_small_objects_keep_their_pixels():
+    found = chosen(rules.input_scale, make_facts(size=(2000, 3000), sides=(15, 15)))
+    assert found["min_size"] == 2000
+    assert found["max_size"] >= 3000
+    # The 5th percentile is never below 8 pixels, if twice the size is enough for that.
+    rng = np.random.default_rng(0)
+    for side in (4.5, 6, 20, 35):
+        sides = np.exp(rng.normal(np.log(side), 0.3, (400, 1))) * [1, 1]
+        facts = make_facts(size=(700, 900), sides=sides, images=40, each=10)
+        config = Config().replace(**chosen(rules.input_scale, facts))
+        scale = rules.scale_of(facts, config)[0]
+        assert np.percentile(facts.sides, 5) * scale >= min(8, 2 * np.percentile(facts.sides, 5)) * 0.99
+        assert scale <= 2.03  # sides are whole multiples of 16
+
+
+def test_images_of_many_sizes_at_one_scale_stay_as_they_are():
+    sizes = [(256, 256), (512, 640), (1024, 1360)] * 10
+    facts = make_facts(size=sizes, sides=(24, 24))
+    assert chosen(rules.input_scale, facts) == {"resize_mode": "native", "native_scale": 1.0}
+    # Objects that grow with their images are seen at one size when the images are.
+    sides = np.repeat([[60, 60], [120, 120], [240, 240]] * 10, 5, axis=0)
+    assert chosen(rules.input_scale, make_facts(size=sizes, sides=sides))["resize_mode"] == "short_side"
+
+
+def test_the_crop_holds_the_large_objects():
+    base = {"resize_mode": "native", "native_scale": 1.0}
+    assert chosen(rules.training_crop, make_facts(sides=(30, 30)), **base) == {"crop_size": 256}
+    assert chosen(rules.training_crop, make_facts(sides=(250, 100)), **base) == {"crop_size": 448}
+    assert chosen(rules.training_crop, make_facts(sides=(100, 120)), **base) == {"crop_size": 320}
+    assert chosen(rules.training_crop, make_facts(size=(100, 130), sides=(30, 30)), **base) == {"crop_size": 160}
+    assert chosen(rules.training_crop, make_facts(sides=(30, 30)), GPU, **base) == {"crop_size": 512}
+    assert chosen(rules.training_crop, crop_probability=0.5, **base) == {}
+
+
+def test_jitter_keeps_small_objects_visible_and_large_ones_whole():
+    base = {"resize_mode": "native", "crop_size": 256}
+    assert chosen(rules.scale_jitter, make_facts(sides=(16, 16)), **base) == {"scale_jitter": (1.0, 1.6)}
+    assert chosen(rules.scale_jitter, make_facts(sides=(180, 180)), **base) == {"scale_jitter": (0.6, 1.42)}
+    assert chosen(rules.scale_jitter, resize_mode="native") == {}
+
+
+@pytest.mark.parametrize("crop", [96, 256, 448])
+@pytest.mark.parametrize("sides", [(6, 6), (20, 20), (120, 40), (400, 300)])
+def test_no_anchor_is_longer_than_the_crop(crop, sides):
+    found = chosen(rules.anchors, make_facts(sides=sides), resize_mode="native", crop_size=crop)
+    longest = max(max(r, 1 / r) ** 0.5 for r in found["anchor_aspect_ratios"])
+    assert max(found["anchor_sizes"]) * longest <= crop
+    assert list(found["anchor_sizes"]) == sorted(found["anchor_sizes"])
+
+
+def test_anchors_follow_the_boxes():
+    base = {"resize_mode": "native", "crop_size": 256}
+    assert chosen(rules.anchors, make_facts(sides=(12, 12)), **base)["anchor_sizes"][0] <= 14
+    high = chosen(rules.anchors, make_facts(sides=(120, 24)), **base)["anchor_aspect_ratios"]
+    assert max(high) >= 3
+    assert chosen(rules.anchors, start=COCO, **base) == {}  # its RPN knows its own
+
+
+def test_free_orientation_is_turned_and_upright_objects_are_not():
+    free = make_facts(images=40)
+    assert chosen(rules.flips, free, crop_size=256) == {
+        "horizontal_flip": True,
+        "vertical_flip": True,
+        "rotate90": True,
+    }
+    assert not chosen(rules.flips, free)["rotate90"]  # needs a crop
+    high = make_facts(images=40, sides=(90, 30))
+    assert chosen(rules.flips, high, crop_size=256)["vertical_flip"]
+    assert not chosen(rules.flips, high, crop_size=256)["rotate90"]
+    discs = dataclasses.replace(free, lean=np.full_like(free.lean, 0.003))  # a rounding, the same in each
+    assert chosen(rules.flips, discs, crop_size=256)["rotate90"]
+    pears = dataclasses.replace(free, lean=np.add(free.lean, [0.08, 0.0]))
+    found = chosen(rules.flips, pears, crop_size=256)
+    assert found == {"horizontal_flip": True, "vertical_flip": False, "rotate90": False}
+    feet = dataclasses.replace(free, lean=np.add(free.lean, [0.0, 0.12]))
+    assert not chosen(rules.flips, feet)["horizontal_flip"]
+
+
+def test_one_upright_class_is_enough_and_few_objects_tell_nothing():
+    classes = np.repeat([0, 1], [150, 50])
+    sides = np.where(classes[:, None], [100, 30], [50, 50])
+    names = ("ball", "person")
+    facts = make_facts(images=40, sides=sides, classes=classes, class_names=names)
+    choices = rules.flips(make_given(facts, crop_size=256))
+    assert "person" in choices[2].reason
+    assert not choices[2].value
+    few = chosen(rules.flips, make_facts(images=10), crop_size=256)
+    assert few == {"horizontal_flip": True, "vertical_flip": False, "rotate90": False}
+
+
+def test_near_objects_at_the_bottom_are_a_view_with_an_up():
+    rng = np.random.default_rng(0)
+    sides = np.exp(rng.normal(4, 0.4, (200, 1))) * [1, 1]
+    facts = make_facts(images=40, sides=sides)
+    middle = 60 + (sides[:, :1] - 20) * 2.5
+    boxes = np.concatenate([middle - sides[:, :1] / 2, facts.boxes[:, 1:2], middle + sides[:, :1] / 2], axis=1)
+    facts = dataclasses.replace(facts, boxes=np.concatenate([boxes, facts.boxes[:, 3:]], axis=1))
+    assert not chosen(rules.flips, facts, crop_size=256)["vertical_flip"]
+
+
+def test_colors_vary_less_the_more_images_there_are():
+    strengths = [chosen(rules.colors, make_facts(images=n, each=1))["color_jitter"] for n in (10, 3000, 30000)]
+    assert strengths == [0.3, 0.2, 0.0]
+
+
+def test_rows_and_detections_follow_the_fullest_image():
+    few = chosen(rules.instances, make_facts(each=3))
+    assert few == {"max_instances": 10, "max_detections": 100, "eval_max_detections": 100}
+    many = chosen(rules.instances, make_facts(each=210, images=2))
+    assert many == {"max_instances": 210, "max_detections": 300, "eval_max_detections": 300}
+
+
+def test_heads_are_narrow_on_a_processor_and_sample_by_what_a_crop_shows():
+    few = chosen(rules.heads, make_facts(each=4), resize_mode="native", crop_size=480)
+    assert (few["fpn_channels"], few["roi_batch_size"], few["max_mask_rois"]) == (128, 128, 24)
+    many = chosen(rules.heads, make_facts(each=80), resize_mode="native", crop_size=320)
+    assert (many["roi_batch_size"], many["max_mask_rois"], many["rpn_post_nms_top_k"]) == (192, 40, 1000)
+    assert chosen(rules.heads, machine=GPU) == {}
+    assert "fpn_channels" not in chosen(rules.heads, start=COCO)
+
+
+def test_the_batch_fits_the_memory():
+    assert chosen(rules.batch, crop_size=256)["batch_size"] == 4
+    assert chosen(rules.batch, machine=Machine(0, 4.0), crop_size=448)["batch_size"] == 1
+    assert chosen(rules.batch, machine=GPU, crop_size=512)["batch_size"] == 16
+    assert chosen(rules.batch, machine=Machine(1, 8.0), crop_size=1024)["batch_size"] == 1
+    assert chosen(rules.batch, machine=Machine(4, 80.0, 4), crop_size=512)["batch_size"] == 16
+    assert chosen(rules.batch, start=COCO, crop_size=448)["batch_size"] == 2
+
+
+def test_steps_are_passes_over_the_images_between_a_floor_and_a_ceiling():
+    def steps(images, **keywords):
+        return chosen(rules.run_length, make_facts(images=images, each=1), batch_size=4, **keywords).get("steps")
+
+    assert steps(10) == 600
+    assert steps(200) == 1800
+    assert steps(100000) == 4000
+    assert steps(100000, machine=GPU) == 90000
+    assert steps(10, start=COCO) == 300
+    assert steps(10, start=NONE) == 1500
+    assert steps(10, max_minutes=20.0) is None
+    assert steps(10, epochs=3.0) is None
+
+
+def test_the_rate_follows_the_batch():
+    for size, rate in ((1, 0.005), (4, 0.02), (16, 0.04)):
+        assert chosen(rules.optimizer, batch_size=size)["learning_rate"] == pytest.approx(rate)
+    assert chosen(rules.optimizer, start=COCO, batch_size=2)["learning_rate"] == pytest.approx(0.0025)
+    assert chosen(rules.optimizer)["warmup_share"] == 0.1
+
+
+def test_weights_are_averaged_over_a_tenth_of_the_run():
+    for steps, decay in ((50, 0.9), (600, 0.9833), (10**6, 0.9998)):
+        assert chosen(rules.averages, steps=steps)["ema_decay"] == pytest.approx(decay, abs=1e-4)
+    assert chosen(rules.averages, max_minutes=20.0)["ema_decay"] == 0.999
+
+
+def test_rare_classes_are_sampled_more_often_where_classes_are_skewed():
+    def threshold(classes):
+        facts = make_facts(images=len(classes), each=1, classes=classes, class_names=("a", "b"))
+        return chosen(rules.sampling, facts).get("repeat_factor_threshold")
+
+    assert threshold([0] * 95 + [1] * 5) == pytest.approx(0.95)
+    assert threshold([0] * 60 + [1] * 40) is None
+    assert chosen(rules.sampling) == {}
+
+
+def test_evaluation_a_few_times_and_in_tiles_where_images_are_large():
+    found = chosen(rules.evaluation, steps=800)
+    assert found == {"checkpoint_every": 100, "eval_every": 100, "patience": 4}
+    assert "eval_every" not in chosen(rules.evaluation, steps=800, evaluation=False)
+    assert chosen(rules.evaluation, max_minutes=20.0) == {"checkpoint_every": 200}
+    large = make_facts(size=(2000, 3000), sides=(15, 15))
+    found = chosen(rules.evaluation, large, max_minutes=5.0, resize_mode="native")
+    assert found["tile_size"] == 1536
+    assert found["tile_overlap"] >= 15
+
+
+def test_a_recipe_runs_every_rule_and_leaves_what_the_user_gave():
+    given = {"crop_size": 192, "steps": 50, "learning_rate": 0.5, "horizontal_flip": False}
+    recipe = make_recipe(make_facts(images=30), CPU, IMAGENET, Config().replace(**given), given)
+    names = [choice.name for choice in recipe.choices]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(given)
+    assert recipe.config.data.crop_size == 192
+    assert recipe.config.train.steps == 50
+    assert recipe.config.train.ema_decay == 0.9  # a tenth of the given steps
+    assert max(recipe.config.model.anchor_sizes) <= 192
+    for choice in recipe.choices:
+        assert choice.reason
+        assert f"--{choice.name}" in recipe.text().replace("--no", "--")
+    assert all(rule.__doc__ for rule in RULES)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU, Machine(0, 1.0)])
+@pytest.mark.parametrize("start", [IMAGENET, COCO, NONE])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        make_facts(each=0),
+        make_facts(images=1, each=1),
+        make_facts(sides=(1, 1)),
+        make_facts(sides=(3000, 4000), size=(3000, 4000), each=1),
+        make_facts(size=(20, 30), sides=(5, 5)),
+        make_facts(sides=(2, 600), size=(2000, 3000)),
+    ],
+    ids=["none", "one", "dots", "whole", "tiny", "lines"],
+)
+def test_any_set_has_a_possible_recipe(facts, start, machine):
+    recipe = make_recipe(facts, machine, start, Config())  # Config.replace checks every setting
+    assert recipe.text().count("\n") + 1 >= len(recipe.choices)
+
+
+def test_a_flagfile_of_a_recipe_holds_its_settings_and_reasons(tmp_path):
+    recipe = make_recipe(make_facts(), CPU, NONE, Config().replace(train_annotations="a.json"), {"train_annotations"})
+    text = recipe.flagfile([("train_annotations", "a.json")])
+    lines = text.splitlines()
+    assert lines[0] == "--train_annotations=a.json"
+    for choice in recipe.choices:
+        assert lines[lines.index(rules_flag(choice)) - 1] == f"# {choice.reason}"
+    assert "get better ones" in recipe.text()
+
+
+def rules_flag(choice):
+    from kmaskrcnn.recipe.recipe import flag_text
+
+    return flag_text(choice.name, choice.value)

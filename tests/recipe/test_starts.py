@@ -1,0 +1,34 @@
+"""The weights that a recipe starts from."""
+
+import numpy as np
+import pytest
+
+from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.recipe import Machine, find_start
+from kmaskrcnn.recipe.starts import tell_backbone
+
+CPU = Machine(0, 8.0)
+# Names of tensors as the original networks have them.
+NAMES = {
+    "resnet18": ["conv1.weight", "layer3.0.conv1.weight", "layer3.1.conv2.weight"],
+    "resnet34": [f"layer3.{i}.conv2.weight" for i in range(6)],
+    "resnet50": [f"layer3.{i}.conv3.weight" for i in range(6)],
+    "resnet152": [f"backbone.body.layer3.{i}.conv3.weight" for i in range(36)],
+    "mobilenet_v2": ["features.0.0.weight", "features.17.conv.0.weight"],
+    "efficientnet_lite0": ["_conv_stem.weight", "_blocks.0._bn1.weight"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_file_tells_its_backbone(name, tmp_path):
+    np.savez(tmp_path / "file.npz", **{n: np.zeros(1, np.float32) for n in NAMES[name]})
+    assert tell_backbone(tmp_path / "file.npz") == name
+    start = find_start(str(tmp_path / "file.npz"), "", CPU)
+    assert (start.kind, start.settings) == ("imagenet", {"backbone": name})
+    assert find_start(str(tmp_path / "file.npz"), "resnet34", CPU).settings == {}  # as --backbone has it
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "file.npz", a=np.zeros(1, np.float32))
+    with pytest.raises(WeightsError, match="--backbone"):
+        tell_backbone(tmp_path / "file.npz")

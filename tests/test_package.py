@@ -1,0 +1,54 @@
+"""The wheel: what is in it, and that it works from another directory than the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(ROOT)]
+    subprocess.run(command, check=True)
+    return next(folder.glob("kmaskrcnn-*.whl"))
+
+
+def test_the_wheel_holds_package_recipes_and_licence(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+    recipes = {f"kmaskrcnn/configs/{path.name}" for path in (ROOT / "configs").glob("*.flags")}
+    assert recipes and recipes <= set(names)
+    assert {"kmaskrcnn/py.typed", "kmaskrcnn/model.py"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Requires-Dist: tensorflow" in metadata
+
+
+def test_the_installed_command_finds_its_recipes(wheel, tmp_path):
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={target}", str(wheel)]
+    subprocess.run(install, check=True)
+    environment = os.environ | {"PYTHONPATH": str(target)}
+
+    def run(*arguments):
+        command = [str(target / "bin" / "kmaskrcnn"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    assert "train a model on your images" in run("--help").stdout
+    train = run("train", "--flagfile=quickstart.flags", f"--model_dir={tmp_path}/m", "--num_classes=0")
+    assert train.returncode == 2
+    assert [line for line in train.stderr.splitlines() if line.startswith("error")] == [
+        "error: num_classes=0: must be above 0"
+    ]
+    near = run("trian")
+    assert near.returncode == 2 and "did you mean 'train'" in near.stderr
+    missing = run("train", "--flagfile=none.flags")
+    assert missing.returncode == 2 and "nuclei.flags" in missing.stderr

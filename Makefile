@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -128,6 +128,30 @@ litert-versions: $(READY)
 			ai-edge-litert==$$version numpy pillow pycocotools; \
 		.venv-litert-$$version/bin/python -m benchmarks.runtimes $(MODEL) $(IMAGES) --against=$(RUNS)/runtimes.npz \
 			--tolerance=$(TOLERANCE); \
+	done
+
+# The server of `kmaskrcnn serve`, in an environment of its own; its tests, and load and faults on it.
+.venv-serving/.ready: requirements.txt requirements-serving.txt
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/pip install --quiet --disable-pip-version-check -r requirements-serving.txt pytest "locust>=2.40,<3"
+	touch $@
+
+test-serving: .venv-serving/.ready
+	.venv-serving/bin/python -m pytest tests/serving -m ""
+
+load-test: .venv-serving/.ready
+	.venv-serving/bin/python -m benchmarks.serving.load_test --table=$(RUNS)/load_test.md
+
+# The SavedModel in five releases of TensorFlow: what this one exports, and what each exports itself.
+SERVING_VERSIONS ?= 2.17 2.18 2.19 2.20
+serving-versions: $(READY)
+	rm -rf $(RUNS)/serving_versions
+	$(BIN)/python -m benchmarks.serving_versions --write=$(RUNS)/serving_versions
+	set -e; for version in $(SERVING_VERSIONS); do \
+		test -d .venv-tf-$$version || $(PYTHON) -m venv .venv-tf-$$version; \
+		.venv-tf-$$version/bin/pip install --quiet --disable-pip-version-check \
+			"tensorflow==$$version.*" "keras>=3.15,<4" pycocotools absl-py pillow matplotlib; \
+		.venv-tf-$$version/bin/python -m benchmarks.serving_versions --check=$(RUNS)/serving_versions; \
 	done
 
 # The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE. Needs npm and chromium.

@@ -23,6 +23,7 @@ COMMANDS = {
     "merge": ("data_tools", "merge", "merge data sets"),
     "convert": ("data_tools", "convert", "convert a data set to TFRecord"),
     "weights": ("convert_weights", "program", "convert a torchvision, Detectron2 or matterport checkpoint"),
+    "serve": ("serve", "program", "serve an exported model over REST, with a page to try it"),
     "batch": ("batch", "program", "predict many images with Apache Beam"),
 }
 

@@ -33,6 +33,12 @@ FULL_SIZE_MASKS = absl_flags.DEFINE_bool(
 )
 MAX_PIXELS = absl_flags.DEFINE_integer("max_pixels", 40_000_000, "saved_model: larger pictures are refused undecoded.")
 MAX_IMAGES = absl_flags.DEFINE_integer("max_images", 16, "saved_model: requests with more pictures are refused.")
+MAX_REQUEST_BYTES = absl_flags.DEFINE_integer(
+    "max_request_bytes", 64 << 20, "saved_model: requests whose encoded pictures have more bytes together are refused."
+)
+COMPACT_MASKS = absl_flags.DEFINE_bool(
+    "compact_masks", False, "saved_model: give the masks as a PNG, below 100 kB for 100 objects in place of 300 kB."
+)
 VERIFY = absl_flags.DEFINE_bool("verify", True, "Run what was exported on pictures and compare it with the model.")
 VERIFY_IMAGES = absl_flags.DEFINE_list(
     "verify_images", [], "Pictures to verify on (files, folders, globs); default: those of the evaluation set, with AP."
@@ -42,7 +48,7 @@ ABOUT = "Export a trained model to SavedModel or .tflite, and verify the file in
 TOPICS = {
     "Model": ["model_dir", "which"],
     "Output": ["format", "output"],
-    "SavedModel": ["full_size_masks", "max_pixels", "max_images"],
+    "SavedModel": ["full_size_masks", "compact_masks", "max_pixels", "max_images", "max_request_bytes"],
     "TFLite": ["input_height", "input_width", "quantize", "calibration_images"],
     "Verification": ["verify", "verify_images", "verify_count", "val_annotations", "val_images"],
 }
@@ -59,7 +65,7 @@ def main() -> int:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
     if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
         raise ConfigError("--quantize is for --format=tflite")
-    for bound in (MAX_PIXELS, MAX_IMAGES):
+    for bound in (MAX_PIXELS, MAX_IMAGES, MAX_REQUEST_BYTES):
         if bound.value < 1:
             raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
     if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
@@ -120,9 +126,9 @@ def _export_saved_model(model, config, labels, pictures):
 
     warmup = [Path(path).read_bytes() for path in pictures[:2]]
     bounds = {"max_pixels": MAX_PIXELS.value, "max_images": MAX_IMAGES.value}
-    path = export_saved_model(
-        model, config, labels, OUTPUT.value, warmup, full_size_masks=FULL_SIZE_MASKS.value, **bounds
-    )
+    bounds |= {"max_request_bytes": MAX_REQUEST_BYTES.value}
+    masks = {"full_size_masks": FULL_SIZE_MASKS.value, "compact_masks": COMPACT_MASKS.value}
+    path = export_saved_model(model, config, labels, OUTPUT.value, warmup, **masks, **bounds)
     return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 

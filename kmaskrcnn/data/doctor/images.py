@@ -151,6 +151,7 @@ def _look_at_all(images: list[ExaminedImage]) -> list[_Look]:
 def _judge(raw: RawSet, image: ExaminedImage, look: _Look, findings: Findings) -> bool:
     """Note what a look showed, and whether the image can be kept."""
     if look.header is None:
+        assert look.error is not None
         missing = isinstance(look.error, FileNotFoundError)
         detail = missing_detail(raw.images_dir, image.record["file_name"]) if missing else str(look.error)
         findings.add(code_of(look.error), image.place, detail)

@@ -38,7 +38,7 @@ def with_usable_ids(raw: RawSet, findings: Findings) -> RawSet:
 
 def _renumber(records: list[Any], places: list[str], findings: Findings) -> dict[Any, int]:
     """A new id for each unusable one, from above the good ones."""
-    ids = [record.get("id") for record in records if isinstance(record, dict)]
+    ids: list[Any] = [record.get("id") for record in records if isinstance(record, dict)]
     free = 1 + max((i for i in ids if is_id(i) and i < 2**62), default=0)
     new: dict[Any, int] = {}
     for record, place in zip(records, places, strict=True):

@@ -184,12 +184,14 @@ def images_of_step(
     left_out: Collection[int] = (),
 ) -> list[int]:
     """Positions of the images that `training_dataset` reads for a step in these slots, with those it pastes from."""
-    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
-    indices, epoch = plan.step(step)
-    own = [int(indices[slot]) for each in slots for slot in each]
+    factors = repeat_factors(dataset, config.repeat_factor_threshold)
+    plan = _Plan(_padded_shapes(dataset, config), factors, batch_size, seed, left_out)
+    chosen, epoch = plan.step(step), int(step) // plan.steps_per_epoch
+    drawn = [(int(chosen[slot][0]), int(chosen[slot][1])) for each in slots for slot in each]
+    own = [index for index, _ in drawn]
     if config.copy_paste_probability:
         maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
-        own += [other for index in own if (other := int(maker.draw(index, epoch).other)) >= 0]
+        own += [other for index, repeat in drawn if (other := int(maker.draw(index, epoch, repeat).other)) >= 0]
     return list(dict.fromkeys(own))
 
 

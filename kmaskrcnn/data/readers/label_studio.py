@@ -50,7 +50,7 @@ def read_label_studio(path: str, images_dir: str) -> RawSet:
 
 
 def _read_task(builder: SetBuilder, task: dict[str, Any], place: str) -> None:
-    name = next((v for v in task["data"].values() if isinstance(v, str) and v), "")
+    name: str = next((v for v in task["data"].values() if isinstance(v, str) and v), "")
     annotations = task["annotations"] if isinstance(task["annotations"], list) else []
     done = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled")]
     results = done[-1].get("result") if done else []

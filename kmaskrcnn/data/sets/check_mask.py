@@ -131,7 +131,8 @@ def check_area(area: Any, mask: CheckedMask, note: Note, thorough: bool = False)
 
 def _usable(segmentation: list, height: int, width: int, note: Note) -> list[np.ndarray]:
     """The polygons of a list that can be drawn and lie in the image, at least in part."""
-    polygons, flat = [], []
+    polygons: list[np.ndarray] = []
+    flat: list[Flaw] = []
     for polygon in segmentation:
         try:
             points = _parse_polygon(polygon)
@@ -142,8 +143,8 @@ def _usable(segmentation: list, height: int, width: int, note: Note) -> list[np.
                 note(flaw.code, str(flaw))
             continue
         polygons.append(points)
-    for flaw in flat:
-        note("needless-polygon" if polygons else flaw.code, str(flaw))
+    for needless in flat:
+        note("needless-polygon" if polygons else needless.code, str(needless))
     inside = [p for p in polygons if _overlaps(p, height, width)]
     if polygons and not inside:
         raise Flaw("mask-outside", f"the mask lies outside the image: {_where(polygons, height, width)}")

@@ -185,7 +185,7 @@ def check_images(raw: RawSet, findings: Findings) -> CheckedImages:
         headers[position] = _header(images[position])
     kept = CheckedImages([], [], [], [], dropped)
     for image, header in zip(images, headers, strict=True):
-        turn = None
+        turn: int | None = None
         if isinstance(header, FileNotFoundError):
             findings.add("missing-image", image.place, missing_detail(raw.images_dir, image.record["file_name"]))
         elif isinstance(header, OSError):

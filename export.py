@@ -66,6 +66,8 @@ def main() -> int:
         if clash:
             raise ConfigError(f"--{clash[0]} is fixed for --format=tflite")
     model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
+    if config.evaluation.tile_size or config.evaluation.augmented:
+        print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)
     export = _export_saved_model if FORMAT.value == "saved_model" else _export_tflite
     with contextlib.ExitStack() as stack:
         pictures, truth = _verification_pictures(config, stack) if VERIFY.value else ([], None)
@@ -113,6 +115,8 @@ def _export_saved_model(model, config, labels, pictures):
     path = export_saved_model(
         model, config, labels, OUTPUT.value, warmup, full_size_masks=FULL_SIZE_MASKS.value, **bounds
     )
+    # An exported model looks at an image once and whole.
+    config = config.replace(tile_size=0, tta_flip=False, tta_scales=())
     return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 
@@ -140,7 +144,8 @@ def _export_tflite(model, config, labels, pictures):
     def reference(picture):
         pixels = load_image(picture)
         canvas, scaled = client.letterbox(pixels)
-        outputs = {name: np.asarray(value) for name, value in function(canvas[None]).items()}
+        shape = np.array([scaled], np.int32)
+        outputs = {name: np.asarray(value) for name, value in function(canvas[None], shape).items()}
         return client.interpret(outputs, pixels.shape[:2], scaled)
 
     return path, reference, lambda: lambda picture: client.predict(load_image(picture))

@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import os
+import threading
 import urllib.error
 import urllib.request
 import zipfile
@@ -222,12 +223,14 @@ class GrpcClient(Client):
 class LiteRTClient:
     """A .tflite file of ours in the LiteRT runtime (`pip install ai-edge-litert`).
 
+    One client may be called from several threads; its calls then run one after the other, each on `threads` cores.
+
     Args:
         path: of the file; labels and the size of the input are read from inside it.
         threads: of the runtime.
 
     Raises:
-        ValueError: the file holds no metadata of ours.
+        ValueError: the file holds no metadata of ours, or was exported before images had a shape of their own.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 2):
@@ -241,17 +244,31 @@ class LiteRTClient:
         except (zipfile.BadZipFile, KeyError):
             raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
         self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
+        self._lock = threading.Lock()  # an interpreter keeps the tensors of one call
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
         self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
+        if "image_shape" not in self._signature.get_input_details():
+            raise ValueError(
+                f"{os.fspath(path)}: it takes padding for image (no input image_shape): export the model again"
+            )
         _, self.height, self.width, _ = self.metadata["input"]["shape"]
 
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """`letterbox` to the size of the input."""
         return letterbox(pixels, self.height, self.width, self.metadata["pad_value"])
 
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The raw outputs by name, for an input (height, width, 3) or (1, height, width, 3) uint8."""
-        return self._signature(images=images.reshape(1, self.height, self.width, 3))
+    def run(self, images: np.ndarray, image_shape: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The raw outputs by name.
+
+        Args:
+            images: (height, width, 3) or (1, height, width, 3) uint8.
+            image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: all of
+                the input is image.
+        """
+        images = images.reshape(1, self.height, self.width, 3)
+        shape = np.array([image_shape or (self.height, self.width)], np.int32)
+        with self._lock:
+            return self._signature(images=images, image_shape=shape)
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
         """Find the objects of one picture.
@@ -265,14 +282,13 @@ class LiteRTClient:
         """
         pixels = picture if isinstance(picture, np.ndarray) else decode_picture(_read(picture))
         canvas, scaled = self.letterbox(pixels)
-        return self.interpret(self.run(canvas), pixels.shape[:2], scaled)
+        return self.interpret(self.run(canvas, scaled), pixels.shape[:2], scaled)
 
     def interpret(self, outputs: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
         """The raw outputs for a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
-        # Boxes are in 0..1 of the input. One that reaches from the picture into the padding is not cut there: its
-        # mask lies over all of it.
+        # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
-        outputs = {**outputs, _BOXES: outputs[_BOXES] * stretch}
+        outputs = {**outputs, _BOXES: np.minimum(outputs[_BOXES] * stretch, 1.0)}
         (prediction,) = to_predictions(
             outputs, [(int(size[0]), int(size[1]))], self.labels, self.metadata.get("mask_paste", "pixel_centers")
         )

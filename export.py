@@ -123,7 +123,7 @@ def _export_saved_model(model, config, labels, pictures):
 def _export_tflite(model, config, labels, pictures):
     from kmaskrcnn.data import load_image
     from kmaskrcnn.export import tflite
-    from kmaskrcnn.export.client import LiteRTClient, letterbox
+    from kmaskrcnn.export.litert_client import LiteRTClient, letterbox
     from kmaskrcnn.prediction import find_pictures
 
     height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value

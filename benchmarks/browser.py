@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.runtimes import worst_differences
-from kmaskrcnn.export.client import LiteRTClient, decode_picture
+from kmaskrcnn.export.litert_client import LiteRTClient, decode_picture
 
 PAGE = pathlib.Path(__file__).parents[1] / "demo" / "browser"
 

@@ -27,7 +27,7 @@ QUANTIZE = ("none", "float16", "dynamic", "int8")
 
 def pictures(options):
     """Up to options.count inputs (size, size, 3) uint8."""
-    from kmaskrcnn.export.client import decode_picture, letterbox
+    from kmaskrcnn.export.litert_client import decode_picture, letterbox
 
     if not options.images:
         rng = np.random.default_rng(0)

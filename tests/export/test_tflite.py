@@ -17,7 +17,8 @@ from PIL import Image
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import tflite
-from kmaskrcnn.export.client import ImageError, LiteRTClient, letterbox
+from kmaskrcnn.export.client import ImageError, LiteRTClient
+from kmaskrcnn.export.litert_client import letterbox
 from kmaskrcnn.labels import Labels
 from tests.conftest import TINY
 from tests.export.conftest import LABELS

@@ -18,11 +18,21 @@ from typing import Any, Literal
 import numpy as np
 
 from kmaskrcnn.export.answers import OUTPUTS, SIGNATURE, SIZES, ImageError, Picture, ServingError, read, to_predictions
+from kmaskrcnn.export.gpu_client import LiteRTGpuClient
 from kmaskrcnn.export.litert_client import LiteRTClient
 from kmaskrcnn.labels import Labels, read_labels
 from kmaskrcnn.prediction import Prediction
 
-__all__ = ["Client", "GrpcClient", "ImageError", "LiteRTClient", "RestClient", "ServingError", "read_labels"]
+__all__ = [
+    "Client",
+    "GrpcClient",
+    "ImageError",
+    "LiteRTClient",
+    "LiteRTGpuClient",
+    "RestClient",
+    "ServingError",
+    "read_labels",
+]
 
 
 class Client:

@@ -12,6 +12,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -39,11 +40,9 @@ class LiteRTClient:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise ImportError("LiteRTClient needs the runtime: pip install ai-edge-litert") from None
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self.metadata = json.loads(archive.read("metadata.json"))
-        except (zipfile.BadZipFile, KeyError):
-            raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
+        self.metadata = read_metadata(path)
+        if "host" in self.metadata:
+            raise ValueError(f"{os.fspath(path)}: exported with --format=tflite_gpu, use LiteRTGpuClient")
         self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
         self._lock = threading.Lock()  # an interpreter keeps the tensors of one call
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
@@ -94,6 +93,15 @@ class LiteRTClient:
             outputs, [(int(size[0]), int(size[1]))], self.labels, self.metadata.get("mask_paste", "pixel_centers")
         )
         return prediction
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata.json inside a .tflite of ours; raises ValueError where there is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("metadata.json"))
+    except (zipfile.BadZipFile, KeyError):
+        raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
 
 
 def letterbox(

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def convert(
         except Exception as error:  # the converter has no exception of its own
             raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
     content = _with_builtin_lookups(content)
-    return content if quantize == "none" else _quantize(content, quantize, images, model.config.backbone)
+    return content if quantize == "none" else quantized(content, quantize, images, model.config.backbone)
 
 
 def _with_builtin_lookups(content: bytes) -> bytes:
@@ -150,7 +150,7 @@ _INT8_OPERATIONS = {
 }
 
 
-def _quantize(content: bytes, quantize: str, images: list[np.ndarray], backbone: str) -> bytes:
+def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), backbone: str = "") -> bytes:
     """Keep the weights of convolutions and fully connected layers in fewer bits; boxes, scores and RoIAlign stay float.
 
     The converter's own float16 and dynamic modes would round every table, the anchors too: by up to an eighth of a
@@ -222,8 +222,6 @@ def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
     """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
         "image_shape": "(1, 2) int32, height and width of the image inside the padding",
@@ -240,6 +238,12 @@ def write(
         "quantize": quantize,
         **dataclasses.asdict(labels),
     }
+    write_with_metadata(content, Path(path), metadata, labels)
+
+
+def write_with_metadata(content: bytes, path: Path, metadata: dict[str, Any], labels: Labels) -> None:
+    """Write a .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     files = {
         "labels.txt": "\n".join(labels.class_names) + "\n",
         "metadata.json": json.dumps(metadata, indent=2) + "\n",

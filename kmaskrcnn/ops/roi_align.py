@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -151,8 +150,8 @@ def roi_align_lookup(
     """RoIAlign for TFLite, in float32, with a known number of RoIs. Args and result as of `roi_align_gather`.
 
     The sum of weighted rows is a function with the inputs of TFLite's EMBEDDING_LOOKUP_SPARSE, which the exporter puts
-    in its place: that reads each value where it lies and writes each result once, where gathering moves 16 copies of the
-    output through memory. Values of weight 0 are read too: to leave them out would give tensors a size that depends on
+    in its place: that reads each value and writes each result once, where gathering moves 16 copies of the output
+    through memory. Values of weight 0 are read too: to leave them out would give tensors a size that depends on
     the image (docs/export.md has the times).
     """
     import tensorflow as tf

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam fuzz lint format parity benchmark arm64 browser litert-versions clean
+.PHONY: quickstart test test-all test-beam fuzz faults lint format parity benchmark arm64 browser litert-versions clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,11 @@ test-beam: .venv-beam/.ready
 FUZZ ?= 10000
 fuzz: $(READY)
 	$(BIN)/python -m tests.export.fuzz --count=$(FUZZ)
+
+# What must not go wrong, tried many times: one table of test, count and outcome, within 20 minutes on two cores.
+faults: $(READY)
+	mkdir -p $(RUNS)/faults
+	$(BIN)/python -m benchmarks.faults.run --folder=$(RUNS)/faults --table=$(RUNS)/faults.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

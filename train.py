@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from kmaskrcnn import flags
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.folders import local_folder
 
 if TYPE_CHECKING:
     from kmaskrcnn.data import CocoDataset
+    from kmaskrcnn.training.signals import SignalWatch
 
 PREVIEW = absl_flags.DEFINE_integer(
     "preview_augmentations", 0, "Write this many training images into model_dir/augmentations.png and stop.", 0
@@ -25,12 +27,23 @@ def main() -> int:
 
     Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to go on); 2 on a wrong setting.
     """
+    from kmaskrcnn.training.signals import SignalWatch
+
+    signals = SignalWatch()
     config = flags.config_from_flags()
     if not config.train.model_dir:
         raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and pictures")
+    given = flags.given_settings()
+    if "train_annotations" not in given and not any(name.startswith("shapes_") for name in given):
+        raise ConfigError(
+            "--train_annotations is missing: the set to train on, or shapes for the built-in one; docs/data.md has the "
+            "forms, configs/ has recipes for --flagfile"
+        )
+    local_folder(config.train.model_dir)
     if PREVIEW.value:
         preview(config)
         return 0
+    from kmaskrcnn.progress import listening
     from kmaskrcnn.training.errors import EXIT_RESTART
     from kmaskrcnn.training.launcher import follow_launcher, launch
     from kmaskrcnn.training.watchdog import Watchdog
@@ -38,6 +51,7 @@ def main() -> int:
     if config.train.num_local_workers:
         if config.train.strategy not in ("one", "multi_worker"):
             raise ConfigError(f"--num_local_workers is for --strategy=multi_worker, not {config.train.strategy}")
+        signals.stop()
         return launch(config.train.num_local_workers, sys.argv)
     follow_launcher()
     seconds = config.train.stall_timeout
@@ -45,16 +59,18 @@ def main() -> int:
         f"nothing went on for --stall_timeout={seconds:g} seconds: this process, another worker or the storage of the "
         "images is stalled; start again to go on from the newest checkpoint"
     )
-    with Watchdog(seconds, EXIT_RESTART, message) as watchdog:
-        return train(config, watchdog.beat)
+    with Watchdog(seconds, EXIT_RESTART, message) as watchdog, listening(watchdog.beat):
+        return train(config, watchdog.beat, signals)
 
 
 def open_train_set(config: Config) -> tuple[Config, CocoDataset]:
     """The training set, and the settings with its number of classes."""
     from kmaskrcnn.data import open_dataset
+    from kmaskrcnn.progress import phase
 
+    with phase("reading the training set"):
+        train_set = open_dataset(config, "train")
     print("training set: ", end="")
-    train_set = open_dataset(config, "train")
     train_set.summary()
     classes = len(train_set.class_names)
     if "num_classes" in flags.given_settings() and config.model.num_classes != classes:
@@ -67,23 +83,28 @@ def preview(config: Config) -> None:
     from kmaskrcnn.data.preview import contact_sheet
 
     config, train_set = open_train_set(config)
-    path = Path(config.train.model_dir) / "augmentations.png"
+    path = local_folder(config.train.model_dir) / "augmentations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(train_set, config, PREVIEW.value).save(path)
     print(f"written: {path}")
 
 
-def train(config: Config, beat: Callable[[], None]) -> int:
+def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int:
     """Train as one of the workers, or the only one."""
-    import keras
-    import tensorflow as tf
+    from kmaskrcnn.progress import phase
+
+    with phase("starting TensorFlow"):
+        import keras
+        import tensorflow as tf
 
     from kmaskrcnn.data import open_dataset
     from kmaskrcnn.evaluation import check_categories, evaluate
     from kmaskrcnn.labels import Labels
     from kmaskrcnn.predict import Predictor
+    from kmaskrcnn.training.callbacks import logger_callbacks
     from kmaskrcnn.training.cluster import open_cluster
     from kmaskrcnn.training.errors import EXIT_INTERRUPTED
+    from kmaskrcnn.training.report import verdict
     from kmaskrcnn.training.trainer import Trainer
 
     if config.train.deterministic:
@@ -91,10 +112,14 @@ def train(config: Config, beat: Callable[[], None]) -> int:
         tf.config.experimental.enable_op_determinism()
     cluster = open_cluster(config.train)
     with cluster.watch(), cluster.quiet():
-        with cluster.in_turn():  # the built-in shapes are written before another worker reads them
+        print(cluster.describe(), flush=True)
+        # The built-in shapes are written before another worker reads them; else nobody waits for another's reading.
+        shapes = "shapes" in (config.data.train_annotations, config.data.val_annotations)
+        with cluster.in_turn() if shapes else contextlib.nullcontext():
             config, train_set = open_train_set(config)
             labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
-            val_set = open_dataset(config, "val", labels)
+            with phase("reading the evaluation set"):
+                val_set = open_dataset(config, "val", labels)
             if val_set is not None:
                 print("evaluation set: ", end="")
                 val_set.summary()
@@ -105,12 +130,16 @@ def train(config: Config, beat: Callable[[], None]) -> int:
             print(f"evaluation after step {step}: {result.table()}", flush=True)
             return result.scalars(), result.pictures
 
-        trainer = Trainer(config, train_set, score if val_set is not None else None, cluster, beat)
+        loggers = logger_callbacks(config) if cluster.is_chief else []
+        trainer = Trainer(config, train_set, score if val_set is not None else None, cluster, beat, loggers)
+        signals.unsaved = lambda: trainer.unsaved
         outcome = trainer.train()
         if outcome.interrupted:
             return EXIT_INTERRUPTED
-        model_dir = Path(config.train.model_dir)
-        print(f"done: {outcome.step} steps; the model is in {model_dir}, curves: tensorboard --logdir={model_dir}")
+        folder = trainer.directory
+        problem = verdict(config, outcome.step, outcome.epochs, outcome.scores)
+        print(f"the end, but {problem}" if problem else f"done: {outcome.step} steps", end="; ")
+        print(f"the model is in {folder}, curves: tensorboard --logdir={folder}")
     return 0
 
 

@@ -174,6 +174,7 @@ class TrainConfig:
     batch_size: int = _setting(2, "Images a step, over all devices, workers and accumulated parts.")
     accumulate_steps: int = _setting(1, "Parts that the batch of a step is worked off in, one after another.")
     steps: int = _setting(90000, "Optimiser steps.")
+    epochs: float = _setting(0.0, "Passes over the training images, which then set steps; 0: go by steps.")
     max_minutes: float = _setting(
         0.0, "Wall-clock budget; the schedule then runs over this time instead of over steps. 0: no limit."
     )
@@ -211,10 +212,18 @@ class TrainConfig:
     )
     profile_steps: tuple[int, ...] = _setting((), "First and last step of a TensorBoard profile, e.g. 20,25.")
     seed: int = _setting(0, "Seed of initialisation, data order, augmentation and sampling.")
-    log_every: int = _setting(20, "Steps between lines of progress.")
+    log_every: int = _setting(
+        0, "Steps between lines of progress and rows of numbers; 0: a line every 10 seconds, a row every 20 steps."
+    )
+    logger: tuple[str, ...] = _setting(
+        ("tensorboard",), "Where numbers go besides metrics.jsonl: tensorboard, wandb, mlflow."
+    )
     checkpoint_every: int = _setting(1000, "Steps between checkpoints.")
     keep_checkpoints: int = _setting(2, "Newest checkpoints kept; the best by evaluation is kept besides.")
     eval_every: int = _setting(0, "Steps between evaluations during training; 0: only at the end.")
+    patience: int = _setting(
+        0, "Evaluations in a row without a better mask AP after which the run ends (needs eval_every); 0: never."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +306,7 @@ _POSITIVE = (
     "num_classes fpn_channels rpn_conv_layers rpn_batch_size roi_batch_size box_pool_size mask_pool_size "
     "roi_sampling_ratio max_detections rpn_pre_nms_top_k rpn_pre_nms_top_k_train rpn_post_nms_top_k "
     "rpn_post_nms_top_k_train min_size max_size native_scale max_instances mask_resolution shapes_images "
-    "shapes_val_images batch_size steps learning_rate eval_batch_size eval_max_detections log_every "
+    "shapes_val_images batch_size steps learning_rate eval_batch_size eval_max_detections "
     "checkpoint_every keep_checkpoints accumulate_steps"
 ).split()
 _SHARES = (
@@ -358,9 +367,12 @@ def validate(config: Config) -> None:
     require(overlap >= 0 and (not tile or overlap <= tile // 2), "tile_overlap", "must lie in 0..tile_size / 2")
     for name in (
         "warmup_steps max_minutes clip_norm weight_decay eval_every max_mask_rois mask_target_samples rpn_channels "
-        "num_devices num_local_workers stall_timeout"
+        "num_devices num_local_workers stall_timeout epochs patience log_every"
     ).split():
         require(values[name] >= 0, name, "must not be below 0")
+    loggers = {"tensorboard", "wandb", "mlflow"}
+    require(set(values["logger"]) <= loggers, "logger", f"choose from {', '.join(sorted(loggers))}")
+    require(not values["patience"] or values["eval_every"] > 0, "patience", "needs eval_every")
     profile = values["profile_steps"]
     require(not profile or 0 <= profile[0] <= profile[1], "profile_steps", "needs the first step, then the last")
     require(list(values["drop_at"]) == sorted(values["drop_at"]), "drop_at", "must be in increasing order")

@@ -11,6 +11,7 @@ from absl import app, flags, logging
 
 from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.console import steady_output
 
 FLAGS = flags.FLAGS
 
@@ -58,6 +59,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a program: parse the flags, and turn an error that a user can mend into one line and exit code 2."""
     # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    steady_output()
 
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:
@@ -75,6 +77,8 @@ def run(main: Callable[[], int | None]) -> None:
             code = _fail(str(error), EXIT_RESTART)
         except (ConfigError, DataError, TrainingError, WeightsError) as error:
             code = _fail(str(error))
+        except KeyboardInterrupt:
+            code = _fail("stopped by Ctrl-C", 130)
         except OSError as error:
             code = _fail(f"{error.filename or ''}: {error.strerror or error}")
         if code and "TF_CONFIG" in os.environ:

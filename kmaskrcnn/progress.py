@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 # Work that is done sooner shows nothing; where the output is no terminal, lines come this far apart.
-_QUIET_SECONDS, _SECONDS_BETWEEN_LINES = 2.0, 20.0
+_QUIET_SECONDS, _SECONDS_BETWEEN_LINES = 2.0, 10.0
 
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     seconds = max(0, round(seconds))
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+@contextlib.contextmanager
+def phase(what: str) -> Iterator[None]:
+    """Print `what` where the work within takes over two seconds, so that nobody waits without knowing for what."""
+    timer = threading.Timer(_QUIET_SECONDS, lambda: print(f"{what} ...", flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+# Called at each unit of work that any `Progress` counts.
+_listeners: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def listening(heard: Callable[[], None]) -> Iterator[None]:
+    """Within the context `heard` is called whenever work goes on, for a watchdog."""
+    _listeners.append(heard)
+    try:
+        yield
+    finally:
+        _listeners.remove(heard)
 
 
 class Progress:
@@ -36,8 +65,13 @@ class Progress:
     def step(self, count: int = 1) -> None:
         """Count units that are done, and show it where it is time to."""
         self.done += count
-        now, terminal = time.monotonic(), sys.stdout.isatty()
-        if now - self._start < _QUIET_SECONDS or now - self._told < (0.2 if terminal else _SECONDS_BETWEEN_LINES):
+        for heard in _listeners:
+            heard()
+        now = time.monotonic()
+        if now - self._start < _QUIET_SECONDS or now - self._told < 0.2:
+            return
+        terminal = sys.stdout.isatty()
+        if not terminal and now - self._told < _SECONDS_BETWEEN_LINES:
             return
         self._told = now
         line = f"{self.done}{f'/{self.total}' if self.total else ''} {self.what}"

@@ -8,6 +8,7 @@ _PUBLIC = {
     "CocoDataset": "kmaskrcnn.data.coco",
     "DataError": "kmaskrcnn.data.records",
     "evaluation_dataset": "kmaskrcnn.data.pipeline",
+    "images_of_step": "kmaskrcnn.data.pipeline",
     "load_coco": "kmaskrcnn.data.coco",
     "load_dataset": "kmaskrcnn.data.coco",
     "load_image": "kmaskrcnn.data.image_files",
@@ -15,6 +16,7 @@ _PUBLIC = {
     "open_dataset": "kmaskrcnn.data.opening",
     "open_raw": "kmaskrcnn.data.opening",
     "prepare_image": "kmaskrcnn.data.pipeline",
+    "steps_per_epoch": "kmaskrcnn.data.pipeline",
     "training_dataset": "kmaskrcnn.data.pipeline",
 }
 __all__ = sorted(_PUBLIC)

@@ -12,6 +12,7 @@ from kmaskrcnn.data.image_files import ImageHeader, read_header
 from kmaskrcnn.data.masks import Segmentation, mask_frame
 from kmaskrcnn.data.raw import RawSet
 from kmaskrcnn.data.records import DataError, Problems, is_integer, parse_box, parse_segmentation
+from kmaskrcnn.progress import Progress
 
 
 def check_categories(path: str, categories: list) -> None:
@@ -64,8 +65,12 @@ def keep_images(raw: RawSet, problems: Problems) -> tuple[list[dict], list[Image
             candidates.append(image)
             names.append(place)
     paths = [image_path(raw, image) for image in candidates]
+    progress, headers = Progress("image files looked at", len(paths)), []
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        headers = list(pool.map(_header, paths, candidates, chunksize=64))
+        for header in pool.map(_header, paths, candidates, chunksize=64):
+            headers.append(header)
+            progress.step()
+    progress.clear()
     kept: tuple[list, list, list] = [], [], []
     for image, header, path, place in zip(candidates, headers, paths, names, strict=True):
         record, reason = f"image {image['id']} ({path})" if not raw.named else f"{place} ({path})", ""
@@ -110,7 +115,9 @@ def keep_annotations(raw: RawSet, images: list[dict], dropped: set[int], problem
     index_of = {image["id"]: index for index, image in enumerate(images)}
     class_of = {number: i for i, number in enumerate(sorted(c["id"] for c in raw.categories), 1)}
     seen, rows = set(), []
+    progress = Progress("annotations looked at", len(raw.annotations))
     for annotation, place in zip(raw.annotations, raw.annotation_places, strict=True):
+        progress.step()
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         if is_integer(image_id) and image_id in dropped:
             if problems.skip:  # in error mode the image itself is the one line to read
@@ -141,6 +148,7 @@ def keep_annotations(raw: RawSet, images: list[dict], dropped: set[int], problem
         frame = mask_frame(segmentation, box, height, width)
         crowd, number = bool(annotation.get("iscrowd", 0)), class_of[annotation["category_id"]]
         rows.append((index, number, crowd, box, frame, annotation["bbox"], annotation["id"], area, segmentation))
+    progress.clear()
     return rows
 
 

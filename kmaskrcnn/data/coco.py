@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -106,6 +107,18 @@ class CocoDataset:
         """(H, W, 3) uint8 RGB pixels of one image, as stored."""
         by_pillow = tf.constant(bool(self.by_pillow[index]))
         return decode_file(tf.constant(self.paths[index]), by_pillow, tf.constant(self.spans[index])).numpy()
+
+    def read_problem(self, index: int) -> str:
+        """Why the pixels of an image cannot be read as they are stated, in words; empty where they can."""
+        try:
+            shape = self.image(index).shape[:2]
+        except tf.errors.NotFoundError:
+            return "the file is missing"
+        except (tf.errors.OpError, OSError) as error:
+            text = re.sub(r"\{\{.*?\}\}\s*|\[Op:.*|\s*\[\[.*", "", (str(error).splitlines() or [""])[0])
+            return f"it cannot be decoded: {text.strip()[:200]}"
+        stated = tuple(self.sizes[index].tolist())
+        return "" if shape == stated else f"it has {shape[1]} x {shape[0]} pixels now, not {stated[1]} x {stated[0]}"
 
     @property
     def coco_dict(self) -> dict[str, list[dict]]:

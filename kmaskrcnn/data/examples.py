@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -47,10 +48,17 @@ class ExampleMaker:
         dataset: the images.
         config: augmentation, sizes, max_instances, mask_resolution.
         seed: of every draw.
+        in_place_of: (position, epoch) -> the image that objects are taken from in place of one; default: itself.
     """
 
-    def __init__(self, dataset: CocoDataset, config: DataConfig, seed: int):
-        self.dataset, self.config, self.seed = dataset, config, seed
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        config: DataConfig,
+        seed: int,
+        in_place_of: Callable[[int, int], int] = lambda index, epoch: index,
+    ):
+        self.dataset, self.config, self.seed, self.in_place_of = dataset, config, seed, in_place_of
         self._warned = False
         self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans)]
 
@@ -63,7 +71,7 @@ class ExampleMaker:
         other, moved, offset = -1, transform, np.zeros(2, np.int64)
         covered = np.zeros(size if self.config.copy_paste_probability else (0, 0), bool)
         if rng.random() < self.config.copy_paste_probability:
-            other = int(rng.integers(len(self.dataset)))
+            other = self.in_place_of(int(rng.integers(len(self.dataset))), epoch)
             moved, source = self._one(other, rng)
             room = np.array(size) - np.array(moved.output_size)
             offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.class_names import parse_class_map, parse_class_names
 from kmaskrcnn.data.coco import CocoDataset, dataset_of
 from kmaskrcnn.data.raw import RawSet
 from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.shapes import make_shapes
+from kmaskrcnn.folders import local_folder
 from kmaskrcnn.labels import Labels
 
 
@@ -31,7 +30,7 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
         return None
     if annotations == "shapes":
         count = config.data.shapes_images if split == "train" else config.data.shapes_val_images
-        folder = Path(config.train.model_dir or ".") / "shapes" / split
+        folder = local_folder(config.train.model_dir or ".") / "shapes" / split
         # The two splits are different pictures: the seed of a picture is the seed of its set and its number.
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,7 @@ from kmaskrcnn.data.coco import CocoDataset
 from kmaskrcnn.data.examples import ExampleMaker
 from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.pixels import resize
+from kmaskrcnn.data.records import DataError
 
 _MULTIPLE = 32  # the stride of C5
 
@@ -56,13 +57,21 @@ def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]
 
 
 class _Plan:
-    """Which images make up the batch of a step."""
+    """Which images make up the batch of a step; those in `left_out` have others of their shape in their places.
 
-    def __init__(self, shapes: list[tuple[int, int]], batch_size: int, seed: int):
-        self.shapes, self.batch_size, self.seed = shapes, batch_size, seed
+    Raises:
+        DataError: all images of a shape are left out.
+    """
+
+    def __init__(self, shapes: list[tuple[int, int]], batch_size: int, seed: int, left_out: Collection[int] = ()):
+        self.shapes, self.batch_size, self.seed, self.left_out = shapes, batch_size, seed, frozenset(left_out)
         groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
+        for (height, width), group in groups.items():
+            if self.left_out.issuperset(group):
+                raise DataError(f"none of the {len(group)} training images of {height} x {width} pixels can be read")
+        self._groups_by_shape = groups
         self.groups = [np.array(g) for _, g in sorted(groups.items())]
         self.steps_per_epoch = sum(math.ceil(len(g) / batch_size) for g in self.groups)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
@@ -82,7 +91,31 @@ class _Plan:
     def step(self, step: int) -> tuple[np.ndarray, int]:
         """Image indices (batch_size,) of a step, and its epoch."""
         epoch, position = divmod(int(step), self.steps_per_epoch)
-        return self._epoch(epoch)[position], epoch
+        indices = self._epoch(epoch)[position]
+        return np.array([self.in_place_of(int(index), epoch) for index in indices]), epoch
+
+    def in_place_of(self, index: int, epoch: int) -> int:
+        """The image itself, or where it is left out another one of its shape, a function of seed, epoch and image.
+
+        It is the first of a fixed order that is not left out, whatever was found unreadable first.
+        """
+        if index not in self.left_out:
+            return index
+        group = self._groups_by_shape[self.shapes[index]]
+        order = np.random.default_rng([self.seed, epoch, index, 2]).permutation(group)
+        return next(int(other) for other in order if int(other) not in self.left_out)
+
+
+def _padded_shapes(dataset: CocoDataset, config: DataConfig) -> list[tuple[int, int]]:
+    """The height and width that each training image is padded to."""
+    if config.crop_size:
+        return [(config.crop_size, config.crop_size)] * len(dataset)
+    return [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
+
+
+def steps_per_epoch(dataset: CocoDataset, config: DataConfig, batch_size: int) -> int:
+    """Steps of `batch_size` images after which `training_dataset` has taken every image at least once."""
+    return _Plan(_padded_shapes(dataset, config), batch_size, 0).steps_per_epoch
 
 
 def training_dataset(
@@ -92,6 +125,7 @@ def training_dataset(
     seed: int,
     start_step: int = 0,
     slots: Sequence[range] = (),
+    left_out: Collection[int] = (),
 ) -> tf.data.Dataset:
     """Endless augmented batches from `start_step` on.
 
@@ -103,6 +137,7 @@ def training_dataset(
         start_step: batches to skip; they are not made.
         slots: the places 0..B-1 of each step's batch that this process makes, as ranges of equal length that follow
             each other in the result; B is then the length of a range. Default: all of them in one.
+        left_out: positions of images that cannot be read; each has another image of its shape in its place.
 
     Returns:
         Dicts of images (B, H, W, 3) uint8 padded at the bottom and right, image_shapes (B, 2) int32, boxes (B, N, 4)
@@ -110,12 +145,9 @@ def training_dataset(
         mask_frames (B, N, 4) float32, image_ids (B,) int64, sample_seeds (B,) int64 of the model's random samples. H
         and W are one of a few shapes (`bucket_shape`), or crop_size.
     """
-    if config.crop_size:
-        shapes = [(config.crop_size, config.crop_size)] * len(dataset)
-    else:
-        shapes = [bucket_shape(int(h), int(w), config) for h, w in dataset.sizes]
-    plan = _Plan(shapes, batch_size, seed)
-    maker, image_ids = ExampleMaker(dataset, config, seed), tf.constant(dataset.image_ids)
+    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
+    maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
+    image_ids = tf.constant(dataset.image_ids)
     slots = slots or [range(batch_size)]
     own = [slot for each in slots for slot in each]
 
@@ -143,6 +175,25 @@ def training_dataset(
     batches = examples.batch(len(slots[0]), drop_remainder=True)
     # tf.distribute would ask all workers at each step whether there is another one.
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(2 * len(slots))
+
+
+def images_of_step(
+    dataset: CocoDataset,
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    step: int,
+    slots: Sequence[range],
+    left_out: Collection[int] = (),
+) -> list[int]:
+    """Positions of the images that `training_dataset` reads for a step in these slots, with those it pastes from."""
+    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
+    indices, epoch = plan.step(step)
+    own = [int(indices[slot]) for each in slots for slot in each]
+    if config.copy_paste_probability:
+        maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
+        own += [other for index in own if (other := int(maker.draw(index, epoch).other)) >= 0]
+    return list(dict.fromkeys(own))
 
 
 def _sample_seed(*numbers: int) -> int:

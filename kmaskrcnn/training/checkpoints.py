@@ -7,6 +7,7 @@ last.weights.h5      the weights of the newest checkpoint
 checkpoints/         the newest states of training, to go on from
 metrics.jsonl        losses, rates and scores, a line each
 tensorboard/         the same for TensorBoard, with pictures
+training.lock        while a training runs: who writes here
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import keras
 
 from kmaskrcnn import backbones
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.folders import local_folder
 from kmaskrcnn.labels import Labels, read_labels, write_labels, write_text
 from kmaskrcnn.model import MaskRCNN
-from kmaskrcnn.training.errors import TrainingError
+from kmaskrcnn.training.errors import LOCK, TrainingError
 
 WEIGHTS_SUFFIX = ".weights.h5"
 BEST, LAST = "best" + WEIGHTS_SUFFIX, "last" + WEIGHTS_SUFFIX
@@ -35,29 +37,51 @@ def save_weights(model: keras.Model, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def prepare_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
-    """Make the model folder, or check that the one there holds the same model; write settings and labels.
+def open_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
+    """Make the model folder, or check that the one there holds the same model, without writing into it.
 
     Raises:
-        TrainingError: it cannot be written, or holds a different model or other classes.
+        ConfigError: the name is no local folder's, or the settings there cannot be read.
+        TrainingError: it cannot be made, or holds a different model or other classes.
     """
-    path = Path(directory)
+    path = local_folder(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if (path / "config.json").exists():
-            _check_same_model(path, config, labels)
-        write_text(path / "config.json", config.to_json())
-        write_labels(path, labels)
     except OSError as error:
-        raise TrainingError(f"--model_dir={path} cannot be written: {error.strerror}") from None
+        raise _cannot_write(path, error) from None
+    if (path / "config.json").exists():
+        _check_same_model(path, config, labels)
     return path
 
 
-def check_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> None:
+def check_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
     """For the workers beside the one that made the model folder: raise TrainingError where they see another one."""
-    if not (Path(directory) / "config.json").exists():
-        raise TrainingError(f"--model_dir={directory} is not there on this worker: it must be a folder that all share")
-    _check_same_model(Path(directory), config, labels)
+    path = local_folder(directory)
+    if not (path / LOCK).exists():
+        raise TrainingError(f"model_dir={directory} is not there on this worker: it must be a folder that all share")
+    if (path / "config.json").exists():
+        _check_same_model(path, config, labels)
+    return path
+
+
+def write_settings(path: Path, config: Config, labels: Labels) -> None:
+    """Write config.json and labels.json into a model folder; raises TrainingError where that fails."""
+    try:
+        write_text(path / "config.json", config.to_json())
+        write_labels(path, labels)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def prepare_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
+    """`open_directory` and `write_settings` in one, where nothing comes between that could fail."""
+    path = open_directory(directory, config, labels)
+    write_settings(path, config, labels)
+    return path
+
+
+def _cannot_write(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"model_dir={path} cannot be written: {error.strerror}")
 
 
 def _check_same_model(path: Path, config: Config, labels: Labels) -> None:
@@ -67,22 +91,25 @@ def _check_same_model(path: Path, config: Config, labels: Labels) -> None:
     if different:
         name = different[0]
         raise TrainingError(
-            f"--model_dir={path} holds a model with {name}={old_model[name]!r}, not {new_model[name]!r}: "
-            "choose another folder, or start from its weights with --init_weights"
+            f"model_dir={path} holds a model with {name}={old_model[name]!r}, not {new_model[name]!r}: "
+            "choose another folder, or start from its weights with init_weights"
         )
     if old_labels != labels:
         raise TrainingError(
-            f"--model_dir={path} holds a model of the classes {list(old_labels.class_names)}, "
+            f"model_dir={path} holds a model of the classes {list(old_labels.class_names)}, "
             f"not {list(labels.class_names)}: choose another folder"
         )
 
 
 def read_config(directory: str | os.PathLike) -> Config:
     """The settings of a model folder; raises ConfigError where there is none."""
-    path = Path(directory) / "config.json"
+    path = local_folder(directory) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{directory} is no model folder: it has no config.json")
-    return Config.from_json(path.read_text())
+    try:
+        return Config.from_json(path.read_text())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) -> tuple[MaskRCNN, Config, Labels]:
@@ -101,7 +128,7 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
     """
     if which not in ("best", "last"):
         raise ConfigError(f"which={which!r}: choose best or last")
-    path = Path(path)
+    path = local_folder(path)
     directory, files = path, [path / name for name in ((BEST, LAST) if which == "best" else (LAST,))]
     if path.name.endswith(WEIGHTS_SUFFIX):
         directory, files = path.parent, [path]
@@ -135,7 +162,7 @@ def load_initial_weights(model: MaskRCNN, source: str) -> str:
     Raises:
         ConfigError, WeightsError: nothing there, or nothing that fits.
     """
-    if not Path(source).is_dir() and not source.endswith(WEIGHTS_SUFFIX):
+    if not Path(source).expanduser().is_dir() and not source.endswith(WEIGHTS_SUFFIX):
         backbones.load_weights(model.backbone, model.config.backbone, source)
         return f"starting from the backbone weights {source}"
     donor, _, _ = load_model(source)

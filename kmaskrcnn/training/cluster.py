@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.client import device_lib
 
 from kmaskrcnn.config import ConfigError, TrainConfig
 from kmaskrcnn.training.errors import TrainingError, WorkerLost
@@ -68,6 +69,21 @@ class Cluster:
         replicas = range(self.worker * own, (self.worker + 1) * own)
         starts = [(part * self.replicas + replica) * size for part in range(parts) for replica in replicas]
         return [range(start, start + size) for start in starts]
+
+    def describe(self) -> str:
+        """What trains where, in a line; asks TensorFlow for its devices."""
+        gpus = tf.config.list_physical_devices("GPU")
+        own = self.replicas // self.workers
+        if gpus:
+            count = min(own, len(gpus))
+            where = f"on {count} GPU{'s' * (count > 1)} ({_gpu_text()})"
+        elif "TPU" in type(self.strategy).__name__:
+            where = f"on {own} TPU cores"
+        else:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            parts = f" in {own} parts" if own > 1 else ""
+            where = f"on the CPU{parts}, {cores} cores, no GPU seen: for one, pip install 'kmaskrcnn[gpu]'"
+        return f"training {where}" + (f", {self.workers} workers of that kind" if self.workers > 1 else "")
 
     def gather(self, data: bytes) -> list[bytes]:
         """What each worker gave, in their order, on each of them. Every worker must call it."""
@@ -180,6 +196,13 @@ def _devices(count: int) -> list[str]:
     if count > 1:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     return [f"CPU:{i}" for i in range(count)]
+
+
+def _gpu_text() -> str:
+    """Name and memory of the first GPU, as far as TensorFlow tells."""
+    name = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get("device_name", "")
+    memory = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+    return ", ".join(text for text in (name, f"{memory[0] / 1e9:.0f} GB to use" if memory else "") if text)
 
 
 def _tpu_strategy() -> tf.distribute.Strategy:

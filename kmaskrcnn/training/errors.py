@@ -1,9 +1,11 @@
-"""The exceptions of training that a user can mend, and the exit codes of a run that can go on."""
+"""What training and those who look at it from outside agree on: exceptions, exit codes, the name of the lock."""
 
 # A signal ended the run after its state was saved.
 EXIT_INTERRUPTED = 75
 # Another worker died, or nothing went on: start all workers again.
 EXIT_RESTART = 76
+# The file in a model folder that says who trains there.
+LOCK = "training.lock"
 
 
 class TrainingError(RuntimeError):

@@ -66,7 +66,12 @@ class Guard:
         folder = trainer.directory / "nonfinite"
         file = folder / f"step-{step}-worker-{trainer.cluster.worker}.npz"
         folder.mkdir(exist_ok=True)
-        kept = len(list(folder.glob(f"*-worker-{trainer.cluster.worker}.npz")))
-        if kept < _MAX_FILES:
+        kept = sum(path.name.endswith(f"-worker-{trainer.cluster.worker}.npz") for path in folder.iterdir())
+        if kept >= _MAX_FILES:
+            return batch["image_ids"].tolist(), None
+        try:
             np.savez_compressed(file, **batch)
-        return batch["image_ids"].tolist(), file if kept < _MAX_FILES else None
+        except OSError:  # a full disk is told of where a checkpoint is lost
+            file.unlink(missing_ok=True)
+            return batch["image_ids"].tolist(), None
+        return batch["image_ids"].tolist(), file

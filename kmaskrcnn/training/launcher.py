@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.training.errors import EXIT_RESTART
+from kmaskrcnn.training.signals import install
 
 # Seconds that the other workers have to notice that one is gone.
 _GRACE = 20.0
@@ -45,13 +46,13 @@ def launch(workers: int, arguments: Sequence[str]) -> int:
             share = len(gpus) // workers
             own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share : (worker + 1) * share])
         # The chief speaks for all. In sessions of their own, so that Ctrl-C reaches each worker once, from here.
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if worker else {}
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"} if worker else {}
         command = [sys.executable, *arguments, "--num_local_workers=0", "--strategy=multi_worker"]
         processes.append(subprocess.Popen(command, env=os.environ | own, start_new_session=True, **output))
     readers = [threading.Thread(target=_prefix, args=(w, p.stdout)) for w, p in enumerate(processes) if p.stdout]
     for reader in readers:
         reader.start()
-    handlers = {number: signal.signal(number, _pass_on(processes)) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = install(_pass_on(processes))
     try:
         return _wait(processes)
     finally:

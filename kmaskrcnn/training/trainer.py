@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn.config import Config
-from kmaskrcnn.data import CocoDataset, training_dataset
-from kmaskrcnn.model import LOSSES, MaskRCNN
-from kmaskrcnn.progress import clock
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.data import CocoDataset, DataError, steps_per_epoch
+from kmaskrcnn.model import MaskRCNN
+from kmaskrcnn.progress import phase
 from kmaskrcnn.training import checkpoints
+from kmaskrcnn.training.batches import Batches
+from kmaskrcnn.training.callbacks import Callbacks
 from kmaskrcnn.training.cluster import Cluster
+from kmaskrcnn.training.folder_lock import FolderLock
 from kmaskrcnn.training.guard import Guard
+from kmaskrcnn.training.report import Report
 from kmaskrcnn.training.schedules import learning_rate, scaled_rate
+from kmaskrcnn.training.signals import StopSignals
 from kmaskrcnn.training.state import TrainingState
 from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
-from kmaskrcnn.training.summaries import Summaries, peak_memory_gb
+from kmaskrcnn.training.summaries import Summaries
 
 # (model, step) -> scores by name, and pictures by name
 Evaluate = Callable[[MaskRCNN, int], tuple[dict[str, float], dict[str, np.ndarray]]]
@@ -33,9 +37,10 @@ _OWN_SETTINGS = ("model_dir", "train_images", "val_images", "train_annotations",
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run ended: the step it came to, the last scores, and whether a signal ended it."""
+    """How a run ended: the step and the epochs it came to, the last scores, and whether a signal ended it."""
 
     step: int
+    epochs: float
     scores: dict[str, float]
     interrupted: bool
 
@@ -53,9 +58,15 @@ class Trainer:
             should call `pulse` now and then.
         cluster: who trains together; default: this process on one device.
         beat: called after each step and checkpoint, for a watchdog.
+        callbacks: Keras callbacks, called as `Callbacks` says, on the first worker; `model.stop_training` ends a run of
+            one worker.
+
+    Attributes:
+        unsaved: whether steps were taken since the start; a signal before that finds nothing to save.
 
     Raises:
-        TrainingError: the folder cannot be written or holds another model, or workers have different settings.
+        TrainingError: the folder is in use, cannot be written or holds another model, or workers have different
+            settings.
         ConfigError, WeightsError: the batch does not divide, or init_weights names nothing that fits.
     """
 
@@ -66,31 +77,55 @@ class Trainer:
         evaluate: Evaluate | None = None,
         cluster: Cluster | None = None,
         beat: Callable[[], None] = lambda: None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ):
+        self.steps_per_epoch = steps_per_epoch(train_set, config.data, config.train.batch_size)
+        if config.train.epochs:
+            config = config.replace(steps=max(1, round(config.train.epochs * self.steps_per_epoch)))
+        if config.train.patience and evaluate is None:
+            raise ConfigError(f"patience={config.train.patience}: needs an evaluation, so val_annotations")
         self.config, self.train_set, self.evaluate, self.beat = config, train_set, evaluate, beat
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
         self.labels = checkpoints.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
-        self.directory = Path(config.train.model_dir)
+        self.unsaved = self._profiling = False
+        self._signals = StopSignals()
         with self.cluster.in_turn():
             if self.cluster.is_chief:
-                checkpoints.prepare_directory(self.directory, config, self.labels)
+                self.directory = checkpoints.open_directory(config.train.model_dir, config, self.labels)
+                self._lock = FolderLock(self.directory)
             else:
-                checkpoints.check_directory(self.directory, config, self.labels)
-        with self.cluster.strategy.scope():
+                self.directory = checkpoints.check_directory(config.train.model_dir, config, self.labels)
+        try:
+            self._build(callbacks)
+        except BaseException:
+            self._release()
+            raise
+
+    def _build(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        config, chief = self.config, self.cluster.is_chief
+        with self.cluster.strategy.scope(), phase("making the network"):
             self.model = checkpoints.build_model(config)
             self.step_function = TrainStep(self.model, build_optimizer(config.train, self.model), config.train)
         self.state = TrainingState(
-            self.directory / "checkpoints",
-            self.model,
-            self.step_function,
-            config.train.keep_checkpoints,
-            self.cluster.is_chief,
+            self.directory / "checkpoints", self.model, self.step_function, config.train.keep_checkpoints, chief
         )
-        self._profiling = False
-        self._stop_signal: int | None = None
+        self._batches = Batches(self.train_set, config, self.cluster, self.slots)
+        self._callbacks = Callbacks(
+            callbacks if chief else (),
+            self.model,
+            self.step_function.optimizer,
+            self.steps_per_epoch,
+            config.train.steps,
+        )
         self._resume_or_initialise()
         self._check_workers()
+        if chief:  # not before the run is known to fit what is there
+            checkpoints.write_settings(self.directory, config, self.labels)
+
+    def _release(self) -> None:
+        if self.cluster.is_chief:
+            self._lock.release()
 
     def _resume_or_initialise(self) -> None:
         if self.state.restore():
@@ -98,7 +133,8 @@ class Trainer:
             return
         source = self.config.train.init_weights
         if source and source != "none":
-            self._say(checkpoints.load_initial_weights(self.model, source))
+            with phase(f"reading the weights {source}"):
+                self._say(checkpoints.load_initial_weights(self.model, source))
         self.step_function.reset_averages()
 
     def _check_workers(self) -> None:
@@ -118,17 +154,29 @@ class Trainer:
             WorkerLost: another worker died.
         """
         self._say(self._plan())
-        summaries = Summaries(self.directory, int(self.state.step.numpy())) if self.cluster.is_chief else None
+        step = int(self.state.step.numpy())
+        tensorboard = "tensorboard" in self.config.train.logger
+        summaries = None
         try:
-            with self._signals(), self.cluster.watch():
-                return self._loop(summaries)
+            if self.cluster.is_chief:
+                self._lock = FolderLock(self.directory)
+                summaries = Summaries(self.directory, step, tensorboard)
+            with self._signals, self.cluster.watch():
+                self._callbacks.begin()
+                outcome = self._loop(summaries)
+                self._callbacks.end()
+                return outcome
         except _Interrupted:  # the step was saved before the evaluation, which the other workers need not hear of
             step = int(self.state.step.numpy())
             self._say_stopped(step)
-            return Outcome(step, {}, True)
+            return self._outcome(step, {}, True)
         finally:
             if summaries:
                 summaries.close()
+            self._release()
+
+    def _outcome(self, step: int, scores: dict[str, float], interrupted: bool) -> Outcome:
+        return Outcome(step, step / self.steps_per_epoch, scores, interrupted)
 
     def _plan(self) -> str:
         train, cluster = self.config.train, self.cluster
@@ -143,8 +191,8 @@ class Trainer:
         train = self.config.train
         step, scores = int(self.state.step.numpy()), {}
         guard = Guard(self)
-        window = _Window(train.batch_size)
-        batches = self._batches(step)
+        report = Report(train, summaries, self._say)
+        self._batches.start(step)
         before = time.monotonic() - float(self.state.elapsed.numpy())
         agreed = {"stop": 0.0, "clock": float(self.state.elapsed.numpy())}
         results: list[tuple[int, tf.Tensor]] = []  # of steps that were started and not looked at
@@ -153,14 +201,15 @@ class Trainer:
         alone = self.cluster.workers == 1
 
         def stopping() -> bool:
-            return self._stop_signal is not None if alone else agreed["stop"] > 0
+            return self._signals.number is not None if alone else agreed["stop"] > 0
 
         def settle(left: int = 0) -> None:
             while len(results) > left:
                 number, result = results.pop(0)
                 values = result.numpy()
                 guard.check(number, values)
-                window.add(values)
+                report.add(values)
+                self._callbacks.step(number, values)
                 agreed.update({name: float(values[VALUES.index(name)]) for name in agreed})
 
         while True:
@@ -171,22 +220,29 @@ class Trainer:
                 scores = self._score(summaries, step)
                 self._save(step, pause - before, anew=True)
                 before += time.monotonic() - pause  # the budget is for training
-                window.restart()
+                report.restart()
             own = time.monotonic() - before
             elapsed = own if alone else agreed["clock"]
             share = self._share(step, elapsed)
-            if share >= 1.0 or stopping():
+            if share >= 1.0 or stopping() or self._wants_end():
                 break
             rate = learning_rate(train, step, share)
             self._profile(step)
-            parts = [next(batches) for _ in range(train.accumulate_steps)]
-            results.append((step, self.step_function(parts, rate, step, self._stop_signal is not None, own)))
+            try:
+                parts = self._batches.take(step)
+            except DataError:  # what was done up to here is not lost
+                settle()
+                if self.unsaved:
+                    self._save(step, elapsed)
+                raise
+            values = self._take_step(parts, rate, step, own)
+            results.append((step, values))
             step += 1
             settle(left=1)  # waits for the step before, while this one runs
             self.beat()
-            if step % train.log_every == 0:
+            if report.is_due(step):
                 settle()
-                self._report(window, summaries, step, rate, elapsed)
+                report.tell(step, self._share(step, elapsed), elapsed, self._numbers(rate))
             if step % train.checkpoint_every == 0:
                 settle()
                 self._save(step, time.monotonic() - before)
@@ -199,21 +255,38 @@ class Trainer:
         self.cluster.barrier()
         if stopping():
             self._say_stopped(step)
-        return Outcome(step, scores, stopping())
+        elif self._out_of_patience():
+            best = float(self.state.best.numpy())
+            self._say(f"no mask AP above {best:.3f} in {train.patience} evaluations (patience): ended at step {step}")
+        return self._outcome(step, scores, stopping())
+
+    def _take_step(self, parts: list, rate: float, step: int, clock: float) -> tf.Tensor:
+        stop = self._signals.number is not None
+        if self.unsaved:
+            return self.step_function(parts, rate, step, stop, clock)
+        with phase("TensorFlow makes the graph of a training step"):
+            values = self.step_function(parts, rate, step, stop, clock)
+            values.numpy()
+        self.unsaved = True
+        return values
+
+    def _numbers(self, rate: float) -> dict[str, float]:
+        numbers = {"learning_rate": rate}
+        if self.step_function.loss_scale is not None:
+            numbers["loss_scale"] = float(self.step_function.loss_scale.numpy()[0])
+        if self._batches.left_out:
+            numbers["unreadable_images"] = float(len(self._batches.left_out))
+        return numbers
 
     def pulse(self) -> None:
         """Tell that an evaluation goes on, after each of its batches; a signal ends it here."""
         self.beat()
-        if self._stop_signal is not None:
+        if self._signals.number is not None:
             raise _Interrupted
 
     def batches(self, step: int) -> tf.data.Dataset:
         """This worker's part of the batches from a step on, each part of a step and device by itself."""
-        train = self.config.train
-        return training_dataset(self.train_set, self.config.data, train.batch_size, train.seed, step, self.slots)
-
-    def _batches(self, step: int) -> Iterator[dict[str, tf.Tensor]]:
-        return iter(self.cluster.strategy.distribute_datasets_from_function(lambda _: self.batches(step)))
+        return self._batches.dataset(step)
 
     def _share(self, step: int, elapsed: float) -> float:
         if self.config.train.max_minutes:
@@ -223,6 +296,13 @@ class Trainer:
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.train.eval_every
         return bool(every and step and step % every == 0) and int(self.state.scored.numpy()) != step
+
+    def _wants_end(self) -> bool:
+        """Whether the run is to end before its time, for which each worker has the same reasons."""
+        return self._out_of_patience() or (self.cluster.workers == 1 and self._callbacks.wants_stop)
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.train.patience <= int(self.state.stale.numpy())
 
     def _save(self, step: int, elapsed: float, anew: bool = False) -> None:
         """Save a step, once unless `anew`: after an evaluation."""
@@ -241,45 +321,26 @@ class Trainer:
         except OSError as error:
             raise self.state.failure(step, error) from None
 
-    def _report(self, window: _Window, summaries: Summaries | None, step: int, rate: float, elapsed: float) -> None:
-        train = self.config.train
-        values, images_a_second = window.take()
-        if summaries is None:
-            return
-        share = self._share(step, elapsed)
-        losses = "  ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
-        total = "" if train.max_minutes else f"/{train.steps}"
-        memory = peak_memory_gb()
-        if train.max_minutes:
-            remaining = 60 * train.max_minutes - elapsed
-        else:
-            remaining = (train.steps - step) * train.batch_size / images_a_second
-        print(
-            f"step {step}{total}  {100 * share:.1f}%  loss {values['loss']:.3f}  {losses}  lr {rate:.2g}  "
-            f"{images_a_second:.1f} images/s  ETA {clock(remaining)}  {memory:.1f} GB",
-            flush=True,
-        )
-        more = {"learning_rate": rate, "images_per_second": images_a_second, "memory_gb": memory}
-        if self.step_function.loss_scale is not None:
-            more["loss_scale"] = float(self.step_function.loss_scale.numpy()[0])
-        summaries.scalars(step, values | more)
-
     def _score(self, summaries: Summaries | None, step: int) -> dict[str, float]:
         self.state.scored.assign(step)
         if self.evaluate is None:
             return {}
         with self.step_function.averaged_weights():
             scores, pictures = self.evaluate(self.model, step)
+        self._callbacks.scored(scores)
         if scores["mask_AP"] > float(self.state.best.numpy()):
             self.state.best.assign(scores["mask_AP"])
+            self.state.stale.assign(0)
             self._save_weights(step, checkpoints.BEST)
+        else:
+            self.state.stale.assign_add(1)
         if summaries:
             summaries.scalars(step, scores, "evaluation")
             summaries.pictures(step, pictures)
         return scores
 
     def _say_stopped(self, step: int) -> None:
-        name = signal.Signals(self._stop_signal).name if self._stop_signal else "a signal to another worker"
+        name = signal.Signals(self._signals.number).name if self._signals.number else "a signal to another worker"
         self._say(f"{name}: saved step {step} in {self.directory}; the same command goes on from there")
 
     def _say(self, line: str) -> None:
@@ -299,51 +360,6 @@ class Trainer:
             self._profiling = False
             self._say(f"profile of the steps {first} to {last}: {self.directory / 'tensorboard'}")
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a wish to stop after the step; a second one acts as usual."""
-
-        def wish(number: int, _: object) -> None:
-            self._stop_signal = number
-            for other, handler in old.items():
-                signal.signal(other, handler)
-
-        old = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
 
 class _Interrupted(Exception):
     """A signal came during an evaluation."""
-
-
-class _Window:
-    """The values of the steps between two reports."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the steps so far."""
-        self._rows: list[np.ndarray] = []
-        self._start = time.monotonic()
-
-    def add(self, row: np.ndarray) -> None:
-        """Take what a step returned."""
-        self._rows.append(row)
-
-    def take(self) -> tuple[dict[str, float], float]:
-        """Means since the last report, of the steps that were taken, the number of others, and images a second."""
-        rows = np.stack(self._rows)  # (steps, len(VALUES))
-        lost = {name: rows[:, VALUES.index(name)] for name in ("skipped", "overflowed")}
-        taken = rows[(lost["skipped"] + lost["overflowed"]) == 0]
-        means = taken.mean(axis=0) if len(taken) else np.full(len(VALUES), math.nan)
-        values = dict(zip(VALUES, map(float, means), strict=True)) | {k: float(v.sum()) for k, v in lost.items()}
-        values = {name: values[name] for name in (*LOSSES, "loss", "gradient_norm", "skipped", "overflowed")}
-        rate = len(rows) * self.batch_size / (time.monotonic() - self._start)
-        self.restart()
-        return values, rate

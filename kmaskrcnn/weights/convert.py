@@ -12,6 +12,7 @@ from kmaskrcnn.labels import Labels
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.training import checkpoints
 from kmaskrcnn.weights import detectron2, matterport, torchvision
+from kmaskrcnn.weights.budget import Budget
 from kmaskrcnn.weights.coco_labels import labels_for
 from kmaskrcnn.weights.errors import WeightsError
 from kmaskrcnn.weights.presets import find_file, find_preset
@@ -55,6 +56,7 @@ IMPORTERS = {
 
 def detect_format(path: str | os.PathLike) -> str:
     """The importer of a file, by its content; raises WeightsError where it is none of theirs."""
+    Budget(path)  # raises where it is no file
     try:
         with open(path, "rb") as stream:
             is_hdf5 = stream.read(4) == b"\x89HDF"

@@ -161,10 +161,14 @@ def _sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
         "backbone.fpn.inner_blocks.0.1",
         "rpn.head.cls_logits",
         "roi_heads.box_predictor.cls_score",
+        "roi_heads.mask_predictor.conv5_mask",
+        "roi_heads.mask_predictor.mask_fcn_logits",
         *(f"roi_heads.mask_head.{i}.{part}" for i in range(masks) for part in (0, 1)),
     ]
     spelled = [(f"{ours}.{leaf}", f"{_module(ours, heads)}.{leaf}") for ours in telling for leaf in _SIZED]
-    return head_sizes({ours: tensors[theirs] for ours, theirs in spelled if theirs in tensors}, source)
+    return head_sizes(
+        {ours: tensors[theirs] for ours, theirs in spelled if theirs in tensors}, source, background=False
+    )
 
 
 def _heads_of(tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -195,7 +199,12 @@ def _stored_anchors(tensors: Mapping[str, np.ndarray], source: str) -> dict[str,
         return {}
     if len(cells) != 5 or any(cell.ndim != 2 or cell.shape[1] != 4 for cell in cells):
         raise WeightsError(f"{source}: its anchors are not those of five levels")
+    objectness = tensors.get("proposal_generator.rpn_head.objectness_logits.weight", np.zeros(0))
+    if any(len(cell) != len(objectness) or not np.all(np.isfinite(cell)) for cell in cells):
+        raise WeightsError(f"{source}: its anchors are not those of its RPN")
     sides = np.stack([cell[:, 2:] - cell[:, :2] for cell in cells]).astype("float64")  # (level, anchor, (w, h))
+    if sides.min() <= 0:
+        raise WeightsError(f"{source}: its anchors have no area")
     sizes, ratios = np.sqrt(sides.prod(-1)), sides[..., 1] / sides[..., 0]
     if np.ptp(sizes, axis=1).max() > 0.01 * sizes.min() or np.ptp(ratios, axis=0).max() > 0.01:
         raise WeightsError(f"{source}: its anchors are not of one size a level and the same ratios on all")

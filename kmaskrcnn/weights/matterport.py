@@ -9,16 +9,19 @@ is in `DIFFERENCES`: accuracy is not carried over, so fine-tune, or measure, bef
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmaskrcnn.weights.errors import WeightsError
+from kmaskrcnn.weights.budget import Budget
+from kmaskrcnn.weights.errors import WeightsError, reason
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
-from kmaskrcnn.weights.transfer import LoadReport, Transform, take_size, transfer
+from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer
+from kmaskrcnn.weights.unpickle import ARRAY_KINDS
 
 if TYPE_CHECKING:
     from kmaskrcnn.model import MaskRCNN
@@ -60,6 +63,8 @@ _YX_TO_XY = [1, 0, 3, 2]
 _NORM_LEAVES = {"weight": "gamma", "bias": "beta"}
 # Neither layer learns: the anchors are a constant in some versions.
 _SPARE = ("anchors/",)
+# Of the groups in a file, which can hold each other: how deep they are followed, and what an entry costs.
+_DEEPEST, _ITEM_BYTES = 8, 512
 
 Spelling = tuple[tuple[str, ...], Transform]
 
@@ -68,24 +73,42 @@ def read_matterport(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a Keras 2 weight file as "layer/kernel", "layer/gamma" and so on; raises WeightsError."""
     import h5py
 
-    source = os.fspath(path)
-    tensors: dict[str, np.ndarray] = {}
-
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            layer, *inner = name.removeprefix("model_weights/").split("/")
-            # The RPN is a model within the model: its layers are a group further down.
-            layer = inner[-2] if layer == "rpn_model" and len(inner) > 1 else layer
-            tensors[f"{layer}/{name.rpartition('/')[2].removesuffix(':0')}"] = np.asarray(item)
-
+    budget = Budget(path)
+    source = budget.path
     try:
         with h5py.File(source, "r") as file:
-            file.visititems(collect)
-    except FileNotFoundError:
-        raise WeightsError(f"{source}: No such file or directory") from None
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"{source}: truncated, damaged or no HDF5 file ({error})") from None
-    return tensors
+            return {_tensor_name(name): np.asarray(item) for name, item in _datasets(file, budget)}
+    except WeightsError:
+        raise
+    # Damaged files fail in many ways, KeyError and MemoryError among them.
+    except Exception as error:
+        raise WeightsError(f"{source}: truncated, damaged or no HDF5 file ({reason(error)})") from None
+
+
+def _datasets(group: Any, budget: Budget, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The arrays of numbers in an HDF5 group and the groups in it, by their paths."""
+    import h5py
+
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # the others may lead to other files
+            continue
+        item = group[key]
+        budget.take(_ITEM_BYTES, "its groups")
+        if isinstance(item, h5py.Group) and depth < _DEEPEST:
+            yield from _datasets(item, budget, depth + 1)
+        elif isinstance(item, h5py.Dataset) and item.dtype.kind in ARRAY_KINDS:
+            if item.external or item.is_virtual or not item.name.isprintable():
+                raise ValueError(f"{item.name!r} lies in another file")
+            # A few bytes can declare any shape, compressed or without any data.
+            budget.take(item.nbytes, reason(item.name))
+            yield item.name.strip("/"), item
+
+
+def _tensor_name(path: str) -> str:
+    layer, *inner = path.removeprefix("model_weights/").split("/")
+    # The RPN is a model within the model: its layers are a group further down.
+    layer = inner[-2] if layer == "rpn_model" and len(inner) > 1 else layer
+    return f"{layer}/{path.rpartition('/')[2].removesuffix(':0')}"
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -201,17 +224,33 @@ def matterport_settings(path: str | os.PathLike) -> dict[str, Any]:
     def size(name: str, axis: int = 0) -> int:
         return take_size(tensors, name, axis, source)
 
-    channels = size("fpn_p2/bias")
-    rpn = size("rpn_conv_shared/bias")
-    masks = [name for name in tensors if re.fullmatch(r"mrcnn_mask_conv\d/bias", name)]
+    channels, rpn, classes = size("fpn_p2/bias"), size("rpn_conv_shared/bias"), size("mrcnn_class_logits/bias")
+    pool, fcs = size("mrcnn_class_conv1/kernel"), (size("mrcnn_class_conv1/bias"), size("mrcnn_class_conv2/bias"))
+    masks = tuple(size(name) for name in sorted(tensors) if re.fullmatch(r"mrcnn_mask_conv\d/bias", name))
+    check_shapes(
+        tensors,
+        {
+            "fpn_p2/kernel": (3, 3, channels, channels),
+            "rpn_conv_shared/kernel": (3, 3, channels, rpn),
+            "mrcnn_class_conv1/kernel": (pool, pool, channels, fcs[0]),
+            "mrcnn_class_conv2/kernel": (1, 1, *fcs),
+            "mrcnn_class_logits/kernel": (fcs[1], classes),
+            "mrcnn_mask/kernel": (1, 1, masks[-1] if masks else channels, classes),
+            **{
+                f"mrcnn_mask_conv{i}/kernel": (3, 3, *pair)
+                for i, pair in enumerate(itertools.pairwise((channels, *masks)), 1)
+            },
+        },
+        source,
+    )
     return MATTERPORT_SEMANTICS | {
         "backbone": resnet_of_blocks(counts, True, source),
-        "num_classes": size("mrcnn_class_logits/bias") - 1,
+        "num_classes": classes - 1,
         "fpn_channels": channels,
         "rpn_channels": 0 if rpn == channels else rpn,
-        "box_pool_size": size("mrcnn_class_conv1/kernel"),
-        "box_fc_channels": (size("mrcnn_class_conv1/bias"), size("mrcnn_class_conv2/bias")),
-        "mask_conv_channels": tuple(size(name) for name in sorted(masks)),
+        "box_pool_size": pool,
+        "box_fc_channels": fcs,
+        "mask_conv_channels": masks,
     }
 
 

@@ -5,6 +5,7 @@ The other importers use `torchvision_entries` too: they say how their files spel
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -16,7 +17,7 @@ import numpy as np
 
 from kmaskrcnn.weights.errors import WeightsError
 from kmaskrcnn.weights.pth_reader import read_tensors
-from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, take_size, transfer
+from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 
 if TYPE_CHECKING:
     from kmaskrcnn.model import MaskRCNN
@@ -216,8 +217,17 @@ def resnet_of_blocks(counts: list[int], bottleneck: bool, source: str) -> str:
     )
 
 
-def head_sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
-    """The settings that the shapes of the FPN and the heads tell; raises WeightsError where one of them is absent."""
+def head_sizes(tensors: Mapping[str, np.ndarray], source: str, background: bool = True) -> dict[str, Any]:
+    """The settings that the shapes of the FPN and the heads tell.
+
+    Args:
+        tensors: under torchvision's names.
+        source: the file, for messages.
+        background: the box offsets and masks have rows for the background.
+
+    Raises:
+        WeightsError: one of the shapes is absent, or does not fit the others.
+    """
 
     def size(name: str, axis: int = 0) -> int:
         return take_size(tensors, name, axis, source)
@@ -234,19 +244,44 @@ def head_sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]
     convs = widths(r"roi_heads\.box_head\.(\d+)\.0\.weight")
     fcs = widths(r"roi_heads\.box_head\.fc(\d+)\.weight") or widths(r"roi_heads\.box_head\.(\d+)\.weight")
     channels = size("backbone.fpn.layer_blocks.0.0.weight")
-    first = f"roi_heads.box_head.{len(convs) + 1}.weight" if convs else "roi_heads.box_head.fc6.weight"
-    rpn = size("rpn.head.cls_logits.weight", 1)
-    return {
-        "num_classes": size("roi_heads.box_predictor.cls_score.weight") - 1,
+    rpn, classes = size("rpn.head.cls_logits.weight", 1), size("roi_heads.box_predictor.cls_score.weight")
+    first_fc = "roi_heads.box_head." + (f"{len(convs) + 1}.weight" if convs else "fc6.weight")
+    settings = {
+        "num_classes": classes - 1,
         "fpn_channels": channels,
         "fpn_norm": norm_at("backbone.fpn.inner_blocks.0.1"),
         "rpn_conv_layers": len(widths(r"rpn\.head\.conv\.(\d+)\.0\.weight")),
         "rpn_channels": 0 if rpn == channels else rpn,
-        "box_pool_size": math.isqrt(size(first, 1) // (convs[-1] if convs else channels)),
+        "box_pool_size": math.isqrt(size(first_fc, 1) // (convs[-1] if convs else channels)),
         "box_conv_channels": convs,
         "box_fc_channels": fcs,
         "mask_conv_channels": widths(r"roi_heads\.mask_head\.(\d+)\.0\.weight"),
         "head_norm": norm_at("roi_heads.mask_head.0.1"),
+    }
+    check_shapes(tensors, _head_shapes(settings, rpn, classes - (not background)), source)
+    return settings
+
+
+def _head_shapes(settings: Mapping[str, Any], rpn: int, rows: int) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the heads' kernels by `head_sizes`' settings, with so many rows for box offsets and masks."""
+    channels, convs, fcs = settings["fpn_channels"], settings["box_conv_channels"], settings["box_fc_channels"]
+    masks, pool = settings["mask_conv_channels"], settings["box_pool_size"]
+    chains = {"rpn.head.conv": (rpn,) * settings["rpn_conv_layers"], "roi_heads.box_head": convs}
+    chains["roi_heads.mask_head"] = masks
+    shapes: dict[str, tuple[int | None, ...]] = {"backbone.fpn.layer_blocks.0.0.weight": (channels, channels, 3, 3)}
+    for prefix, widths in chains.items():
+        for i, (inputs, outputs) in enumerate(itertools.pairwise((channels, *widths))):
+            shapes[f"{prefix}.{i}.0.weight"] = (outputs, inputs, 3, 3)
+    flat = pool * pool * (convs[-1] if convs else channels)
+    for i, (inputs, outputs) in enumerate(itertools.pairwise((flat, *fcs))):
+        name = str(len(convs) + 1 + 2 * i) if convs else f"fc{6 + i}"
+        shapes[f"roi_heads.box_head.{name}.weight"] = (outputs, inputs)
+    last = masks[-1] if masks else channels
+    return shapes | {
+        "rpn.head.cls_logits.weight": (None, rpn, 1, 1),
+        "roi_heads.box_predictor.cls_score.weight": (settings["num_classes"] + 1, fcs[-1] if fcs else flat),
+        "roi_heads.mask_predictor.conv5_mask.weight": (last, None, 2, 2),
+        "roi_heads.mask_predictor.mask_fcn_logits.weight": (rows, last, 1, 1),
     }
 
 

@@ -156,4 +156,21 @@ def take_size(tensors: Mapping[str, Any], name: str, axis: int, source: str) -> 
     """The length of one axis of a tensor; raises WeightsError where there is no such tensor or axis."""
     if name not in tensors or tensors[name].ndim <= axis:
         raise WeightsError(f"{source}: no Mask R-CNN of the expected kind, it has no {name}")
+    if tensors[name].size == 0:
+        raise WeightsError(f"{source}: {name} of shape {tensors[name].shape} has no elements")
     return int(tensors[name].shape[axis])
+
+
+def check_shapes(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int | None]], source: str) -> None:
+    """Raise MisfitError where a tensor that is there has another shape, None standing for any length.
+
+    A model is built of what single lengths tell; only with all of them checked is it no larger than the file.
+    """
+    wrong = []
+    for name, shape in shapes.items():
+        found = tensors[name].shape if name in tensors else shape
+        if len(found) != len(shape) or any(b not in (a, None) for a, b in zip(found, shape, strict=True)):
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
+            wrong.append(f"{name} of shape {found} does not fit the other tensors, which want ({wanted})")
+    if wrong:
+        raise MisfitError(source, (), (), wrong)

@@ -1,5 +1,7 @@
 """The weight-file reader against files written by PyTorch, safetensors and numpy, and against hostile ones."""
 
+import argparse
+import collections
 import contextlib
 import io
 import os
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 
 from kmaskrcnn.weights import WeightsError, read_tensors, write_tensors
+from kmaskrcnn.weights.convert import detect_format
+from kmaskrcnn.weights.matterport import read_matterport
+from tests.weights import hostile
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 BASE = np.arange(24, dtype="float32") / 8 - 1
@@ -168,3 +173,74 @@ def test_files_of_other_kinds(tmp_path):
         archive.writestr("readme.txt", "hello")
     with pytest.raises(WeightsError, match=r"holds readme\.txt"):
         read_tensors(tmp_path / "other.zip")
+
+
+# Small files that make much: each of these took minutes or gigabytes before it was bounded.
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("lists.pkl", lambda: hostile.shared_lists(), "holds no tensors"),
+        ("stride.pth", lambda: hostile.stride_zero(), r"refused at a tensor, .* 8 times the \d+ bytes of the file"),
+        ("zeros.pth", lambda: hostile.deflated_storage(1 << 22), r"refused at storage 0, .* 8 times"),
+        (
+            "declares.npz",
+            lambda: dict(hostile._npz())["declares_6_gb.npz"],
+            r"w\.npy: damaged array .*cannot hold",
+        ),
+        ("bytes.pkl", lambda: dict(hostile._pickles())["bytes_of_a_number.pkl"], "a: damaged tensor"),
+        ("key.pkl", lambda: dict(hostile._pickles())["doubled_key.pkl"], "a tuple as a key"),
+        ("deep.safetensors", lambda: dict(hostile._safetensors())["deep.safetensors"], "recursion"),
+        ("same.safetensors", lambda: dict(hostile._safetensors())["same_bytes.safetensors"], "refused at w10, "),
+        ("buffer.pkl", lambda: dict(hostile._pickles())["many_arrays_of_one_buffer.pkl"], "refused at an array"),
+    ],
+)
+def test_small_files_that_make_much_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content())
+    with pytest.raises(WeightsError, match=rf"{name}: .*{message}".replace(".pkl", r"\.pkl")) as caught:
+        read_tensors(tmp_path / name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_hdf5_that_declares_or_nests_much_is_one_line(tmp_path):
+    for path in hostile._hdf5(tmp_path):
+        try:
+            read_matterport(path)
+        except WeightsError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+    with pytest.raises(WeightsError, match=r"refused at /conv1/kernel:0, .* 8 times"):
+        read_matterport(tmp_path / "declares_6_gb.h5")
+    with pytest.raises(WeightsError, match="lies in another file"):
+        read_matterport(tmp_path / "another_file.h5")
+
+
+def test_pipes_and_odd_paths_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for read in (read_tensors, read_matterport, detect_format):
+        with pytest.raises(WeightsError, match=r"pipe\.pth: is not a file"):
+            read(tmp_path / "pipe.pth")
+        with pytest.raises(WeightsError, match=r"\\x00.*null"):
+            read("a\0b.pth")
+
+
+def test_what_training_programs_save_beside_the_weights_is_passed_over(tmp_path):
+    """As torchvision's references do: args are a Namespace, the schedule counts milestones in a Counter."""
+    checkpoint = {
+        "model": collections.OrderedDict({"a.weight": BASE}),
+        "optimizer": {"state": {0: {"momentum_buffer": BASE}}, "param_groups": [{"lr": 0.02, "params": [0]}]},
+        "lr_scheduler": {"milestones": collections.Counter({16: 1, 22: 1}), "_last_lr": [0.02]},
+        "args": argparse.Namespace(device="cuda", output=pathlib.Path("a"), aspect=collections.defaultdict(list)),
+        "epoch": 25,
+    }
+    for protocol in (2, 4, 5):
+        (tmp_path / "c.pkl").write_bytes(pickle.dumps(checkpoint, protocol=protocol))
+        tensors = read_tensors(tmp_path / "c.pkl")
+        assert list(tensors) == ["a.weight"]
+        np.testing.assert_array_equal(tensors["a.weight"], BASE, strict=True)
+
+
+def test_one_tensor_under_two_names_is_one_array(tmp_path):
+    (tmp_path / "tied.pkl").write_bytes(pickle.dumps({"a": BASE, "b": BASE}))
+    tensors = read_tensors(tmp_path / "tied.pkl")
+    assert tensors["a"] is tensors["b"]

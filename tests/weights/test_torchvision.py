@@ -167,3 +167,17 @@ def test_files_of_other_networks(tmp_path):
     state = {n: v for n, v in torchvision_state().items() if not n.startswith("roi_heads")}
     with pytest.raises(WeightsError, match=r"it has no roi_heads\.box_predictor\.cls_score\.weight"):
         torchvision_settings(saved(tmp_path, state))
+
+
+def test_a_model_is_no_larger_than_its_file(tmp_path):
+    """Shapes of tensors without elements, or that contradict each other, declare widths that no memory holds."""
+    for name, shape in (
+        ("roi_heads.mask_head.0.0.weight", (1 << 30, 0, 3, 3)),
+        ("roi_heads.mask_head.0.0.weight", (100_000, 1, 1, 1)),
+        ("backbone.fpn.layer_blocks.0.0.weight", (100_000, 1, 1, 1)),
+        ("roi_heads.box_head.fc7.weight", (100_000, 1)),
+        ("roi_heads.box_predictor.cls_score.weight", (0, 1 << 40)),
+    ):
+        write_tensors(tmp_path / "w.safetensors", torchvision_state() | {name: np.zeros(shape, "float32")})
+        with pytest.raises(WeightsError, match=r"w\.safetensors: .*(no elements|does not fit the other tensors)"):
+            torchvision_settings(tmp_path / "w.safetensors")

@@ -1,0 +1,1 @@
+"""Reading, writing and fetching files of weights."""

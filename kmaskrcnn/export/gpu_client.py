@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -78,8 +79,14 @@ class LiteRTGpuClient:
         }
 
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """`letterbox` to the size of the input."""
-        return letterbox(pixels, self.height, self.width, self.metadata["pad_value"])
+        """The input (1, height, width, 3) float32 with a picture (H, W, 3) uint8 in it, and its height and width there.
+
+        The padding is the number that normalization turns into 0.
+        """
+        canvas, scaled = letterbox(pixels, self.height, self.width, (0, 0, 0))
+        images = canvas[None].astype(np.float32)
+        images[:, scaled[0] :] = images[:, :, scaled[1] :] = self.metadata["pad_value"]
+        return images, scaled
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
         """Find the objects of one picture.
@@ -92,13 +99,15 @@ class LiteRTGpuClient:
             OSError: the file cannot be read.
         """
         pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
-        canvas, scaled = self.letterbox(pixels)
+        images, scaled = self.letterbox(pixels)
         with self._lock:
-            found = host.detect(self.run, canvas[None].astype(np.float32), scaled, self.settings)
-        height, width = pixels.shape[:2]
+            found = host.detect(self.run, images, scaled, self.settings)
+        return self.interpret(found, pixels.shape[:2], scaled)
+
+    def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
+        """What `host.detect` found in a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        height, width = int(size[0]), int(size[1])
         stretch = np.array([height / scaled[0], width / scaled[1]] * 2, np.float32)
         boxes = np.minimum(found["boxes"] * stretch, np.array([height, width] * 2, np.float32))
-        mask_paste = self.metadata["mask_paste"]
-        return Prediction(
-            height, width, boxes, found["scores"], found["classes"], found["masks"], self.labels, mask_paste
-        )
+        rest = (found["scores"], found["classes"], found["masks"], self.labels, self.metadata["mask_paste"])
+        return Prediction(height, width, boxes, *rest)

@@ -13,6 +13,7 @@ Every operation in them is a convolution or the like, of fixed size.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -92,13 +93,16 @@ class GpuFunctions:
         return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + head.logits_bias)}
 
 
-def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") -> bytes:
+def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") -> tuple[bytes, str]:
     """Convert to one TFLite flatbuffer with the signatures pyramid, boxes and masks.
 
     Args:
         model: of dtype float32.
         height, width: of the input, multiples of 32.
         quantize: "none" float32; "float16" weights.
+
+    Returns:
+        The flatbuffer, and by what it was found to be fully accelerated, as of `check_accelerated`.
 
     Raises:
         ConfigError: a size that is no multiple of 32, or another quantization.
@@ -124,10 +128,9 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
     if quantize == "float16":
         content = tflite.quantized(content, "float16")
     try:
-        check_accelerated(content)
+        return content, check_accelerated(content)
     except AcceleratorError as error:
         raise tflite.ExportError(str(error)) from None
-    return content
 
 
 def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
     config = model.config
     levels = []
     padded = {"P2": (height // 4, width // 4)}
-    for above, level in zip(LEVELS, LEVELS[1:], strict=False):
+    for above, level in itertools.pairwise(LEVELS):
         padded[level] = tuple(-(-side // 2) for side in padded[above])
     for name, stride, size in zip(LEVELS, STRIDES, config.anchor_sizes, strict=True):
         rows, columns = padded[name]
@@ -183,7 +186,7 @@ def write(
         },
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "float32", "channels": "RGB"},
         "padding": "scale the image to fit, put it top left, fill the rest with pad_value",
-        "pad_value": tflite.pad_value(config),
+        "pad_value": [float(value) for value in model._mean],
         "mask_paste": config.model.mask_paste,
         "quantize": quantize,
         "host": host_settings(model, height, width),

@@ -61,7 +61,8 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, max_output:
 
 def anchors_of(level: Mapping[str, Any]) -> np.ndarray:
     """The anchors (h * w * A, 4) of a level of the settings."""
-    y, x = (np.arange(n, dtype=np.float32) * s for n, s in zip((level["height"], level["width"]), level["strides"]))
+    y = np.arange(level["height"], dtype=np.float32) * np.float32(level["strides"][0])
+    x = np.arange(level["width"], dtype=np.float32) * np.float32(level["strides"][1])
     shifts = np.stack(np.broadcast_arrays(y[:, None], x[None, :]) * 2, axis=-1)  # (h, w, 4)
     return (shifts[:, :, None] + np.array(level["anchors"], np.float32)).reshape(-1, 4)
 

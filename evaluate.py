@@ -1,65 +1,8 @@
-"""Score a trained model by COCO's measures: python evaluate.py --model_dir=DIR [--report=DIR ...]."""
-
-from __future__ import annotations
+"""python evaluate.py --flagfile=...: the same as `kmaskrcnn evaluate`."""
 
 import sys
 
-from absl import flags as absl_flags
-
-from kmaskrcnn import flags
-from kmaskrcnn.config import ConfigError, TrainConfig
-
-WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
-REPORT = absl_flags.DEFINE_string(
-    "report", "", "Folder for report.html, a page that holds everything, with results.json; empty: none."
-)
-COMPARE = absl_flags.DEFINE_string(
-    "compare", "", "Folder of another run's --report or --output on the same images, to compare with in the report."
-)
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and pictures; empty: none.")
-
-
-def main() -> int:
-    """Print the scores of a model folder, with its settings but for those given as flags; workers share the images."""
-    settings = flags.given_settings()
-    if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
-    if COMPARE.value and not REPORT.value:
-        raise ConfigError("--compare needs --report")
-    from kmaskrcnn.data import open_dataset
-    from kmaskrcnn.evaluation import evaluate
-    from kmaskrcnn.predict import Predictor
-    from kmaskrcnn.training.cluster import open_cluster
-    from kmaskrcnn.training.launcher import follow_launcher, launch
-
-    if settings.get("num_local_workers"):
-        return launch(settings["num_local_workers"], sys.argv)
-    follow_launcher()
-    # How the model was trained is of no account here.
-    cluster = open_cluster(TrainConfig(strategy=settings.get("strategy", "one")))
-    with cluster.watch(), cluster.quiet():
-        predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
-        with cluster.in_turn():
-            dataset = open_dataset(predictor.config, "val", predictor.labels)
-        if dataset is None:
-            raise ConfigError("--val_annotations is missing: the COCO JSON to score on")
-        dataset.summary()
-        result = evaluate(predictor, dataset, predictor.config, cluster)
-        print(result.table())
-        if OUTPUT.value and cluster.is_chief:
-            result.write(OUTPUT.value)
-            print(f"written to {OUTPUT.value}")
-        if REPORT.value and cluster.is_chief:
-            from kmaskrcnn.evaluation.report import write_report
-
-            limit = predictor.config.evaluation.eval_max_detections
-            page = write_report(
-                REPORT.value, result, dataset, predictor.labels, settings["model_dir"], limit, COMPARE.value
-            )
-            print(f"report: {page}")
-    return 0
-
+from kmaskrcnn.programs.cli import run_command
 
 if __name__ == "__main__":
-    flags.define_config_flags()
-    flags.run(main)
+    run_command("evaluate", sys.argv[1:], "evaluate.py")

@@ -21,7 +21,7 @@ import time
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import load_coco, load_dataset, training_dataset
-from kmaskrcnn.data.convert import write_shards
+from kmaskrcnn.data.readers.write_tfrecord import write_shards
 
 TORCH_SIDE = pathlib.Path(__file__).with_name("input_pipeline_torch.py")
 BATCH, WARMUP = 2, 4

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, load_coco, training_dataset
-from kmaskrcnn.ops.mask_paste import paste_mask
+from kmaskrcnn.results.mask_paste import paste_mask
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "COCO JSON.", required=True)
 _IMAGES = flags.DEFINE_string("images", "", "Folder of its images; empty: that of the JSON.")

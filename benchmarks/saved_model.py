@@ -32,9 +32,9 @@ def main() -> None:
 
     from kmaskrcnn.config import Config
     from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
-    from kmaskrcnn.labels import Labels
-    from kmaskrcnn.predict import Predictor
-    from kmaskrcnn.training.checkpoints import build_model
+    from kmaskrcnn.inference.predictor import Predictor
+    from kmaskrcnn.model_folder import build_model
+    from kmaskrcnn.results.labels import Labels
 
     settings = {"backbone": options.backbone, "score_threshold": 0.0}
     config = Config().replace(**settings, min_size=options.size, max_size=options.size)

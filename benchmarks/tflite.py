@@ -72,10 +72,10 @@ def random_model(flagfile):
 def convert(options):
     """Write the file; prints seconds, peak memory and operations as JSON."""
     from kmaskrcnn.export import tflite
-    from kmaskrcnn.labels import Labels
+    from kmaskrcnn.results.labels import Labels
 
     if options.model_dir:
-        from kmaskrcnn.training.checkpoints import load_model
+        from kmaskrcnn.model_folder import load_model
 
         model, config, labels = load_model(options.model_dir, "best", **tflite.MOBILE_SETTINGS)
     else:

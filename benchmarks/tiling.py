@@ -83,7 +83,7 @@ def _truth(cells: list[_Cell], categories: list[dict]) -> dict[str, list[dict]]:
 
 def _in_cells(prediction: Any, cells: list[_Cell]) -> list[dict]:
     """What was found in the mosaic, as results of the cells."""
-    from kmaskrcnn.ops.pasted_masks import cut_window
+    from kmaskrcnn.results.pasted_masks import cut_window
 
     frames = np.array([(c.top, c.left, c.top + c.pixels.shape[0], c.left + c.pixels.shape[1]) for c in cells])
     results = []
@@ -107,7 +107,7 @@ def _in_cells(prediction: Any, cells: list[_Cell]) -> list[dict]:
 def main(argv: list[str]) -> None:
     from kmaskrcnn.data import load_coco
     from kmaskrcnn.evaluation import score
-    from kmaskrcnn.predict import Predictor
+    from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.training.summaries import peak_memory_gb
 
     dataset = load_coco(_ANNOTATIONS.value, _IMAGES.value)

@@ -11,8 +11,8 @@ _PUBLIC = {
     "ConfigError": "kmaskrcnn.config",
     "MaskRCNN": "kmaskrcnn.model",
     "ModelConfig": "kmaskrcnn.config",
-    "Prediction": "kmaskrcnn.prediction",
-    "Predictor": "kmaskrcnn.predict",
+    "Prediction": "kmaskrcnn.results.prediction",
+    "Predictor": "kmaskrcnn.inference.predictor",
 }
 __all__ = sorted(_PUBLIC)
 

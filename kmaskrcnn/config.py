@@ -1,8 +1,8 @@
 """One tree of frozen dataclasses: every setting of the model, the data, the training and the evaluation.
 
-A setting is written once, here, with its help text. The command-line flags (`kmaskrcnn.flags`), the keywords of
-`MaskRCNN` and the `config.json` beside the checkpoints all derive from these fields, so field names are unique
-over the whole tree.
+A setting is written once, here, with its help text. The command-line flags (`kmaskrcnn.programs.flags`), the keywords
+of `MaskRCNN` and the `config.json` beside the checkpoints all derive from these fields, so field names are unique over
+the whole tree.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class DataConfig:
     """Where images come from and what happens to them before the model."""
 
     train_annotations: str = _setting(
-        "shapes", "Set to train on (COCO JSON, or another form of docs/data.md), or 'shapes' for the built-in one."
+        "shapes",
+        "Set to train on (COCO JSON, or another form of docs/guide/data.md), or 'shapes' for the built-in one.",
     )
     train_images: str = _setting("", "Folder of the training images; empty: that of the JSON, or where the form says.")
     val_annotations: str = _setting("", "Set to evaluate on, 'shapes', or empty for no evaluation.")
@@ -300,6 +301,12 @@ def fields() -> dict[str, tuple[dataclasses.Field, type, bool]]:
             assert not isinstance(hint, types.UnionType), field.name
             result[field.name] = (field, typing.get_args(hint)[0] if is_tuple else hint, is_tuple)
     return result
+
+
+def groups() -> dict[str, list[str]]:
+    """The names of the settings by group: model, data, train, evaluation."""
+    types_of = typing.get_type_hints(Config)
+    return {g.name: [f.name for f in dataclasses.fields(types_of[g.name])] for g in dataclasses.fields(Config)}
 
 
 _POSITIVE = (

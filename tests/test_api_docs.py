@@ -1,4 +1,4 @@
-"""docs/api.md names what there is, with the arguments that it takes."""
+"""docs/reference/api.md names what there is, with the arguments that it takes."""
 
 import ast
 import importlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "api.md").read_text()
 ENTRIES = re.findall(r"^\| `(kmaskrcnn\.[^`]*)` \|", PAGE, re.MULTILINE)
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.folders import local_folder
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.training.checkpoints import load_model, prepare_directory
+from kmaskrcnn.model_folder import load_model, prepare_directory
+from kmaskrcnn.results.labels import Labels
 
 LABELS = Labels(("a",), (1,))
 

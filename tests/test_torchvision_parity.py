@@ -9,7 +9,7 @@ import tensorflow as tf
 from benchmarks.parity.compare import Table, relative
 from benchmarks.parity.run import compare_detections, compare_losses, detections_of, inputs_of
 from kmaskrcnn import MaskRCNN
-from kmaskrcnn.ops.mask_paste import paste_mask
+from kmaskrcnn.results.mask_paste import paste_mask
 from kmaskrcnn.weights import write_tensors
 from kmaskrcnn.weights.torchvision import load_torchvision, torchvision_settings
 from tests.golden.seeded import seeded

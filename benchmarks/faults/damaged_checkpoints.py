@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from benchmarks.faults import Row, tally
-from kmaskrcnn.training.errors import TrainingError
+from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.training.state import TrainingState
 
 STEPS = (1, 2, 3, 4)

@@ -25,7 +25,11 @@ from benchmarks.faults import Row
 ROOT = Path(__file__).resolve().parents[2]
 # Modules of this package and how many faults each tries, those that take longest first.
 KINDS = {
+    "kills": 10,
+    "kills_workers": 10,
+    "stops": 3,
     "damaged_checkpoints": 240,
+    "lost_images": 20,
 }
 TIMEOUT = 1200.0  # seconds of one kind
 

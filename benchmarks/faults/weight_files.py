@@ -20,7 +20,7 @@ BYTES, SECONDS = 2 << 30, 20
 def main() -> int:
     """Print a line for each fault and one with the counts; exit code 1 where there is a fault."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tests.weights import hostile
+    from tests.weight_files import hostile
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the damaged bytes")
@@ -56,8 +56,8 @@ def check(path: pathlib.Path) -> str:
 
 
 def _import(path: pathlib.Path, writer: int) -> None:
+    from kmaskrcnn.errors import WeightsError
     from kmaskrcnn.weights.convert import import_file
-    from kmaskrcnn.weights.errors import WeightsError
 
     signal.alarm(10 * SECONDS)  # for one that waits
     with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:

@@ -22,13 +22,13 @@ import kmaskrcnn.model
 from benchmarks.parity.compare import Found, Table, relative, unexplained
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.evaluation import score
-from kmaskrcnn.labels import Labels
 from kmaskrcnn.layers.box_head import detect_boxes
 from kmaskrcnn.layers.rpn import LEVELS, level_anchors, propose
 from kmaskrcnn.ops import boxes as box_ops
-from kmaskrcnn.ops.mask_paste import paste_mask
 from kmaskrcnn.ops.mask_targets import mask_targets
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.mask_paste import paste_mask
+from kmaskrcnn.results.prediction import Prediction
 from kmaskrcnn.weights.torchvision import load_torchvision, torchvision_entries, torchvision_settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -13,12 +13,12 @@ from benchmarks.speed import roof, workloads
 from benchmarks.speed.workloads import NUM_CLASSES, Stages
 from kmaskrcnn import Config, MaskRCNN, Predictor
 from kmaskrcnn.config import TrainConfig
-from kmaskrcnn.data.masks import resample_area
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.data.sets.masks import resample_area
 from kmaskrcnn.layers.box_head import detect_boxes
 from kmaskrcnn.layers.roi_align import RoIAlign
 from kmaskrcnn.layers.rpn import level_anchors, propose
-from kmaskrcnn.ops.mask_paste import paste_mask
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.mask_paste import paste_mask
 from kmaskrcnn.training.step import TrainStep, build_optimizer
 from kmaskrcnn.weights.torchvision import load_torchvision, torchvision_settings
 

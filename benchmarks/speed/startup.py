@@ -21,14 +21,13 @@ PARTS = ("import kmaskrcnn", "import Predictor", "open the folder", "first predi
 
 def write_folder(folder, dtype):
     """A model folder as training leaves it."""
-    from kmaskrcnn import Config
-    from kmaskrcnn.labels import Labels
-    from kmaskrcnn.training import checkpoints
+    from kmaskrcnn import Config, model_folder
+    from kmaskrcnn.results.labels import Labels
 
     config = Config().replace(dtype=dtype, model_dir=folder)
     labels = Labels(tuple(map(str, range(80))), tuple(range(1, 81)))
-    checkpoints.prepare_directory(folder, config, labels)
-    checkpoints.save_weights(checkpoints.build_model(config), pathlib.Path(folder) / checkpoints.LAST)
+    model_folder.prepare_directory(folder, config, labels)
+    model_folder.save_weights(model_folder.build_model(config), pathlib.Path(folder) / model_folder.LAST)
 
 
 def run(folder):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from kmaskrcnn.backbones import efficientnet_lite, mobilenet_v2, resnet
-from kmaskrcnn.weights import pixels
-from kmaskrcnn.weights.imagenet import load_imagenet as load_weights
+from kmaskrcnn.backbones import efficientnet_lite, mobilenet_v2, pixels, resnet
+from kmaskrcnn.backbones.imagenet import load_imagenet as load_weights
 
 __all__ = ["BACKBONES", "build_backbone", "load_weights", "pixel_statistics"]
 

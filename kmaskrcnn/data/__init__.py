@@ -5,19 +5,19 @@ from typing import Any
 
 # Loaded on first use, so that the parts without TensorFlow do not wait for it.
 _PUBLIC = {
-    "CocoDataset": "kmaskrcnn.data.coco",
-    "DataError": "kmaskrcnn.data.records",
-    "evaluation_dataset": "kmaskrcnn.data.pipeline",
-    "images_of_step": "kmaskrcnn.data.pipeline",
-    "load_coco": "kmaskrcnn.data.coco",
-    "load_dataset": "kmaskrcnn.data.coco",
+    "CocoDataset": "kmaskrcnn.data.sets.dataset",
+    "DataError": "kmaskrcnn.errors",
+    "evaluation_dataset": "kmaskrcnn.data.input.pipeline",
+    "images_of_step": "kmaskrcnn.data.input.pipeline",
+    "load_coco": "kmaskrcnn.data.readers.opening",
+    "load_dataset": "kmaskrcnn.data.readers.opening",
     "load_image": "kmaskrcnn.data.image_files",
-    "make_shapes": "kmaskrcnn.data.shapes",
-    "open_dataset": "kmaskrcnn.data.opening",
-    "open_raw": "kmaskrcnn.data.opening",
-    "prepare_image": "kmaskrcnn.data.pipeline",
-    "steps_per_epoch": "kmaskrcnn.data.pipeline",
-    "training_dataset": "kmaskrcnn.data.pipeline",
+    "make_shapes": "kmaskrcnn.data.sets.shapes",
+    "open_dataset": "kmaskrcnn.data.readers.opening",
+    "open_raw": "kmaskrcnn.data.readers.opening",
+    "prepare_image": "kmaskrcnn.data.resize",
+    "steps_per_epoch": "kmaskrcnn.data.input.pipeline",
+    "training_dataset": "kmaskrcnn.data.input.pipeline",
 }
 __all__ = sorted(_PUBLIC)
 

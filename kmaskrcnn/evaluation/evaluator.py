@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.predict import Predictor
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.progress import Progress
-from kmaskrcnn.training.cluster import Cluster
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def evaluate(
         beat: called after each batch, if given, for a watchdog.
 
     Raises:
-        DataError: the data set has a category that the model does not know.
+        DataError: the data set has a category that the model does not know, or an image cannot be read.
     """
     check_categories(predictor.labels, dataset)
     settings = config.evaluation
@@ -117,7 +118,8 @@ def evaluate(
     index_of = {int(image_id): index for index, image_id in enumerate(dataset.image_ids)}
     pictured = {int(image_id) for image_id in dataset.image_ids[: settings.eval_pictures]}
     progress = Progress("images evaluated", count)
-    for batch in _predictions(predictor, dataset, config, count, workers, worker):
+    batches = _predictions(predictor, dataset, config, count, workers, worker)
+    for batch in _name_unreadable(batches, dataset, count):
         own: list[dict] = []
         for image_id, prediction in batch:
             own += prediction.to_coco(image_id)
@@ -150,6 +152,19 @@ def _predictions(
     settings = config.evaluation
     for batch in evaluation_dataset(dataset, config.data, settings.eval_batch_size, count, workers, worker):
         yield list(zip(map(int, batch["image_ids"].numpy()), predictor.predict_batch(batch), strict=True))
+
+
+def _name_unreadable(batches: Iterator[list], dataset: CocoDataset, count: int) -> Iterator[list]:
+    """The batches; raises DataError with the image's name where one was lost or damaged after the set was checked."""
+    try:
+        yield from batches
+    except (tf.errors.OpError, OSError):
+        for index in range(count):
+            if reason := dataset.read_problem(index):
+                image = f"image {dataset.image_ids[index]} ({dataset.paths[index]})"
+                advice = "put it right, or take it out of the evaluation set (scores without it do not compare)"
+                raise DataError(f"{image}: {reason}; {advice}") from None
+        raise
 
 
 def _from_all(

@@ -18,12 +18,12 @@ from kmaskrcnn.config import ConfigError
 from kmaskrcnn.data import CocoDataset
 from kmaskrcnn.evaluation import report_figures as figures
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
-from kmaskrcnn.evaluation.errors import ImageMatches, calibration, confusion_matrix, match_images, to_rle
+from kmaskrcnn.evaluation.error_kinds import ImageMatches, calibration, confusion_matrix, match_images, to_rle
 from kmaskrcnn.evaluation.evaluator import Evaluation
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.ops.pasted_masks import PastedMasks
 from kmaskrcnn.progress import Progress
-from kmaskrcnn.visualize import draw_instances
+from kmaskrcnn.results.draw import draw_instances
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.pasted_masks import PastedMasks
 
 _WORST, _BEST, _CHANGED = 6, 4, 3
 _PICTURE_SIDE = 900

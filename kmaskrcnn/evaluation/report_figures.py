@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kmaskrcnn.evaluation.coco_metrics import CocoScores
-from kmaskrcnn.evaluation.errors import Calibration
+from kmaskrcnn.evaluation.error_kinds import Calibration
 
 _RECALLS = np.linspace(0, 1, 101)
 # Classes drawn with a curve of their own, and classes whose cells of the confusion matrix hold their numbers.

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
 
 SIGNATURE = "serving_default"
 NUMBER, BOXES, SCORES = "num_detections", "detection_boxes", "detection_scores"

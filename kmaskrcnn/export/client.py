@@ -20,8 +20,8 @@ import numpy as np
 from kmaskrcnn.export.answers import OUTPUTS, SIGNATURE, SIZES, ImageError, Picture, ServingError, read, to_predictions
 from kmaskrcnn.export.gpu_client import LiteRTGpuClient
 from kmaskrcnn.export.litert_client import LiteRTClient
-from kmaskrcnn.labels import Labels, read_labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels, read_labels
+from kmaskrcnn.results.prediction import Prediction
 
 __all__ = [
     "Client",

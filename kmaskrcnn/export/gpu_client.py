@@ -16,8 +16,8 @@ import numpy as np
 from kmaskrcnn.export import host
 from kmaskrcnn.export.answers import Picture, read
 from kmaskrcnn.export.litert_client import decode_picture, letterbox, read_metadata
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
 
 
 class LiteRTGpuClient:

@@ -26,7 +26,7 @@ from keras import ops
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import tflite
 from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
 from kmaskrcnn.layers.rpn import LEVELS, STRIDES
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from kmaskrcnn.export.answers import BOXES, SIGNATURE, ImageError, Picture, read, to_predictions
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
 
 
 class LiteRTClient:

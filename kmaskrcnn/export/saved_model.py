@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from kmaskrcnn.config import Config, ConfigError, DataConfig
-from kmaskrcnn.data.pipeline import NATIVE_STEPS, long_sides
-from kmaskrcnn.data.pixels import resize
+from kmaskrcnn.data.resize import resize
+from kmaskrcnn.data.sizes import NATIVE_STEPS, long_sides
 from kmaskrcnn.export import encoded_images, serving_protos
 from kmaskrcnn.export.client import Client
-from kmaskrcnn.labels import Labels, parse_labels, write_labels
 from kmaskrcnn.model import MaskRCNN
+from kmaskrcnn.results.labels import Labels, parse_labels, write_labels
 
 Tensor = tf.Tensor
 
@@ -115,7 +115,7 @@ class ServingFunctions:
         return tf.debugging.Assert(count <= self.max_images, message)
 
     def _scaled(self, size: Tensor) -> Tensor:
-        """Height and width (2,) that an image of this size is resized to, as `augment.scaled_size` has it."""
+        """Height and width (2,) that an image of this size is resized to, as `sizes.scaled_size` has it."""
         config, sides = self.config, tf.cast(size, tf.float64)
         if config.resize_mode == "native":
             scale = tf.constant(config.native_scale, tf.float64)
@@ -129,7 +129,7 @@ class ServingFunctions:
         return tf.reduce_any(shape > MAX_NATIVE_SIDE) if native else tf.constant(False)
 
     def _canvas(self, size: Tensor) -> Tensor:
-        """The padded height and width (2,) of an image of this size, as `pipeline.bucket_shape` has it."""
+        """The padded height and width (2,) of an image of this size, as `sizes.bucket_shape` has it."""
         shape = self._scaled(size)
         if self.config.resize_mode == "native":
             small, large, turn = NATIVE_STEPS
@@ -174,7 +174,7 @@ class ServingFunctions:
 def _paste(masks: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
     """Masks (B, D, M, M) over boxes (B, D, 4) in 0..1 of images of sizes (B, 2) -> (B, D, max H, max W) uint8 of 0, 1.
 
-    Samples at pixel centres, as `kmaskrcnn.ops.mask_paste`.
+    Samples at pixel centres, as `kmaskrcnn.results.mask_paste`.
     """
     height, width = tf.unstack(tf.reduce_max(sizes, axis=0))
     cells = masks.shape[-1]

@@ -22,9 +22,9 @@ import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.labels import Labels
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
+from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
 

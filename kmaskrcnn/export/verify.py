@@ -13,7 +13,7 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.evaluation.coco_metrics import score
 from kmaskrcnn.export.client import ImageError
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.prediction import Prediction
 
 Predict = Callable[[str], Prediction]
 

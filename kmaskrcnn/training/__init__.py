@@ -1,5 +1,5 @@
 """Training: the loop, its schedules, checkpoints and logs."""
 
-from kmaskrcnn.training.errors import TrainingError
+from kmaskrcnn.errors import TrainingError
 
 __all__ = ["TrainingError"]

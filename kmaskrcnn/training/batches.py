@@ -6,9 +6,9 @@ import sys
 
 import tensorflow as tf
 
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, images_of_step, training_dataset
-from kmaskrcnn.training.cluster import Cluster
 
 # Steps past the one that failed in which the image is looked for: as far as batches are made in advance, and more.
 _AHEAD = 16

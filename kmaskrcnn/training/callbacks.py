@@ -115,7 +115,7 @@ def logger_callbacks(config: Config) -> list[keras.callbacks.Callback]:
             from wandb.integration.keras import WandbMetricsLogger
 
             if wandb.run is None:
-                wandb.init(config=settings, dir=config.train.model_dir)
+                wandb.init(config=settings)
             found.append(WandbMetricsLogger(log_freq=20))
         if "mlflow" in config.train.logger:
             import mlflow

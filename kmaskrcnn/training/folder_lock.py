@@ -9,7 +9,7 @@ import os
 import socket
 from pathlib import Path
 
-from kmaskrcnn.training.errors import LOCK, TrainingError
+from kmaskrcnn.errors import LOCK, TrainingError
 
 
 class FolderLock:

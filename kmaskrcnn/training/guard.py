@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
+from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.model import LOSSES
-from kmaskrcnn.training.errors import TrainingError
 from kmaskrcnn.training.step import VALUES
-
-if TYPE_CHECKING:
-    from kmaskrcnn.training.trainer import Trainer
 
 # Steps in a row with a non-finite loss or gradient after which going on is pointless.
 _MAX_SKIPPED = 10
@@ -28,11 +24,23 @@ class Guard:
     A batch is a function of the seed and the step, so it is made again instead of every batch being held.
 
     Args:
-        trainer: whose settings, folder and batches these are.
+        stops: end the run at the first such step, as --on_nonfinite=stop has it.
+        folder: where batches are kept.
+        worker: the number of this worker, for the names of files.
+        batch_of: this worker's batch of a step, by name.
+        newest: the path of the newest checkpoint.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.skipped_in_a_row = trainer, 0
+    def __init__(
+        self,
+        stops: bool,
+        folder: Path,
+        worker: int,
+        batch_of: Callable[[int], Mapping[str, np.ndarray]],
+        newest: Callable[[], str],
+    ):
+        self.stops, self.folder, self.worker, self.batch_of, self.newest = stops, folder, worker, batch_of, newest
+        self.skipped_in_a_row = 0
 
     def check(self, step: int, values: np.ndarray) -> None:
         """Look at the values of a step, VALUES.
@@ -48,25 +56,21 @@ class Guard:
         images, file = self._keep_batch(step)
         kept = f", kept in {file}" if file else ""
         line = f"step {step} was left out, for it is not finite ({numbers}); its images are {images}{kept}"
-        stops = self.trainer.config.train.on_nonfinite == "stop"
-        if not stops and self.skipped_in_a_row < _MAX_SKIPPED:
+        if not self.stops and self.skipped_in_a_row < _MAX_SKIPPED:
             print(line, file=sys.stderr, flush=True)  # on stderr, for the workers beside the first are silent else
             return
-        times = "" if stops else f", the {self.skipped_in_a_row}th in a row"
+        times = "" if self.stops else f", the {self.skipped_in_a_row}th in a row"
         raise TrainingError(
             f"{line}{times}; look at them, lower --learning_rate or set --clip_norm. "
-            f"Newest checkpoint: {self.trainer.state.newest or 'none'}"
+            f"Newest checkpoint: {self.newest() or 'none'}"
         )
 
     def _keep_batch(self, step: int) -> tuple[list[int], Path | None]:
         """The ids of this worker's images, and the file with its part of the batch."""
-        trainer = self.trainer
-        parts = list(trainer.batches(step).take(len(trainer.slots)))
-        batch = {name: tf.concat([part[name] for part in parts], axis=0).numpy() for name in parts[0]}
-        folder = trainer.directory / "nonfinite"
-        file = folder / f"step-{step}-worker-{trainer.cluster.worker}.npz"
-        folder.mkdir(exist_ok=True)
-        kept = sum(path.name.endswith(f"-worker-{trainer.cluster.worker}.npz") for path in folder.iterdir())
+        batch = self.batch_of(step)
+        file = self.folder / f"step-{step}-worker-{self.worker}.npz"
+        self.folder.mkdir(exist_ok=True)
+        kept = sum(path.name.endswith(f"-worker-{self.worker}.npz") for path in self.folder.iterdir())
         if kept >= _MAX_FILES:
             return batch["image_ids"].tolist(), None
         try:

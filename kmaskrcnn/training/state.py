@@ -14,8 +14,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kmaskrcnn.labels import write_text
-from kmaskrcnn.training.errors import TrainingError
+from kmaskrcnn.errors import TrainingError
+from kmaskrcnn.results.labels import write_text
 from kmaskrcnn.training.step import TrainStep
 
 _INDEX = re.compile(r"ckpt-(\d+)\.index")

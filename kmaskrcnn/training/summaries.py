@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn.labels import write_text
+from kmaskrcnn.results.labels import write_text
 
 
 def peak_memory_gb() -> float:

@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kmaskrcnn import model_folder
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import CocoDataset, DataError, steps_per_epoch
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.progress import phase
-from kmaskrcnn.training import checkpoints
 from kmaskrcnn.training.batches import Batches
 from kmaskrcnn.training.callbacks import Callbacks
-from kmaskrcnn.training.cluster import Cluster
 from kmaskrcnn.training.folder_lock import FolderLock
 from kmaskrcnn.training.guard import Guard
 from kmaskrcnn.training.report import Report
@@ -87,15 +87,15 @@ class Trainer:
         self.config, self.train_set, self.evaluate, self.beat = config, train_set, evaluate, beat
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
-        self.labels = checkpoints.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+        self.labels = model_folder.Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
         self.unsaved = self._profiling = False
         self._signals = StopSignals()
         with self.cluster.in_turn():
             if self.cluster.is_chief:
-                self.directory = checkpoints.open_directory(config.train.model_dir, config, self.labels)
+                self.directory = model_folder.open_directory(config.train.model_dir, config, self.labels)
                 self._lock = FolderLock(self.directory)
             else:
-                self.directory = checkpoints.check_directory(config.train.model_dir, config, self.labels)
+                self.directory = model_folder.check_directory(config.train.model_dir, config, self.labels)
         try:
             self._build(callbacks)
         except BaseException:
@@ -105,7 +105,7 @@ class Trainer:
     def _build(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         config, chief = self.config, self.cluster.is_chief
         with self.cluster.strategy.scope(), phase("making the network"):
-            self.model = checkpoints.build_model(config)
+            self.model = model_folder.build_model(config)
             self.step_function = TrainStep(self.model, build_optimizer(config.train, self.model), config.train)
         self.state = TrainingState(
             self.directory / "checkpoints", self.model, self.step_function, config.train.keep_checkpoints, chief
@@ -121,7 +121,7 @@ class Trainer:
         self._resume_or_initialise()
         self._check_workers()
         if chief:  # not before the run is known to fit what is there
-            checkpoints.write_settings(self.directory, config, self.labels)
+            model_folder.write_settings(self.directory, config, self.labels)
 
     def _release(self) -> None:
         if self.cluster.is_chief:
@@ -134,7 +134,7 @@ class Trainer:
         source = self.config.train.init_weights
         if source and source != "none":
             with phase(f"reading the weights {source}"):
-                self._say(checkpoints.load_initial_weights(self.model, source))
+                self._say(model_folder.load_initial_weights(self.model, source))
         self.step_function.reset_averages()
 
     def _check_workers(self) -> None:
@@ -190,7 +190,13 @@ class Trainer:
     def _loop(self, summaries: Summaries | None) -> Outcome:
         train = self.config.train
         step, scores = int(self.state.step.numpy()), {}
-        guard = Guard(self)
+        guard = Guard(
+            train.on_nonfinite == "stop",
+            self.directory / "nonfinite",
+            self.cluster.worker,
+            self._whole_batch,
+            lambda: self.state.newest,
+        )
         report = Report(train, summaries, self._say)
         self._batches.start(step)
         before = time.monotonic() - float(self.state.elapsed.numpy())
@@ -288,6 +294,11 @@ class Trainer:
         """This worker's part of the batches from a step on, each part of a step and device by itself."""
         return self._batches.dataset(step)
 
+    def _whole_batch(self, step: int) -> dict[str, np.ndarray]:
+        """This worker's batch of a step."""
+        parts = list(self.batches(step).take(len(self.slots)))
+        return {name: tf.concat([part[name] for part in parts], axis=0).numpy() for name in parts[0]}
+
     def _share(self, step: int, elapsed: float) -> float:
         if self.config.train.max_minutes:
             return elapsed / (60.0 * self.config.train.max_minutes)
@@ -309,7 +320,7 @@ class Trainer:
         if self.state.newest and int(self.state.step.numpy()) == step and not anew:
             return
         self.state.save(step, elapsed)
-        self._save_weights(step, checkpoints.LAST)
+        self._save_weights(step, model_folder.LAST)
         self.beat()
 
     def _save_weights(self, step: int, name: str) -> None:
@@ -317,7 +328,7 @@ class Trainer:
             return
         try:
             with self.step_function.averaged_weights():
-                checkpoints.save_weights(self.model, self.directory / name)
+                model_folder.save_weights(self.model, self.directory / name)
         except OSError as error:
             raise self.state.failure(step, error) from None
 
@@ -331,7 +342,7 @@ class Trainer:
         if scores["mask_AP"] > float(self.state.best.numpy()):
             self.state.best.assign(scores["mask_AP"])
             self.state.stale.assign(0)
-            self._save_weights(step, checkpoints.BEST)
+            self._save_weights(step, model_folder.BEST)
         else:
             self.state.stale.assign_add(1)
         if summaries:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.progress import Progress
-from kmaskrcnn.weights.errors import WeightsError, reason
 
 OFFLINE, MIRROR = "KMASKRCNN_OFFLINE", "KMASKRCNN_MIRROR"
 _BLOCK = 1 << 20

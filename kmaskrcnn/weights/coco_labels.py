@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.weights.errors import WeightsError
+from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.results.labels import Labels
 
 # The categories 1..90 in order, as in instances_val2017.json; "-" is an id that no category has.
 _NAMES = (

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.model import MaskRCNN
-from kmaskrcnn.training import checkpoints
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.weight_files.budget import Budget
+from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights import detectron2, matterport, torchvision
-from kmaskrcnn.weights.budget import Budget
 from kmaskrcnn.weights.coco_labels import labels_for
-from kmaskrcnn.weights.errors import WeightsError
 from kmaskrcnn.weights.presets import find_file, find_preset
-from kmaskrcnn.weights.pth_reader import read_tensors
 from kmaskrcnn.weights.transfer import LoadReport
 
 
@@ -109,7 +109,7 @@ def import_file(
         loading = {**preset.options, **loading}
     config = Config().replace(**{**told, **settings})
     labels = labels_for(config.model.num_classes, class_names)
-    model = checkpoints.build_model(config)
+    model = model_folder.build_model(config)
     report = importer.load(model, path, **loading)
     return Imported(model, config, labels, report, importer.differences)
 
@@ -120,8 +120,8 @@ def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
     Raises:
         TrainingError: it cannot be written, or holds another model.
     """
-    path = checkpoints.prepare_directory(directory, imported.config, imported.labels)
-    checkpoints.save_weights(imported.model, path / checkpoints.BEST)
+    path = model_folder.prepare_directory(directory, imported.config, imported.labels)
+    model_folder.save_weights(imported.model, path / model_folder.BEST)
     return path
 
 
@@ -132,6 +132,6 @@ def open_model(name_or_path: str | os.PathLike, **settings: Any) -> MaskRCNN:
         WeightsError, ConfigError: there is none, or it does not fit the settings.
     """
     path = find_file(name_or_path)
-    if path.is_dir() or path.name.endswith(checkpoints.WEIGHTS_SUFFIX):
-        return checkpoints.load_model(path, **settings)[0]
+    if path.is_dir() or path.name.endswith(model_folder.WEIGHTS_SUFFIX):
+        return model_folder.load_model(path, **settings)[0]
     return import_file(path, **settings).model

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmaskrcnn.weights.errors import WeightsError
-from kmaskrcnn.weights.pth_reader import read_tensors
+from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights.torchvision import head_sizes, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, transfer
 

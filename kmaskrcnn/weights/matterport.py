@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmaskrcnn.weights.budget import Budget
-from kmaskrcnn.weights.errors import WeightsError, reason
+from kmaskrcnn.errors import WeightsError, reason
+from kmaskrcnn.weight_files.budget import Budget
+from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer
-from kmaskrcnn.weights.unpickle import ARRAY_KINDS
 
 if TYPE_CHECKING:
     from kmaskrcnn.model import MaskRCNN

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kmaskrcnn.weights.errors import WeightsError
+from kmaskrcnn.errors import WeightsError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from kmaskrcnn.weights.errors import WeightsError
-from kmaskrcnn.weights.pth_reader import read_tensors
+from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 
 if TYPE_CHECKING:

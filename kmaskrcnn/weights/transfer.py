@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kmaskrcnn.weights.errors import WeightsError
+from kmaskrcnn.errors import WeightsError
 
 Transform = Callable[..., np.ndarray]
 

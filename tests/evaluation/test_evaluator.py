@@ -6,8 +6,8 @@ import pytest
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, load_coco, make_shapes
 from kmaskrcnn.evaluation import evaluate
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from PIL import Image
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import load_coco, make_shapes
 from kmaskrcnn.evaluation import evaluate
-from kmaskrcnn.evaluation.errors import calibration, confusion_matrix, match_images
+from kmaskrcnn.evaluation.error_kinds import calibration, confusion_matrix, match_images
 from kmaskrcnn.evaluation.report import draw_matches, write_report
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.ops.mask_paste import window_to_rle
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.mask_paste import window_to_rle
 from tests.evaluation.test_evaluator import Oracle
 
 

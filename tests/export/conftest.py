@@ -8,8 +8,8 @@ import pytest
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config
 from kmaskrcnn.export.saved_model import export_saved_model
-from kmaskrcnn.labels import Labels
-from kmaskrcnn.predict import Predictor
+from kmaskrcnn.inference.predictor import Predictor
+from kmaskrcnn.results.labels import Labels
 from tests.conftest import TINY
 from tests.export.images import encode, picture
 

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from kmaskrcnn.data import load_dataset
-from kmaskrcnn.data.convert import write_shards
+from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.export.saved_model import SavedModelClient
-from kmaskrcnn.training.checkpoints import BEST, prepare_directory, save_weights
+from kmaskrcnn.model_folder import BEST, prepare_directory, save_weights
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture
 

@@ -16,12 +16,12 @@ import pytest
 import tensorflow as tf
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.data.pipeline import prepare_image
+from kmaskrcnn.data.resize import prepare_image
 from kmaskrcnn.export.answers import to_predictions
 from kmaskrcnn.export.client import GrpcClient, ImageError, RestClient, ServingError
 from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, UNDECODABLE
 from kmaskrcnn.export.saved_model import SavedModelClient, ServingFunctions, export_saved_model, gray_images
-from kmaskrcnn.labels import read_labels
+from kmaskrcnn.results.labels import read_labels
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture, with_exif
 

@@ -19,7 +19,7 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import tflite
 from kmaskrcnn.export.client import ImageError, LiteRTClient
 from kmaskrcnn.export.litert_client import letterbox
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.results.labels import Labels
 from tests.conftest import TINY
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture

@@ -7,7 +7,7 @@ import pytest
 
 from kmaskrcnn.export.client import ImageError
 from kmaskrcnn.export.verify import BOUNDS, verify
-from kmaskrcnn.prediction import Prediction
+from kmaskrcnn.results.prediction import Prediction
 from tests.export.conftest import LABELS
 
 BOUND = BOUNDS["saved_model"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.export import gpu_graphs
-from kmaskrcnn.ops.mask_paste import paste_mask
+from kmaskrcnn.results.mask_paste import paste_mask
 from tests.conftest import TINY
 
 PATH = Path(__file__).with_name("host_vectors.json")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from kmaskrcnn.data.masks import rasterize_polygons
+from kmaskrcnn.data.sets.masks import rasterize_polygons
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses
 from kmaskrcnn.ops.mask_targets import mask_targets

@@ -1,15 +1,18 @@
 """Images that are lost or damaged while training: named, or replaced by a function of seed, epoch and image."""
 
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, open_dataset
+from kmaskrcnn.evaluation import evaluate
+from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.training.batches import Batches
-from kmaskrcnn.training.cluster import Cluster
 
 
 @pytest.fixture
@@ -99,3 +102,15 @@ def test_no_image_left_is_an_error(config, tmp_path):
         path.unlink()
     with pytest.raises(DataError, match="none of the 6 training images of 64 x 64 pixels can be read"):
         _take(batches, range(20))
+
+
+def test_an_image_of_the_evaluation_set_is_named(config, tmp_path):
+    train_set = open_dataset(config, "train")
+    _damage(Path(train_set.paths[2]))
+    labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+    predictor = types.SimpleNamespace(labels=labels, predict_batch=lambda batch: [])
+    config = config.replace(eval_pictures=0, eval_batch_size=6)
+    with pytest.raises(DataError) as error:
+        evaluate(predictor, train_set, config)
+    assert f"image {train_set.image_ids[2]} ({train_set.paths[2]}): it cannot be decoded: " in str(error.value)
+    assert "\n" not in str(error.value)

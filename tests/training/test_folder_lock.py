@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kmaskrcnn.training.errors import LOCK, TrainingError
+from kmaskrcnn.errors import LOCK, TrainingError
 from kmaskrcnn.training.folder_lock import FolderLock
 
 HOLDER = """

@@ -1,14 +1,17 @@
 """The loop with steps that cost nothing: when it ends, what it says, whom it calls, and what a refusal leaves."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import DataError, open_dataset
-from kmaskrcnn.training import TrainingError, checkpoints
-from kmaskrcnn.training.errors import LOCK
+from kmaskrcnn.errors import LOCK, TrainingError
+from kmaskrcnn.training.callbacks import logger_callbacks
 from kmaskrcnn.training.report import verdict
 from kmaskrcnn.training.step import VALUES, TrainStep
 from kmaskrcnn.training.trainer import Trainer
@@ -35,7 +38,7 @@ def idle_steps(monkeypatch):
         return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
 
     monkeypatch.setattr(TrainStep, "__call__", step)
-    monkeypatch.setattr(checkpoints, "build_model", network)
+    monkeypatch.setattr(model_folder, "build_model", network)
 
 
 def _config(folder, **settings):
@@ -177,3 +180,13 @@ def test_an_image_that_is_lost_ends_the_run_after_a_save(tmp_path, shapes, monke
     with pytest.raises(DataError, match=r"image 7 \(x.png\)"):
         trainer.train()
     assert int(Trainer(_config(tmp_path, steps=30), shapes).state.step.numpy()) == 4
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named(name, monkeypatch):
+    assert logger_callbacks(Config()) == []  # TensorBoard needs none
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"logger=tensorboard,{name}: pip install {name}"):
+        logger_callbacks(Config().replace(logger=("tensorboard", name)))
+    with pytest.raises(ConfigError, match=r"logger=.*choose from mlflow, tensorboard, wandb"):
+        Config().replace(logger=("comet",))

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from kmaskrcnn.training.errors import EXIT_INTERRUPTED
+from kmaskrcnn.errors import EXIT_INTERRUPTED
 from kmaskrcnn.training.signals import StopSignals
 
 # Within one long call of C, as TensorFlow's collectives are, Python's own handlers do not run.

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kmaskrcnn.training import TrainingError
+from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.training.state import TrainingState
 
 

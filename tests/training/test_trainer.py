@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import open_dataset
-from kmaskrcnn.training import TrainingError, checkpoints
+from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -118,7 +119,7 @@ def test_best_and_last_weights_and_logs(tmp_path, capsys):
     assert sorted(seen) == [2, 4]
     assert outcome.scores == {"mask_AP": 0.1}
     for which, step in (("best", 2), ("last", 4)):
-        model, opened, labels = checkpoints.load_model(tmp_path, which)
+        model, opened, labels = model_folder.load_model(tmp_path, which)
         assert opened == config
         assert labels.class_names == ("circle", "square", "triangle", "star")
         for a, b in zip(model.weights, seen[step], strict=True):
@@ -144,7 +145,7 @@ def test_best_and_last_weights_and_logs(tmp_path, capsys):
 def test_another_model_in_the_folder_is_refused(tmp_path):
     config = _config(tmp_path, steps=1, log_every=1)
     train_set = open_dataset(config, "train")
-    checkpoints.prepare_directory(tmp_path, config, checkpoints.Labels(("circle",), (1,)))
+    model_folder.prepare_directory(tmp_path, config, model_folder.Labels(("circle",), (1,)))
     with pytest.raises(TrainingError, match="model of the classes"):
         Trainer(config, train_set)
     with pytest.raises(TrainingError, match="fpn_channels=32, not 16"):
@@ -182,11 +183,11 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
 
 def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_path):
     donor = _config(tmp_path / "donor")
-    model = checkpoints.build_model(donor)
-    checkpoints.prepare_directory(tmp_path / "donor", donor, checkpoints.Labels(tuple("abcd"), (1, 2, 3, 4)))
-    checkpoints.save_weights(model, tmp_path / "donor" / checkpoints.LAST)
-    other = checkpoints.build_model(donor.replace(num_classes=2, seed=5))
-    line = checkpoints.load_initial_weights(other, str(tmp_path / "donor"))
+    model = model_folder.build_model(donor)
+    model_folder.prepare_directory(tmp_path / "donor", donor, model_folder.Labels(tuple("abcd"), (1, 2, 3, 4)))
+    model_folder.save_weights(model, tmp_path / "donor" / model_folder.LAST)
+    other = model_folder.build_model(donor.replace(num_classes=2, seed=5))
+    line = model_folder.load_initial_weights(other, str(tmp_path / "donor"))
     assert "not from there: " in line
     assert "mask_head" in line or "box_head" in line
     values = {w.path: w.numpy() for w in model.weights}
@@ -197,4 +198,4 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
 @pytest.mark.parametrize("name", ["nothing", "nothing/best.weights.h5"])
 def test_opening_what_is_not_there(tmp_path, name):
     with pytest.raises(ConfigError, match="no model folder"):
-        checkpoints.load_model(tmp_path / name)
+        model_folder.load_model(tmp_path / name)

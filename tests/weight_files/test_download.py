@@ -137,9 +137,7 @@ def test_a_page_in_the_place_of_the_file_is_refused(server):
 
 
 def test_offline_never_asks(server, monkeypatch):
-    with pytest.raises(
-        WeightsError, match=rf"network is off: download {server.base}/models/w-01\.pth to .*w-01"
-    ):
+    with pytest.raises(WeightsError, match=rf"network is off: download {server.base}/models/w-01\.pth to .*w-01"):
         fetch(published(server), offline=True)
     monkeypatch.setenv(download.OFFLINE, "1")
     with pytest.raises(WeightsError, match="network is off"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kmaskrcnn import ConfigError, MaskRCNN, Predictor
-from kmaskrcnn.training import TrainingError
+from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.weights import WeightsError, write_tensors
 from kmaskrcnn.weights.coco_labels import COCO_LABELS, COCO_LABELS_WITH_GAPS, labels_for
 from kmaskrcnn.weights.convert import detect_format, import_file, write_folder
@@ -38,7 +38,7 @@ def files(tmp_path_factory):
 
 def run(*arguments, cwd=ROOT):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "kmaskrcnn.weights", *map(str, arguments)]
+    command = [sys.executable, "-m", "kmaskrcnn", "weights", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 

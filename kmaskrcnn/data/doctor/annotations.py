@@ -12,8 +12,8 @@ from pycocotools import mask as mask_utils
 from kmaskrcnn.data.doctor.defects import Findings
 from kmaskrcnn.data.doctor.images import ExaminedImage
 from kmaskrcnn.data.doctor.masks import Note, examine_mask
-from kmaskrcnn.data.raw import RawSet
-from kmaskrcnn.data.records import is_integer
+from kmaskrcnn.data.sets.check_record import is_integer
+from kmaskrcnn.data.sets.raw_set import RawSet
 
 # Sides of a box may differ from the mask's by this many pixels, or this share of its longer side.
 _BOX_PIXELS, _BOX_SHARE = 3.0, 0.05

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Set
 from kmaskrcnn.data.doctor.annotations import ExaminedAnnotation, examine_annotations, examine_categories
 from kmaskrcnn.data.doctor.defects import Findings
 from kmaskrcnn.data.doctor.images import ExaminedImage, examine_images, find_leaks, listed_files
-from kmaskrcnn.data.raw import RawSet
+from kmaskrcnn.data.sets.raw_set import RawSet
 
 # A reader's words for defects that have a name here too.
 _READER_CODES = {

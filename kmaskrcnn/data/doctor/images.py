@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.checks import image_path, image_record_problem
 from kmaskrcnn.data.doctor.defects import Findings
 from kmaskrcnn.data.image_files import header_of
-from kmaskrcnn.data.raw import RawSet
-from kmaskrcnn.data.records import is_integer
+from kmaskrcnn.data.sets.check_record import is_integer
+from kmaskrcnn.data.sets.check_set import image_path, image_record_problem
+from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.progress import Progress
 
 _ENDINGS = {

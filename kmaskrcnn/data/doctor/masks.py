@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.data.records import parse_segmentation
+from kmaskrcnn.data.sets.check_record import parse_segmentation
 
 Note = Callable[[str, str], None]  # (code, detail)
 

@@ -9,9 +9,9 @@ import os
 from PIL import Image
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.coco import load_coco
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.images import ExaminedImage
+from kmaskrcnn.data.readers.opening import load_coco
 from kmaskrcnn.progress import Progress
 
 _QUALITY = 95  # of a JPEG that has to be written anew since its EXIF orientation is carried out

@@ -17,8 +17,8 @@ from kmaskrcnn.data.doctor.charts import bars, histogram
 from kmaskrcnn.data.doctor.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, measure, suggest_anchors, suggest_flags
-from kmaskrcnn.data.masks import mask_frame, resample_area
-from kmaskrcnn.visualize import draw_instances
+from kmaskrcnn.data.sets.masks import mask_frame, resample_area
+from kmaskrcnn.results.draw import draw_instances
 
 _SAMPLES, _SAMPLE_SIDE, _MASK_CELLS = 12, 560, 112
 _MOST_CLASSES, _MOST_EXAMPLES = 60, 10

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kmaskrcnn.config import Config, DataConfig, ModelConfig
-from kmaskrcnn.data.augment import base_scale, scaled_size
 from kmaskrcnn.data.doctor.examine import Examined
+from kmaskrcnn.data.sizes import base_scale, scaled_size
 from kmaskrcnn.ops.anchors import cell_anchors
 
 _STRIDES = (4, 8, 16, 32, 64)

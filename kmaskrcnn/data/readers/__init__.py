@@ -1,4 +1,4 @@
-"""Readers of the forms that data sets come in, all into one (`kmaskrcnn.data.raw`)."""
+"""Readers of the forms that data sets come in, all into one (`kmaskrcnn.data.sets.raw_set`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.raw import RawSet, order_classes, rename_classes
 from kmaskrcnn.data.readers.coco_json import INSTANCES, is_coco, read_coco
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.labelme import is_labelme, read_labelme
@@ -14,8 +13,9 @@ from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
 from kmaskrcnn.data.readers.voc import is_voc, read_voc
-from kmaskrcnn.data.records import DataError
-from kmaskrcnn.labels import Labels
+from kmaskrcnn.data.sets.raw_set import RawSet, order_classes, rename_classes
+from kmaskrcnn.errors import DataError
+from kmaskrcnn.results.labels import Labels
 
 _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "coco": read_coco,
@@ -84,7 +84,7 @@ def read_raw(
     path, images_dir = os.fspath(path), os.fspath(images_dir)
     path = path.rstrip("/")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
-        path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.convert leaves it beside its shards
+        path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.readers.write_tfrecord leaves it beside its shards
     if data_format == "auto" and not is_shards(path) and not files.exists(path):
         raise DataError(f"{path}: no such annotation file or folder")
     raw = _READERS[recognise(path) if data_format == "auto" else data_format](path, images_dir)

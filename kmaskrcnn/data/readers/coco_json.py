@@ -1,15 +1,16 @@
-"""COCO instances files, whose images are files or lie in TFRecord shards (as `kmaskrcnn.data.convert` writes them)."""
+"""COCO instances files, whose images are files or lie in TFRecord shards, as `write_tfrecord` writes them."""
 
 from __future__ import annotations
 
 import os
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.raw import RawSet
 from kmaskrcnn.data.readers.json_file import read_json
-from kmaskrcnn.data.records import DataError, is_integer
+from kmaskrcnn.data.sets.check_record import is_integer
+from kmaskrcnn.data.sets.raw_set import RawSet
+from kmaskrcnn.errors import DataError
 
-# The file beside the shards that `kmaskrcnn.data.convert` writes.
+# The file beside the shards that `kmaskrcnn.data.readers.write_tfrecord` writes.
 INSTANCES = "instances.json"
 
 

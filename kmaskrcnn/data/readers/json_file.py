@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.records import DataError
+from kmaskrcnn.errors import DataError
 
 
 def read_json(path: str) -> Any:

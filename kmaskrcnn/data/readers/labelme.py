@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.raw import RawSet, SetBuilder, encode_mask
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.outlines import circle
-from kmaskrcnn.data.records import DataError, is_integer
+from kmaskrcnn.data.sets.check_record import is_integer
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_mask
+from kmaskrcnn.errors import DataError
 
 
 def is_labelme(tree: object) -> bool:

@@ -12,8 +12,8 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import read_header
-from kmaskrcnn.data.raw import RawSet, SetBuilder, encode_mask
-from kmaskrcnn.data.records import DataError
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_mask
+from kmaskrcnn.errors import DataError
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "jpegimages", "pngimages")
 _MASK_FOLDERS = ("masks", "mask", "pedmasks", "instances", "labels", "annotations")

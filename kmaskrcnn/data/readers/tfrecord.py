@@ -15,8 +15,8 @@ from PIL import Image
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import header_of
-from kmaskrcnn.data.raw import Problem, RawSet, encode_mask
-from kmaskrcnn.data.records import DataError
+from kmaskrcnn.data.sets.raw_set import Problem, RawSet, encode_mask
+from kmaskrcnn.errors import DataError
 from kmaskrcnn.progress import Progress
 
 _PATTERNS = ("*.tfrecord", "*.tfrecords", "*.tfrecord-*", "*.tfrecords-*", "*.record", "*.record-*")
@@ -51,8 +51,8 @@ def read_tfrecord(path: str, images_dir: str = "") -> RawSet:
 
     Needs 'image/encoded' and 'image/object/...': 'bbox/{ymin,xmin,ymax,xmax}' (shares of the sides), 'class/label' or
     'class/text', and 'mask', PNGs or one list of numbers. 'is_crowd', 'area', 'image/source_id' and 'image/filename'
-    are taken where they are there. A folder with the `instances.json` of `kmaskrcnn.data.convert` is read by that file,
-    which is a matter of seconds.
+    are taken where they are there. A folder with the `instances.json` of `write_tfrecord` is
+    read by that file, which takes seconds.
     """
     shards = shard_paths(path)
     if not shards:

@@ -10,10 +10,10 @@ from typing import Any
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import read_header
-from kmaskrcnn.data.raw import RawSet, SetBuilder
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.outlines import circle
-from kmaskrcnn.data.records import DataError
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder
+from kmaskrcnn.errors import DataError
 
 # Attributes that are taken for the class, the first that a region has.
 _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object")

@@ -6,9 +6,9 @@ import os
 import xml.etree.ElementTree as ElementTree
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.raw import RawSet, SetBuilder
 from kmaskrcnn.data.readers.mask_files import find_images, indexed_masks, read_indices
-from kmaskrcnn.data.records import DataError
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder
+from kmaskrcnn.errors import DataError
 
 _VOID = 255  # the rim around objects that belongs to none
 _MASKS, _IMAGES, _RECORDS = "SegmentationObject", "JPEGImages", "Annotations"

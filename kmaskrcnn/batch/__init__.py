@@ -1,1 +1,0 @@
-"""Prediction over more images than one machine can do: a pipeline for Apache Beam, `python -m kmaskrcnn.batch`."""

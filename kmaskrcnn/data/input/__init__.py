@@ -1,0 +1,1 @@
+"""From a data set to batches: augmentation, and the tf.data pipeline."""

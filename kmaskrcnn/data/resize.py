@@ -1,0 +1,61 @@
+"""Images at the network's size, in TensorFlow: the one resizing of training, evaluation, prediction and serving."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.config import DataConfig
+from kmaskrcnn.data.sizes import base_scale, bucket_shape, scaled_size, whole_images
+
+
+def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """(..., H, W, 3) uint8 -> (..., height, width, 3) uint8, bilinear.
+
+    Smaller images are made with a low-pass filter, as Pillow does and torchvision's tensors do not: without it thin
+    structures alias.
+    """
+    shape = tf.shape(image)[-3:]
+
+    def scaled(antialias: bool) -> tf.Tensor:
+        # Of float32 the kernel loads a pixel at once, of uint8 channel by channel; the results are the same.
+        pixels = tf.image.resize(tf.cast(image, tf.float32), (height, width), antialias=antialias)
+        return to_uint8(pixels)
+
+    same = (shape[0] == height) & (shape[1] == width)
+    smaller = (height < shape[0]) | (width < shape[1])
+    return tf.case([(same, lambda: image), (smaller, lambda: scaled(True))], default=lambda: scaled(False))
+
+
+def to_uint8(pixels: tf.Tensor) -> tf.Tensor:
+    """Round half to even and clip to 0..255, in one pass over the pixels."""
+    # By tf.quantization.quantize the same, with a warning that tf.quantize_v2 is deprecated.
+    rounded = tf.raw_ops.QuantizeV2(
+        input=pixels, min_range=0.0, max_range=255.0, T=tf.quint8, mode="SCALED", round_mode="HALF_TO_EVEN"
+    )
+    return tf.bitcast(rounded.output, tf.uint8)
+
+
+def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One picture as the evaluation sees it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        config: as of `evaluation_dataset`.
+
+    Returns:
+        The padded image (H', W', 3) uint8, the height and width (2,) int32 of its valid part, and the scales (2,)
+        float32, network pixels a pixel of the picture.
+
+    Raises:
+        ValueError: not (H, W, 3) uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an RGB picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+    config = whole_images(config)
+    height, width = image.shape[:2]
+    shape = scaled_size(height, width, base_scale(height, width, config))
+    padded = np.zeros((*bucket_shape(height, width, config), 3), np.uint8)
+    padded[: shape[0], : shape[1]] = resize(tf.constant(image), *shape).numpy()
+    scales = np.array([shape[0] / height, shape[1] / width], np.float32)
+    return padded, np.array(shape, np.int32), scales

@@ -1,0 +1,174 @@
+"""Data sets in COCO form, whatever form their files have: checked before training, handed out one image at a time."""
+
+from __future__ import annotations
+
+import collections
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.data.image_files import ImageHeader, decode_file
+from kmaskrcnn.data.sets.check_record import Problems
+from kmaskrcnn.data.sets.check_set import check_categories, keep_annotations, keep_images
+from kmaskrcnn.data.sets.masks import CropCache, Segmentation, rasterize_polygons, resample_area
+from kmaskrcnn.data.sets.raw_set import RawSet
+from kmaskrcnn.errors import DataError
+
+
+class CocoDataset:
+    """Images and instances of a data set, as `load_dataset` and `load_coco` make it.
+
+    Attributes:
+        class_names: names by contiguous class - 1.
+        category_ids: COCO category ids by contiguous class - 1.
+        image_ids: (len,) int64 COCO image ids.
+        paths: image files, or the TFRecord shards that hold the images.
+        spans: (len, 2) int64, where in its file an image lies: offset and length in bytes; length -1: all of it.
+        sizes: (len, 2) int32 height, width.
+        by_pillow: (len,) bool, files that TensorFlow's decoders do not read.
+        boxes: (A, 4) float32 yxyx pixels of every instance, clipped to its image; instances of one image together.
+        classes: (A,) int32 in 1..C.
+        is_crowd: (A,) bool.
+        frames: (A, 4) float32 yxyx, the rectangle that each mask is cropped to: it covers box and segmentation.
+        segmentations: A polygon lists or RLE.
+        report: number of records left out, by reason.
+    """
+
+    def __init__(self, images: list[dict], headers: list[ImageHeader], paths: list[str], categories: list[dict]):
+        self.categories = sorted(categories, key=lambda c: c["id"])
+        self.class_names = [c["name"] for c in self.categories]
+        self.category_ids = [c["id"] for c in self.categories]
+        self.image_ids = np.array([i["id"] for i in images], np.int64)
+        self.paths = paths
+        self.sizes = np.array([h[:2] for h in headers], np.int32).reshape(-1, 2)
+        self.by_pillow = np.array([h.by_pillow for h in headers], bool)
+        spans = [(i["offset"], i["length"]) if "shard" in i else (0, -1) for i in images]
+        self.spans = np.array(spans, np.int64).reshape(-1, 2)
+        self.report: collections.Counter[str] = collections.Counter()
+        self.file_names = [i["file_name"] for i in images]
+        self.segmentations: list[Segmentation] = []
+        self._cache = CropCache()
+
+    def _set_annotations(self, rows: list[tuple]) -> None:
+        """Take (image index, class, crowd, box, frame, COCO bbox, id, area, segmentation) in any order."""
+        rows.sort(key=lambda row: row[0])  # stable: the order inside an image stays that of the file
+        columns = list(zip(*rows, strict=True)) or [()] * 9
+        image_index, classes, crowd, boxes, frames, bboxes, ids, areas, segmentations = columns
+        self.classes = np.array(classes, np.int32)
+        self.is_crowd = np.array(crowd, bool)
+        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        self.frames = np.array(frames, np.float32).reshape(-1, 4)
+        self.segmentations = list(segmentations)
+        self._bboxes = np.array(bboxes, np.float64).reshape(-1, 4)
+        self._annotation_ids = np.array(ids, np.int64)
+        self._areas = np.array(areas, np.float64)
+        # Instances of image i are rows _starts[i].._starts[i + 1].
+        self._starts = np.searchsorted(np.array(image_index, np.int64), np.arange(len(self) + 1))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, index: int) -> slice:
+        """Rows of `boxes`, `classes`, ... that belong to the image at `index`."""
+        return slice(int(self._starts[index]), int(self._starts[index + 1]))
+
+    def masks(self, rows: np.ndarray, mask_resolution: int) -> np.ndarray:
+        """(len(rows), m, m) uint8 coverage 0..255 of the cells of `frames[rows]`, at mask_resolution m."""
+        masks = np.zeros((len(rows), mask_resolution, mask_resolution), np.uint8)
+        for i, row in enumerate(map(int, rows)):
+            segmentation, frame = self.segmentations[row], self.frames[row]
+            if isinstance(segmentation, dict):
+                masks[i] = resample_area(self._cache.crop(row, segmentation, frame), mask_resolution)
+            else:
+                masks[i] = rasterize_polygons(segmentation, frame, mask_resolution)
+        return masks
+
+    def instances(self, index: int, mask_resolution: int = 112) -> dict[str, np.ndarray]:
+        """Ground truth of one image in its own pixels.
+
+        Returns:
+            boxes (N, 4) float32 yxyx, classes (N,) int32 in 1..C, is_crowd (N,) bool, masks (N, m, m) uint8 coverage
+            0..255 of the cells of mask_frames (N, 4) float32 yxyx.
+        """
+        rows = self.rows(index)
+        return {
+            "boxes": self.boxes[rows].copy(),
+            "classes": self.classes[rows].copy(),
+            "is_crowd": self.is_crowd[rows].copy(),
+            "masks": self.masks(np.arange(rows.start, rows.stop), mask_resolution),
+            "mask_frames": self.frames[rows].copy(),
+        }
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB pixels of one image, as stored."""
+        by_pillow = tf.constant(bool(self.by_pillow[index]))
+        return decode_file(tf.constant(self.paths[index]), by_pillow, tf.constant(self.spans[index])).numpy()
+
+    def read_problem(self, index: int) -> str:
+        """Why the pixels of an image cannot be read as they are stated, in words; empty where they can."""
+        try:
+            shape = self.image(index).shape[:2]
+        except tf.errors.NotFoundError:
+            return "the file is missing"
+        except (tf.errors.OpError, OSError) as error:
+            text = re.sub(r"\{\{.*?\}\}\s*|\[Op:.*|\s*\[\[.*", "", (str(error).splitlines() or [""])[0])
+            return f"it cannot be decoded: {text.strip()[:200]}"
+        stated = tuple(self.sizes[index].tolist())
+        return "" if shape == stated else f"it has {shape[1]} x {shape[0]} pixels now, not {stated[1]} x {stated[0]}"
+
+    @property
+    def coco_dict(self) -> dict[str, list[dict]]:
+        """The kept records as a COCO dict with the file's own ids, for pycocotools; made anew at each call."""
+        images = [
+            {"id": int(image_id), "file_name": name, "height": int(h), "width": int(w)}
+            for image_id, name, (h, w) in zip(self.image_ids, self.file_names, self.sizes, strict=True)
+        ]
+        annotations = []
+        for index, image in enumerate(images):
+            rows = self.rows(index)
+            for row in range(rows.start, rows.stop):
+                segmentation = self.segmentations[row]
+                if isinstance(segmentation, dict):
+                    segmentation = {"size": segmentation["size"], "counts": segmentation["counts"].decode()}
+                else:
+                    segmentation = [polygon.tolist() for polygon in segmentation]
+                annotations.append(
+                    {
+                        "id": int(self._annotation_ids[row]),
+                        "image_id": image["id"],
+                        "category_id": self.category_ids[self.classes[row] - 1],
+                        "iscrowd": int(self.is_crowd[row]),
+                        "bbox": self._bboxes[row].tolist(),
+                        "area": float(self._areas[row]),
+                        "segmentation": segmentation,
+                    }
+                )
+        return {"images": images, "annotations": annotations, "categories": self.categories}
+
+    def summary(self) -> str:
+        """A line with the counts, and one for each reason why records were left out; printed and returned."""
+        empty = int(np.sum(np.diff(self._starts) == 0))
+        lines = [
+            f"{len(self)} images ({empty} without objects), {len(self.classes)} instances "
+            f"({int(self.is_crowd.sum())} crowd), {len(self.class_names)} classes"
+        ]
+        lines += [f"left out: {count} x {reason}" for reason, count in sorted(self.report.items())]
+        print("\n".join(lines))
+        return "\n".join(lines)
+
+
+def dataset_of(raw: RawSet, on_bad_record: str = "error") -> CocoDataset:
+    """Check a raw set; raises as `load_dataset` does."""
+    check_categories(raw.source, raw.categories)
+    problems = Problems(raw.source, skip=on_bad_record == "skip")
+    for problem in raw.problems:
+        problems.add(*problem)
+    images, headers, paths, dropped = keep_images(raw, problems)
+    dataset = CocoDataset(images, headers, paths, raw.categories)
+    dataset._set_annotations(keep_annotations(raw, images, dropped, problems))
+    problems.finish()
+    if not len(dataset):
+        raise DataError("\n".join([*problems.lines, f"{raw.source}: no usable image is left"]))
+    dataset.report = problems.counts
+    return dataset

@@ -1,0 +1,143 @@
+"""Parts and unions of COCO sets, as dicts; every draw depends on a seed and the image ids alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kmaskrcnn.data import files
+from kmaskrcnn.data.sets.check_record import is_integer
+from kmaskrcnn.data.sets.dataset import CocoDataset
+from kmaskrcnn.data.sets.raw_set import RawSet
+from kmaskrcnn.errors import DataError
+
+Tree = dict[str, Any]
+
+
+def _part(tree: Tree, ids: set[int]) -> Tree:
+    """The images with these ids and their annotations, with all categories."""
+    return {
+        **tree,
+        "images": [i for i in tree["images"] if i["id"] in ids],
+        "annotations": [a for a in tree["annotations"] if a["image_id"] in ids],
+    }
+
+
+def _draw(tree: Tree, count: int, seed: int) -> set[int]:
+    ids = sorted(image["id"] for image in tree["images"])
+    return set(np.random.default_rng(seed).permutation(ids)[:count].tolist())
+
+
+def split_coco(tree: Tree, val_images: int, seed: int = 0) -> tuple[Tree, Tree]:
+    """Deal the images of a COCO dict out to two, with their annotations; both keep all categories.
+
+    Args:
+        tree: the COCO dict.
+        val_images: images drawn for the second.
+        seed: of the draw, which depends on it and on the image ids alone.
+
+    Raises:
+        DataError: no image would be left in the first.
+    """
+    count = len(tree["images"])
+    if not 0 < val_images < count:
+        raise DataError(f"val_images={val_images}: must lie in 1..{count - 1}, the set has {count} images")
+    chosen = _draw(tree, val_images, seed)
+    return _part(tree, {i["id"] for i in tree["images"]} - chosen), _part(tree, chosen)
+
+
+def sample_coco(tree: Tree, images: int, seed: int = 0, each_class: int = 0) -> Tree:
+    """Draw a part of a COCO dict.
+
+    Args:
+        tree: the COCO dict.
+        images: images drawn. With the same seed a smaller draw is part of a larger one.
+        seed: of the draw.
+        each_class: images of each class, at least, as far as there are so many; they are taken first, rare classes
+            before common ones.
+
+    Raises:
+        DataError: there are not so many images, or more than `images` are needed for the classes.
+    """
+    count = len(tree["images"])
+    if not 0 < images <= count:
+        raise DataError(f"images={images}: must lie in 1..{count}, the set has {count} images")
+    order = np.random.default_rng(seed).permutation(sorted(i["id"] for i in tree["images"])).tolist()
+    holders: dict[int, set[int]] = {c["id"]: set() for c in tree["categories"]}
+    for annotation in tree["annotations"]:
+        holders[annotation["category_id"]].add(annotation["image_id"])
+    chosen: set[int] = set()
+    for _, mine in sorted(holders.items(), key=lambda item: (len(item[1]), item[0])):
+        missing = min(each_class, len(mine)) - len(mine & chosen)
+        chosen |= set([i for i in order if i in mine and i not in chosen][: max(missing, 0)])
+    if len(chosen) > images:
+        raise DataError(f"images={images}: each_class={each_class} needs {len(chosen)}")
+    chosen |= set([i for i in order if i not in chosen][: images - len(chosen)])
+    return _part(tree, chosen)
+
+
+def merge_coco(datasets: Sequence[CocoDataset], folder: str) -> Tree:
+    """Join checked sets into one COCO dict; classes of one name are one class, ids are dealt out anew.
+
+    Args:
+        datasets: the sets. An image file that several of them name is taken once for each, so they should not overlap.
+        folder: where the JSON will lie: file names start from it, so that one folder of images is not needed.
+
+    Returns:
+        The dict. Category ids are those of the sets where these agree, and 1, 2, ... in order of the names otherwise.
+    """
+    pairs = {(c["id"], c["name"]) for dataset in datasets for c in dataset.categories}
+    names = sorted({name for _, name in pairs})
+    agree = len(pairs) == len(names) == len({number for number, _ in pairs})
+    number = {name: i for i, name in pairs} if agree else {name: i for i, name in enumerate(names, 1)}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for dataset in datasets:
+        if (dataset.spans[:, 1] >= 0).any():
+            raise DataError("sets in TFRecord shards cannot be merged; merge what they were written from")
+        tree = dataset.coco_dict
+        name_of = {c["id"]: c["name"] for c in tree["categories"]}
+        new_id = {image["id"]: len(images) + i for i, image in enumerate(tree["images"], 1)}
+        for image, path in zip(tree["images"], dataset.paths, strict=True):
+            name = path if "://" in path else os.path.relpath(path, folder)
+            images.append({**image, "id": new_id[image["id"]], "file_name": name})
+        for annotation in tree["annotations"]:
+            links = {"id": len(annotations) + 1, "image_id": new_id[annotation["image_id"]]}
+            category = number[name_of[annotation["category_id"]]]
+            annotations.append({**annotation, **links, "category_id": category})
+    categories = [{"id": i, "name": name} for name, i in sorted(number.items(), key=lambda item: item[1])]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def tree_of(raw: RawSet, folder: str) -> Tree:
+    """A raw set as a COCO dict to lie in another folder, its file names still from the images' folder.
+
+    The records go through as they are, bad ones too; an image inside a TFRecord shard is named from the new folder.
+    """
+    if raw.problems:
+        raise DataError("\n".join(f"{raw.source}: {p.place}: {p.detail}" for p in raw.problems[:20]))
+    links = (("id",), ("image_id", "category_id"))
+    for records, places, keys in zip(
+        (raw.images, raw.annotations), (raw.image_places, raw.annotation_places), links, strict=True
+    ):
+        for record, place in zip(records, places, strict=True):
+            if not isinstance(record, dict) or not all(is_integer(record.get(key)) for key in keys):
+                raise DataError(f"{raw.source}: {place}: needs integers {', '.join(map(repr, keys))}")
+    tree: Tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
+    shards = {image["shard"] for image in raw.images if "shard" in image}
+    if not shards:
+        return tree
+    name = {path: path if files.is_remote(path) else os.path.relpath(path, folder) for path in shards}
+    images = [{**image, "shard": name[image["shard"]]} for image in raw.images]
+    return {"shards": {name[path]: files.size(path) for path in sorted(shards)}, **tree, "images": images}
+
+
+def write_tree(path: str, tree: Tree) -> None:
+    """Write a COCO dict as JSON, and say so."""
+    files.make_folder(os.path.dirname(path))
+    files.write_text(path, json.dumps(tree))
+    print(f"{path}: {len(tree['images'])} images, {len(tree['annotations'])} annotations")

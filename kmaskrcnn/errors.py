@@ -1,0 +1,35 @@
+"""The exceptions that a user can act on, and the exit codes of a run that can go on.
+
+`ConfigError` stands beside the settings, in `kmaskrcnn.config`.
+"""
+
+# A signal ended the run after its state was saved.
+EXIT_INTERRUPTED = 75
+# Another worker died, or nothing went on: start all workers again.
+EXIT_RESTART = 76
+# The file in a model folder that says who trains there.
+LOCK = "training.lock"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on. The message names the folder, the flag or the images, and what to do."""
+
+
+class WorkerLost(TrainingError):
+    """Another worker died or stalled: nothing is wrong here, and starting all of them again goes on."""
+
+
+class DataError(ValueError):
+    """Input data that cannot be trained on. The message has one line a problem, naming the file and the record."""
+
+
+class WeightsError(ValueError):
+    """A weight file that is missing, damaged, unsafe or of another network. The message names file and tensor."""
+
+
+def reason(error: BaseException | str) -> str:
+    """The words of a library's exception, or a name in a file, in one short line for a message of ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError) or not text:
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= 200 else f"{text[:200]}..."

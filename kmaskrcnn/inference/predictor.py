@@ -1,0 +1,135 @@
+"""Prediction: a trained model on pictures, with boxes and masks in their own pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.config import Config
+from kmaskrcnn.data.image_files import load_image
+from kmaskrcnn.data.resize import prepare_image
+from kmaskrcnn.inference.inputs import find_pictures
+from kmaskrcnn.inference.tiling import predict_tiles
+from kmaskrcnn.inference.tta import AugmentedDetector
+from kmaskrcnn.inference.video import VideoReader, is_video
+from kmaskrcnn.model import MaskRCNN
+from kmaskrcnn.model_folder import load_model
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
+
+
+class Predictor:
+    """A model with what it takes to use it: the size that pictures are brought to, and the names of its classes.
+
+    Args:
+        model: with its weights.
+        config: how pictures are resized.
+        labels: names and COCO ids of the classes.
+    """
+
+    def __init__(self, model: MaskRCNN, config: Config, labels: Labels):
+        self.model, self.config, self.labels = model, config, labels
+        # Two graphs for every size of picture: that for one picture has no loop over the batch, and is traced sooner.
+        self._detect_one, self._detect_many = (self._graph(batch) for batch in (1, None))
+        self._augmented = AugmentedDetector(model, config) if config.evaluation.augmented else None
+
+    def _graph(self, batch: int | None) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
+        signature = {
+            "images": tf.TensorSpec((batch, None, None, 3), tf.uint8),
+            "image_shapes": tf.TensorSpec((batch, 2), tf.int32),
+        }
+        # Without AutoGraph, since the model has no Python branches on tensors and rewriting it takes a second.
+        return tf.function(
+            lambda inputs: self.model(inputs, training=False), input_signature=[signature], autograph=False
+        )
+
+    @classmethod
+    def from_directory(cls, path: str | os.PathLike, which: str = "best", **settings: Any) -> Predictor:
+        """Open a model folder; arguments and errors as of `kmaskrcnn.model_folder.load_model`."""
+        return cls(*load_model(path, which, **settings))
+
+    def predict(self, image: str | os.PathLike | np.ndarray) -> Prediction:
+        """Find the objects of one picture, in tiles and with test-time augmentation where the settings ask for them.
+
+        Args:
+            image: a file, or (H, W, 3) uint8 RGB.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the array is no RGB picture.
+        """
+        pixels = image if isinstance(image, np.ndarray) else load_image(os.fspath(image))
+        settings = self.config.evaluation
+        if settings.tile_size and max(pixels.shape[:2]) > settings.tile_size:
+            size, overlap, iou = settings.tile_size, settings.tile_overlap, self.config.model.nms_iou
+            return predict_tiles(self._predict_whole, pixels, size, overlap, iou)
+        return dataclasses.replace(self._predict_whole(pixels), image=pixels)
+
+    def _predict_whole(self, pixels: np.ndarray) -> Prediction:
+        if self._augmented:
+            return self._prediction(self._augmented(pixels), np.ones(2, np.float32), pixels.shape[:2])
+        network_image, shape, scales = prepare_image(pixels, self.config.data)
+        batch = {
+            "images": network_image[None],
+            "image_shapes": shape[None],
+            "scales": scales[None],
+            "original_shapes": np.array([pixels.shape[:2]], np.int32),
+        }
+        return self.predict_batch(batch)[0]
+
+    def predict_many(
+        self, inputs: Iterable[str | os.PathLike | np.ndarray]
+    ) -> Iterator[tuple[str, Prediction | OSError]]:
+        """Find the objects of pictures one after the other.
+
+        Args:
+            inputs: files, folders (with those below), globs, videos (each of their frames), arrays as of `predict`.
+
+        Yields:
+            For each picture its path (of a frame path#number, of an array its number), and its prediction, or what kept
+            it from being read.
+
+        Raises:
+            ConfigError: an input names no picture, or a video needs a package.
+        """
+        for number, item in enumerate(inputs):
+            if isinstance(item, np.ndarray):
+                yield str(number), self.predict(item)
+                continue
+            for path, _ in find_pictures([os.fspath(item)]):
+                try:
+                    if is_video(path):
+                        for frame, pixels in enumerate(VideoReader(path)):
+                            yield f"{path}#{frame}", self.predict(pixels)
+                    else:
+                        yield path, self.predict(path)
+                except OSError as error:
+                    yield path, error
+
+    def predict_batch(self, batch: Mapping[str, tf.Tensor | np.ndarray]) -> list[Prediction]:
+        """Find the objects of a batch as `evaluation_dataset` makes it, each picture in one look."""
+        inputs = {name: tf.convert_to_tensor(batch[name]) for name in ("images", "image_shapes")}
+        detect = self._detect_one if len(inputs["images"]) == 1 else self._detect_many
+        found = {name: value.numpy() for name, value in detect(inputs).items()}
+        scales, shapes = np.asarray(batch["scales"]), np.asarray(batch["original_shapes"])
+        return [self._prediction({n: v[i] for n, v in found.items()}, scales[i], shapes[i]) for i in range(len(shapes))]
+
+    def _prediction(self, found: dict[str, np.ndarray], scale: np.ndarray, shape: Sequence[int]) -> Prediction:
+        count, (height, width) = int(found["num_detections"]), map(int, shape)
+        limit = np.array([height, width] * 2, np.float32)
+        boxes = np.clip(found["boxes"][:count] / np.tile(scale, 2), 0, limit)
+        return Prediction(
+            height,
+            width,
+            boxes.astype(np.float32),
+            found["scores"][:count].astype(np.float32),
+            found["classes"][:count],
+            found["masks"][:count].astype(np.float32),
+            self.labels,
+            self.config.model.mask_paste,
+        )

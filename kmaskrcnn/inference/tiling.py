@@ -1,0 +1,193 @@
+"""Prediction of large pictures tile by tile, and the putting together of what the tiles saw.
+
+Neighbouring tiles overlap. Two tiles that saw one object agree on it where both looked, so two detections are views of
+one object if their masks have an IoU of at least one half inside the overlap of their tiles. Of the views of an object
+the best one that its tile did not cut is taken; where every tile cut it, the union of the views. Memory goes with the
+objects and one tile, not with objects times pixels of the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from kmaskrcnn.progress import Progress
+from kmaskrcnn.results.pasted_masks import PastedMasks, Window, cut_window, trim_window, union_window
+from kmaskrcnn.results.prediction import Prediction
+
+# IoU inside the overlap of two tiles from which on two detections are one object; share of a cut detection that another
+# object covers, from which on it is a piece of that one.
+_SAME_IOU, _PIECE_SHARE = 0.5, 0.6
+# A mask that comes this near to the border of its tile, in pixels or as a share of its side, may go on beyond it.
+_CUT_PIXELS, _CUT_SHARE = 4.0, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """An object, as one tile saw it or put together."""
+
+    box: np.ndarray  # (4,) yxyx pixels of the picture
+    score: float
+    number: int  # class
+    masks: PastedMasks  # one mask, in the picture
+    cut: bool  # whether it may go on beyond the tile
+
+    def window(self) -> Window:
+        return self.masks.window(0)
+
+
+def tile_starts(length: int, size: int, overlap: int) -> np.ndarray:
+    """Where the tiles of `size` begin that cover `length` pixels, evenly spread, at least `overlap` shared by two."""
+    if length <= size:
+        return np.zeros(1, np.int64)
+    count = -(-(length - overlap) // (size - overlap))
+    return np.round(np.linspace(0, length - size, count)).astype(np.int64)
+
+
+def predict_tiles(
+    predict: Callable[[np.ndarray], Prediction], image: np.ndarray, size: int, overlap: int, nms_iou: float = 0.5
+) -> Prediction:
+    """Predict a picture in tiles.
+
+    Args:
+        predict: finds the objects of a tile, (h, w, 3) uint8 with sides of at most `size`.
+        image: (H, W, 3) uint8.
+        size: side of a tile in pixels of the picture; a side of the picture that is shorter is not cut.
+        overlap: pixels that neighbouring tiles share, at least.
+        nms_iou: of two objects of a class with boxes of a higher IoU the better one is kept.
+
+    Returns:
+        The objects by falling score, their masks in `pasted`.
+    """
+    height, width = image.shape[:2]
+    corners = [(y, x) for y in tile_starts(height, size, overlap) for x in tile_starts(width, size, overlap)]
+    tiles = np.array([(y, x, min(y + size, height), min(x + size, width)) for y, x in corners])
+    seen: list[list[_View]] = []
+    groups = _Groups()
+    progress = Progress("tiles", len(tiles))
+    for number, tile in enumerate(tiles):
+        top, left, bottom, right = tile
+        found = predict(np.ascontiguousarray(image[top:bottom, left:right]))
+        seen.append(_views(found, tile, height, width))
+        groups.add(seen[-1])
+        for other in range(number):
+            shared = np.concatenate([np.maximum(tile[:2], tiles[other, :2]), np.minimum(tile[2:], tiles[other, 2:])])
+            if (shared[2:] > shared[:2]).all():
+                for i, j in _same_objects(seen[other], seen[number], shared):
+                    groups.join(seen[other][i], seen[number][j])
+        progress.step()
+    progress.clear()
+    objects = _without_pieces([_merge(group) for group in groups.all()], nms_iou)
+    return Prediction(
+        height,
+        width,
+        np.array([o.box for o in objects], np.float32).reshape(-1, 4),
+        np.array([o.score for o in objects], np.float32),
+        np.array([o.number for o in objects], np.int32),
+        None,
+        found.labels,
+        found.mask_paste,
+        image,
+        PastedMasks(o.window() for o in objects),
+    )
+
+
+def _views(found: Prediction, tile: np.ndarray, height: int, width: int) -> list[_View]:
+    """The objects of a tile, in pixels of the picture."""
+    views = []
+    inner = tile != (0, 0, height, width)  # the sides of the tile beyond which the picture goes on
+    for index in range(len(found)):
+        mask, top, left = trim_window(found.window(index))
+        if not mask.size:
+            continue
+        sides = np.array(mask.shape * 2)
+        extent = np.array([top, left, top + mask.shape[0], left + mask.shape[1]])
+        gaps = np.abs(extent + np.tile(tile[:2], 2) - tile)
+        cut = bool((inner & (gaps < np.maximum(_CUT_PIXELS, _CUT_SHARE * sides))).any())
+        masks = PastedMasks([(mask, top + int(tile[0]), left + int(tile[1]))])
+        box = found.boxes[index] + np.tile(tile[:2], 2)
+        views.append(_View(box, float(found.scores[index]), int(found.classes[index]), masks, cut))
+    return views
+
+
+def _same_objects(some: list[_View], others: list[_View], shared: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of indices of views from two tiles that show one object, as far as can be seen in the shared rectangle."""
+    if not some or not others:
+        return []
+    overlap = _overlaps(np.array([v.box for v in some]), np.array([v.box for v in others]), shared)
+    same_class = np.array([v.number for v in some])[:, None] == np.array([v.number for v in others])
+    pairs = []
+    for i, j in np.argwhere(overlap & same_class):
+        first, second = (cut_window(v.window(), *shared.tolist()) for v in (some[i], others[j]))
+        union = np.count_nonzero(first | second)
+        if union and np.count_nonzero(first & second) >= _SAME_IOU * union:
+            pairs.append((int(i), int(j)))
+    return pairs
+
+
+def _overlaps(some: np.ndarray, others: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """(S, O) bool, which of boxes (S, 4) and (O, 4) overlap inside a rectangle (4,)."""
+    low = np.maximum(np.maximum(some[:, None, :2], others[None, :, :2]), shared[:2])
+    high = np.minimum(np.minimum(some[:, None, 2:], others[None, :, 2:]), shared[2:])
+    return (high > low).all(-1)
+
+
+class _Groups:
+    """Disjoint sets of views, each the views of one object."""
+
+    def __init__(self) -> None:
+        self._group: dict[int, list[_View]] = {}
+
+    def add(self, views: list[_View]) -> None:
+        for view in views:
+            self._group[id(view)] = [view]
+
+    def join(self, first: _View, second: _View) -> None:
+        small, large = sorted((self._group[id(first)], self._group[id(second)]), key=len)
+        if small is not large:
+            large += small
+            for view in small:
+                self._group[id(view)] = large
+
+    def all(self) -> list[list[_View]]:
+        return list({id(group): group for group in self._group.values()}.values())
+
+
+def _merge(group: list[_View]) -> _View:
+    """The object that some views show."""
+    whole = [view for view in group if not view.cut]
+    if whole or len(group) == 1:
+        return max(whole or group, key=lambda view: view.score)
+    boxes = np.array([view.box for view in group])
+    box = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+    masks = PastedMasks([union_window(view.window() for view in group)])
+    return _View(box, max(view.score for view in group), group[0].number, masks, True)
+
+
+def _without_pieces(objects: list[_View], nms_iou: float) -> list[_View]:
+    """Objects by falling score, without those that cut views of others left over and without duplicates."""
+    objects = sorted(objects, key=lambda o: -o.score)
+    if not objects:
+        return []
+    boxes, numbers = np.array([o.box for o in objects]), np.array([o.number for o in objects])
+    areas = np.array([np.count_nonzero(o.window()[0]) for o in objects])
+    keep = np.ones(len(objects), bool)
+    for i, piece in enumerate(objects):
+        low, high = np.maximum(boxes[i, :2], boxes[:, :2]), np.minimum(boxes[i, 2:], boxes[:, 2:])
+        shared = np.prod(np.maximum(high - low, 0), axis=1)
+        if piece.cut:
+            mask, top, left = piece.window()
+            frame = (top, left, top + mask.shape[0], left + mask.shape[1])
+            # Of the same class a larger object, of another one a surer one.
+            owners = np.where(numbers == piece.number, areas > areas[i], np.arange(len(objects)) < i)
+            for j in np.flatnonzero(keep & owners & (shared > 0)):
+                if np.count_nonzero(mask & cut_window(objects[j].window(), *frame)) >= _PIECE_SHARE * areas[i]:
+                    keep[i] = False
+                    break
+        sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+        same = (numbers == piece.number) & keep & (np.arange(len(objects)) < i)
+        if (same & (shared > nms_iou * (sizes + sizes[i] - shared))).any():
+            keep[i] = False
+    return [o for o, kept in zip(objects, keep, strict=True) if kept]

@@ -1,0 +1,155 @@
+"""Test-time augmentation: one picture predicted mirrored and at several sizes.
+
+Boxes of all views are brought together class by class: those with an IoU above nms_iou are one object, whose box is
+their mean weighted by the scores and whose score is the mean over all views, a view that missed it counting 0. The
+mask head then runs on the objects' boxes in every view, and its probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kmaskrcnn.config import Config, DataConfig
+from kmaskrcnn.data.resize import prepare_image
+from kmaskrcnn.layers.box_head import detect_boxes
+from kmaskrcnn.layers.rpn import level_anchors, propose
+from kmaskrcnn.model import MaskRCNN
+
+
+@dataclasses.dataclass
+class _View:
+    """One picture as the network saw it."""
+
+    features: dict[str, tf.Tensor]
+    scales: np.ndarray  # (2,) network pixels a pixel of the picture
+    mirrored: bool
+    width: int  # of the picture
+
+    def to_network(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) of the picture in the network's pixels."""
+        return _mirror(boxes, self.width, self.mirrored) * np.tile(self.scales, 2)
+
+    def from_network(self, boxes: np.ndarray) -> np.ndarray:
+        """The other way round."""
+        return _mirror(boxes / np.tile(self.scales, 2), self.width, self.mirrored)
+
+
+def _mirror(boxes: np.ndarray, width: int, mirrored: bool) -> np.ndarray:
+    if not mirrored:
+        return boxes
+    y0, x0, y1, x1 = boxes.T
+    return np.stack([y0, width - x1, y1, width - x0], axis=1)
+
+
+class AugmentedDetector:
+    """Detections of a picture from several views of it.
+
+    Args:
+        model: with its weights.
+        config: tta_flip, tta_scales, and how pictures are resized.
+    """
+
+    def __init__(self, model: MaskRCNN, config: Config):
+        self.model, self.config = model, config
+        self.scales = config.evaluation.tta_scales or (1.0,)
+        images = tf.TensorSpec((1, None, None, 3), tf.uint8)
+        features = {f"P{i}": tf.TensorSpec((1, None, None, model.config.fpn_channels), tf.float32) for i in range(2, 7)}
+        boxes = tf.TensorSpec((None, 4), tf.float32)
+        # One graph for every size of picture.
+        self._boxes = tf.function(self._find_boxes, [images, tf.TensorSpec((1, 2), tf.int32)])
+        self._masks = tf.function(self._find_masks, [features, boxes, tf.TensorSpec((None,), tf.int32)])
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Detections of (H, W, 3) uint8, as of the model for one image but with boxes in the picture's own pixels."""
+        height, width = image.shape[:2]
+        views, found = [], []
+        for scale in self.scales:
+            config = scaled_config(self.config.data, scale)
+            for mirrored in (False, True) if self.config.evaluation.tta_flip else (False,):
+                pixels = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+                network_image, shape, scales = prepare_image(pixels, config)
+                boxes, scores, classes, features = self._boxes(network_image[None], shape[None])
+                views.append(_View(features, scales, mirrored, width))
+                boxes = np.clip(views[-1].from_network(boxes.numpy()), 0, [height, width, height, width])
+                found.append((boxes, scores.numpy(), classes.numpy()))
+        boxes, scores, classes = merge_boxes(found, self.model.config.nms_iou)
+        keep = np.flatnonzero(scores > self.model.config.score_threshold)[: self.model.config.max_detections]
+        boxes, scores, classes = boxes[keep].astype(np.float32), scores[keep], classes[keep]
+        masks = sum(self._view_masks(view, boxes, classes) for view in views) / len(views)
+        return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": len(boxes)}
+
+    def _view_masks(self, view: _View, boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        masks = self._masks(view.features, view.to_network(boxes).astype(np.float32), classes).numpy()
+        return masks[:, :, ::-1] if view.mirrored else masks
+
+    def _find_boxes(self, images: tf.Tensor, image_shapes: tf.Tensor) -> tuple[Any, ...]:
+        """The first half of `MaskRCNN.call`, up to the boxes; and the pyramid, float32."""
+        model = self.model
+        images, image_shapes = model.preprocess(images, image_shapes)
+        features = model.pyramid(images)
+        rpn_outputs = {level: model.rpn_head(feature) for level, feature in features.items()}
+        anchors = level_anchors(features, model.config)
+        proposals, scores = propose(rpn_outputs, anchors, image_shapes, model.config, False)
+        logits, deltas = model._run_box_head(features, proposals)
+        boxes, scores, classes, count = detect_boxes(logits, deltas, proposals, scores, image_shapes, model.config)
+        count = count[0]
+        features = {level: tf.cast(feature, tf.float32) for level, feature in features.items()}
+        return boxes[0, :count], scores[0, :count], classes[0, :count], features
+
+    def _find_masks(self, features: dict[str, tf.Tensor], boxes: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """The second half: (N, M, M) probabilities over each box (N, 4) of the network's pixels."""
+        model = self.model
+        features = {level: tf.cast(feature, model.compute_dtype) for level, feature in features.items()}
+        pooled = model.mask_roi_align.pool(features, boxes, tf.zeros_like(classes))
+        return tf.sigmoid(model.mask_head(pooled, classes))
+
+
+def scaled_config(config: DataConfig, factor: float) -> DataConfig:
+    """The settings that bring a picture to `factor` times the network's size."""
+    sides = {name: max(round(getattr(config, name) * factor), 1) for name in ("min_size", "max_size")}
+    return dataclasses.replace(config, native_scale=config.native_scale * factor, **sides)
+
+
+def merge_boxes(
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], iou: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring the detections of several views together.
+
+    Args:
+        found: boxes (N, 4), scores (N,), classes (N,) of each view.
+        iou: boxes of a class with a higher IoU than this, from different views, are one object.
+
+    Returns:
+        boxes (K, 4), scores (K,), classes (K,), by falling score.
+    """
+    boxes, scores, classes = (np.concatenate([view[i] for view in found]) for i in range(3))
+    owners = np.repeat(np.arange(len(found)), [len(view[1]) for view in found])
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores, classes, owners = boxes[order].astype(np.float64), scores[order], classes[order], owners[order]
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    free = np.ones(len(boxes), bool)
+    merged: list[tuple[np.ndarray, float, int]] = []
+    for i in range(len(boxes)):
+        if not free[i]:
+            continue
+        size = np.minimum(boxes[i, 2:], boxes[:, 2:]) - np.maximum(boxes[i, :2], boxes[:, :2])
+        shared = np.prod(np.maximum(size, 0), axis=1)
+        same = free & (classes == classes[i]) & (shared > iou * (areas + areas[i] - shared))
+        same[i] = True
+        free &= ~same
+        # One detection a view, its best: the others are what NMS would have dropped.
+        rows = np.flatnonzero(same)
+        rows = rows[np.unique(owners[rows], return_index=True)[1]]
+        weights = scores[rows].astype(np.float64)
+        box = weights @ boxes[rows] / max(weights.sum(), 1e-12)
+        merged.append((box, weights.sum() / len(found), int(classes[i])))
+    merged.sort(key=lambda row: -row[1])
+    return (
+        np.array([box for box, _, _ in merged], np.float32).reshape(-1, 4),
+        np.array([score for _, score, _ in merged], np.float32),
+        np.array([number for _, _, number in merged], np.int32),
+    )

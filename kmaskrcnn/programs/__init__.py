@@ -1,0 +1,1 @@
+"""The commands, as `kmaskrcnn COMMAND` or train.py and the others start them."""

@@ -1,0 +1,131 @@
+"""Predict many images: kmaskrcnn batch --model=exported/1 --input='photos/*.jpg' --output=results.
+
+Flags that are not listed here go to Apache Beam: --runner and those of the runner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from kmaskrcnn.config import ConfigError
+
+
+def _arguments(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(name, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", default="", help="numbered folder of a SavedModel, or a .tflite file")
+    parser.add_argument("--input", action="append", default=[], help="images: a file or glob; may be repeated")
+    parser.add_argument("--input_csv", action="append", default=[], help="CSV file with a header; may be repeated")
+    parser.add_argument("--csv_column", default="uri", help="the column of --input_csv with the images' paths or URIs")
+    parser.add_argument(
+        "--input_tfrecord", action="append", default=[], help="glob of TFRecord files with image/encoded"
+    )
+    parser.add_argument("--output", default="", help="folder for detections-*.jsonl and failures-*.jsonl")
+    parser.add_argument("--min_score", type=float, default=0.5, help="detections with a lower score are left out")
+    parser.add_argument("--shards", type=int, default=0, help="files of detections; 0: as the runner likes")
+    parser.add_argument("--batch_size", type=int, default=1, help="images that go through the model at once")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the model in a worker; 0: all cores")
+    return parser.parse_known_args(argv)
+
+
+def program(name: str, arguments: list[str]) -> int:
+    """Run with these arguments; returns the exit code."""
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        return main(name, arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def main(name: str, arguments: list[str]) -> int:
+    """Run the pipeline; returns 1 where not one image could be predicted."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    options, rest = _arguments(name, arguments)
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise ConfigError("Apache Beam is not installed: pip install -r requirements-beam.txt") from None
+    from kmaskrcnn.beam import pipeline as stages
+    from kmaskrcnn.beam.model import DetectorHandler
+
+    columns = _check(options)
+    beam_options = PipelineOptions(rest)
+    beam_options.get_all_options(display_warnings=True)
+    handler = DetectorHandler(options.model, options.batch_size, options.threads)
+    pipeline = beam.Pipeline(options=beam_options)
+    stages.build(
+        pipeline,
+        handler,
+        options.output.rstrip("/"),
+        options.input,
+        list(zip(options.input_csv, columns, strict=True)),
+        options.input_tfrecord,
+        options.min_score,
+        options.shards,
+    )
+    result = pipeline.run()
+    result.wait_until_finish()
+    return _report(result, options.output)
+
+
+def _check(options: argparse.Namespace) -> list[int]:
+    """Refuse what cannot work before any worker starts; returns the column of each CSV file."""
+    from apache_beam.io.filesystems import FileSystems
+
+    from kmaskrcnn.beam import pipeline as stages
+
+    def found(pattern: str) -> bool:
+        try:
+            return bool(FileSystems.match([pattern], [1])[0].metadata_list)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{pattern}: {error}") from None
+
+    for name in ("model", "output"):
+        if not getattr(options, name):
+            raise ConfigError(f"--{name} is missing")
+    if not (options.input or options.input_csv or options.input_tfrecord):
+        raise ConfigError("--input, --input_csv or --input_tfrecord is missing")
+    for name, lowest in (("batch_size", 1), ("shards", 0), ("threads", 0)):
+        if getattr(options, name) < lowest:
+            raise ConfigError(f"--{name}={getattr(options, name)}: must be at least {lowest}")
+    tflite = options.model.endswith(".tflite")
+    if tflite and options.batch_size != 1:
+        raise ConfigError("--batch_size: a .tflite file takes one image at once")
+    if not found(options.model if tflite else options.model.rstrip("/") + "/saved_model.pb"):
+        raise ConfigError(f"--model={options.model}: neither a SavedModel nor a .tflite file that export.py wrote")
+    for pattern in options.input:
+        if os.path.isdir(pattern):
+            raise ConfigError(f"--input={pattern} is a folder: give a glob, such as '{pattern.rstrip('/')}/*.jpg'")
+    for pattern in [p for p in options.input if stages.is_pattern(p)] + options.input_csv + options.input_tfrecord:
+        if not found(pattern):
+            raise ConfigError(f"{pattern}: nothing there")
+    if found(f"{options.output.rstrip('/')}/{stages.DETECTIONS}-*"):
+        raise ConfigError(f"--output={options.output} holds the results of another run: choose another folder")
+    try:
+        return [stages.csv_column(path, options.csv_column) for path in options.input_csv]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _report(result, output: str) -> int:
+    """Print the counters; some runners keep them only for themselves."""
+    from apache_beam.metrics import MetricsFilter
+
+    from kmaskrcnn.beam.model import NAMESPACE
+
+    try:
+        metrics = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))
+    except (AttributeError, NotImplementedError):
+        print(f"done; {output}")
+        return 0
+    counts = {counter.key.metric.name: counter.result for counter in metrics["counters"]}
+    images, failures = counts.get("images", 0), counts.get("failures", 0)
+    print(f"{images} images, {counts.get('detections', 0)} detections, {failures} unreadable; {output}")
+    for distribution in metrics["distributions"]:
+        latency = distribution.result
+        print(f"milliseconds an image: mean {latency.mean:.0f}, {latency.min} to {latency.max}")
+    return 1 if failures and not images else 0

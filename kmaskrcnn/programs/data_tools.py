@@ -1,0 +1,117 @@
+"""Tools for data sets: `kmaskrcnn split`, `sample`, `merge` and `convert`."""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags as absl_flags
+
+from kmaskrcnn.config import ConfigError
+from kmaskrcnn.programs import flags
+
+FLAGS = absl_flags.FLAGS
+_COMMON = {"Data": ["annotations", "images", "data_format", "class_names", "class_map", "on_bad_record"]}
+
+
+def split(name: str, arguments: list[str]) -> int:
+    """`kmaskrcnn split`: write train.json and val.json."""
+    _define_set_flags()
+    absl_flags.DEFINE_integer("val_images", None, "Images of the validation set.", lower_bound=1, required=True)
+    topics = {**_COMMON, "Output": ["output", "val_images", "seed"]}
+    return flags.run(_split, name, arguments, "Split a data set into a training and a validation set.", topics)
+
+
+def _split() -> None:
+    from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
+
+    tree = tree_of(_read_set(), FLAGS.output)
+    for name, part in zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
+        write_tree(os.path.join(FLAGS.output, f"{name}.json"), part)
+
+
+def sample(name: str, arguments: list[str]) -> int:
+    """`kmaskrcnn sample`: write a subset as a COCO JSON."""
+    _define_set_flags()
+    absl_flags.DEFINE_integer("count", None, "Images to draw.", lower_bound=1, required=True)
+    absl_flags.DEFINE_integer("each_class", 0, "At least this many images of each class, where there are so many.")
+    topics = {**_COMMON, "Output": ["output", "count", "each_class", "seed"]}
+    return flags.run(_sample, name, arguments, "Draw a subset of a data set.", topics)
+
+
+def _sample() -> None:
+    from kmaskrcnn.data.sets.subsets import sample_coco, tree_of, write_tree
+
+    tree = tree_of(_read_set(), os.path.dirname(FLAGS.output))
+    write_tree(FLAGS.output, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
+
+
+def merge(name: str, arguments: list[str]) -> int:
+    """`kmaskrcnn merge`: write several sets as one COCO JSON whose file names start from its own folder."""
+    _define_set_flags()
+    absl_flags.DEFINE_multi_string("with", None, "A further set; give it again for each.", required=True)
+    absl_flags.DEFINE_multi_string("with_images", [], "Image folder of each --with, in their order.")
+    topics = {**_COMMON, "Further sets": ["with", "with_images"], "Output": ["output"]}
+    return flags.run(_merge, name, arguments, "Merge data sets.", topics)
+
+
+def _merge() -> None:
+    from kmaskrcnn.data.sets.dataset import dataset_of
+    from kmaskrcnn.data.sets.subsets import merge_coco, write_tree
+
+    others, folders = FLAGS["with"].value, FLAGS.with_images or [""] * len(FLAGS["with"].value)
+    if len(folders) != len(others):
+        raise ConfigError(f"--with_images is given {len(folders)} times, --with {len(others)} times")
+    raws = [_read_set(), *(_read_set(*pair) for pair in zip(others, folders, strict=True))]
+    datasets = [dataset_of(raw, FLAGS.on_bad_record) for raw in raws]
+    write_tree(FLAGS.output, merge_coco(datasets, os.path.dirname(FLAGS.output) or "."))
+
+
+def convert(name: str, arguments: list[str]) -> int:
+    """`kmaskrcnn convert`: write TFRecord shards."""
+    _define_set_flags()
+    absl_flags.DEFINE_string("name", "data", "First part of the shards' names.")
+    absl_flags.DEFINE_integer("shards", 0, "Number of shards; 0: one for each 1000 images.")
+    absl_flags.DEFINE_integer("threads", 0, "Shards written at a time; 0: one per processor.")
+    topics = {**_COMMON, "Output": ["output", "name", "shards", "threads"]}
+    return flags.run(_convert, name, arguments, "Convert a data set to TFRecord shards.", topics)
+
+
+def _convert() -> None:
+    from kmaskrcnn.data import files
+    from kmaskrcnn.data.readers.write_tfrecord import write_shards
+    from kmaskrcnn.data.sets.dataset import dataset_of
+
+    dataset = dataset_of(_read_set(), FLAGS.on_bad_record)
+    dataset.summary()
+    paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads)
+    megabytes = sum(map(files.size, paths)) / 1e6
+    print(f"{len(paths)} shards, {megabytes:.0f} MB together; train with --train_annotations={FLAGS.output}")
+
+
+def _define_set_flags() -> None:
+    """The flags that name a data set and the output."""
+    from kmaskrcnn.data.readers import FORMATS
+
+    define = absl_flags
+    define.DEFINE_string("annotations", None, "The set: COCO JSON, or another format.", required=True)
+    define.DEFINE_string("images", "", "Folder of its images; empty: where the format has them.")
+    define.DEFINE_enum("data_format", "auto", ["auto", *FORMATS], "Format of the set; auto detects it.")
+    define.DEFINE_list("class_names", [], "Names of the classes in order, or a file of them.")
+    define.DEFINE_list("class_map", [], "OLD=NEW,... or a file of such lines: renames and merges classes.")
+    define.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "Stop at bad records or leave them out.")
+    define.DEFINE_string("output", None, "Folder or file to write.", required=True)
+    define.DEFINE_integer("seed", 0, "The same seed gives the same draw.")
+
+
+def _read_set(path: str | None = None, images_dir: str | None = None):
+    """The set that the flags name, or another one with the same settings, not checked yet."""
+    from kmaskrcnn.data.readers import read_raw
+    from kmaskrcnn.data.sets.class_names import parse_class_map, parse_class_names
+
+    return read_raw(
+        path or FLAGS.annotations,
+        FLAGS.images if images_dir is None else images_dir,
+        FLAGS.data_format,
+        parse_class_names(FLAGS.class_names),
+        parse_class_map(FLAGS.class_map),
+    )

@@ -1,0 +1,207 @@
+"""Export a trained model: `kmaskrcnn export --model_dir=DIR --output=DIR --format=saved_model|tflite|tflite_gpu`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags as absl_flags
+
+from kmaskrcnn.config import ConfigError
+from kmaskrcnn.programs import flags
+
+FORMAT = absl_flags.DEFINE_enum(
+    "format",
+    "saved_model",
+    ["saved_model", "tflite", "tflite_gpu"],
+    "saved_model for TensorFlow Serving, tflite for the CPU of devices, tflite_gpu for their GPU.",
+)
+OUTPUT = absl_flags.DEFINE_string(
+    "output", "", "saved_model: the folder that gets a numbered version; tflite: the file to write."
+)
+WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
+QUANTIZE = absl_flags.DEFINE_enum(
+    "quantize", "none", ["none", "float16", "dynamic", "int8"], "tflite: the numbers that weights are kept in."
+)
+INPUT_HEIGHT = absl_flags.DEFINE_integer("input_height", 320, "tflite: height of the input, a multiple of 32.")
+INPUT_WIDTH = absl_flags.DEFINE_integer("input_width", 320, "tflite: width of the input, a multiple of 32.")
+CALIBRATION_IMAGES = absl_flags.DEFINE_list(
+    "calibration_images", [], "int8: pictures like those to come (files, folders, globs); up to 100 are taken."
+)
+FULL_SIZE_MASKS = absl_flags.DEFINE_bool(
+    "full_size_masks", False, "saved_model: also give the masks pasted at the size of the picture."
+)
+MAX_PIXELS = absl_flags.DEFINE_integer("max_pixels", 40_000_000, "saved_model: larger pictures are refused undecoded.")
+MAX_IMAGES = absl_flags.DEFINE_integer("max_images", 16, "saved_model: requests with more pictures are refused.")
+VERIFY = absl_flags.DEFINE_bool("verify", True, "Run what was exported on pictures and compare it with the model.")
+VERIFY_IMAGES = absl_flags.DEFINE_list(
+    "verify_images", [], "Pictures to verify on (files, folders, globs); default: those of the evaluation set, with AP."
+)
+VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Verify on this many pictures at most.")
+ABOUT = "Export a trained model to SavedModel or .tflite, and verify the file in its own runtime."
+TOPICS = {
+    "Model": ["model_dir", "which"],
+    "Output": ["format", "output"],
+    "SavedModel": ["full_size_masks", "max_pixels", "max_images"],
+    "TFLite": ["input_height", "input_width", "quantize", "calibration_images"],
+    "Verification": ["verify", "verify_images", "verify_count", "val_annotations", "val_images"],
+}
+
+_CALIBRATION_COUNT = 100
+
+
+def main() -> int:
+    """Export and verify; exit code 1 where the artifact differs from the model by more than it may."""
+    settings = flags.given_settings()
+    if not settings.get("model_dir"):
+        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
+    if not OUTPUT.value:
+        raise ConfigError("--output is missing: the folder or the .tflite file to write")
+    if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
+        raise ConfigError("--quantize is for --format=tflite")
+    if FORMAT.value == "tflite_gpu" and QUANTIZE.value not in ("none", "float16"):
+        raise ConfigError(f"--quantize={QUANTIZE.value}: --format=tflite_gpu takes none or float16")
+    for bound in (MAX_PIXELS, MAX_IMAGES):
+        if bound.value < 1:
+            raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
+    if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
+        raise ConfigError("--quantize=int8 needs --calibration_images: pictures like those to come")
+    from kmaskrcnn.export.tflite import MOBILE_SETTINGS
+    from kmaskrcnn.model_folder import load_model
+
+    # A server's processor need not know bfloat16.
+    fixed = MOBILE_SETTINGS if FORMAT.value == "tflite" else {"dtype": "float32"}
+    if FORMAT.value == "tflite":
+        clash = sorted(name for name in MOBILE_SETTINGS if name in settings)
+        if clash:
+            raise ConfigError(f"--{clash[0]} is fixed for --format=tflite")
+    model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
+    if config.evaluation.tile_size or config.evaluation.augmented:
+        print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)
+    exports = {"saved_model": _export_saved_model, "tflite": _export_tflite, "tflite_gpu": _export_tflite_gpu}
+    export = exports[FORMAT.value]
+    with contextlib.ExitStack() as stack:
+        pictures, truth = _verification_pictures(config, stack) if VERIFY.value else ([], None)
+        start = time.monotonic()
+        path, reference, artifact = export(model, config, labels, pictures)
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        print(f"{path}: {size:.1f} MB, written in {time.monotonic() - start:.0f} s", flush=True)
+        if not VERIFY.value:
+            return 0
+        from kmaskrcnn.export.verify import BOUNDS, verify
+
+        bounds = BOUNDS["saved_model" if FORMAT.value == "saved_model" else QUANTIZE.value]
+        report = verify(pictures, reference, artifact(), bounds, truth)
+    print(report)
+    return 1 if report.problems else 0
+
+
+def _verification_pictures(config, stack):
+    """Files, and the ground truth with the ids of the pictures where they are an evaluation set's."""
+    from kmaskrcnn.data import files, open_dataset
+    from kmaskrcnn.inference.inputs import find_pictures
+
+    if VERIFY_IMAGES.value:
+        return [path for path, _ in find_pictures(VERIFY_IMAGES.value)][: VERIFY_COUNT.value], None
+    dataset = open_dataset(config, "val")
+    if dataset is None:
+        raise ConfigError("--verify_images is missing: pictures to verify on, or --noverify to leave that out")
+    paths = list(dataset.paths[: VERIFY_COUNT.value])
+    if (dataset.spans[:, 1] >= 0).any():  # in TFRecord: each gets a file for as long as it is needed
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for index, shard in enumerate(paths):
+            picture = folder / f"{index}_{Path(dataset.file_names[index]).name}"
+            picture.write_bytes(files.read_bytes(shard, *map(int, dataset.spans[index])))
+            paths[index] = str(picture)
+    return paths, (dataset.coco_dict, dataset.image_ids[: len(paths)])
+
+
+def _export_saved_model(model, config, labels, pictures):
+    from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
+    from kmaskrcnn.inference.predictor import Predictor
+
+    warmup = [Path(path).read_bytes() for path in pictures[:2]]
+    bounds = {"max_pixels": MAX_PIXELS.value, "max_images": MAX_IMAGES.value}
+    path = export_saved_model(
+        model, config, labels, OUTPUT.value, warmup, full_size_masks=FULL_SIZE_MASKS.value, **bounds
+    )
+    # An exported model looks at an image once and whole.
+    config = config.replace(tile_size=0, tta_flip=False, tta_scales=())
+    return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
+
+
+def _export_tflite(model, config, labels, pictures):
+    from kmaskrcnn.data import load_image
+    from kmaskrcnn.export import tflite
+    from kmaskrcnn.export.litert_client import LiteRTClient, letterbox
+    from kmaskrcnn.inference.inputs import find_pictures
+
+    height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value
+    pad = tflite.pad_value(config)
+    calibration = []
+    if QUANTIZE.value == "int8":
+        found = find_pictures(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]
+        calibration = [letterbox(load_image(path), height, width, pad)[0] for path, _ in found]
+    try:
+        content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
+    except tflite.ExportError as error:
+        raise ConfigError(str(error)) from error
+    path = Path(OUTPUT.value)
+    tflite.write(content, path, config, labels, height, width, QUANTIZE.value)
+    function = tflite.MobileFunction(model, height, width).serving_default
+    client = LiteRTClient(path)
+
+    def reference(picture):
+        pixels = load_image(picture)
+        canvas, scaled = client.letterbox(pixels)
+        shape = np.array([scaled], np.int32)
+        outputs = {name: np.asarray(value) for name, value in function(canvas[None], shape).items()}
+        return client.interpret(outputs, pixels.shape[:2], scaled)
+
+    return path, reference, lambda: lambda picture: client.predict(load_image(picture))
+
+
+def _export_tflite_gpu(model, config, labels, pictures):
+    import tensorflow as tf
+
+    from kmaskrcnn.data import load_image
+    from kmaskrcnn.export import gpu_graphs, tflite
+    from kmaskrcnn.export.gpu_client import LiteRTGpuClient
+
+    height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value
+    try:
+        content, checked_by = gpu_graphs.convert(model, height, width, QUANTIZE.value)
+    except tflite.ExportError as error:
+        raise ConfigError(str(error)) from error
+    found = "fully accelerated" if checked_by == "accelerator" else "no GPU here: by their operations for a GPU"
+    print(f"graphs {', '.join(gpu_graphs.GRAPHS)}: {found}", flush=True)
+    path = Path(OUTPUT.value)
+    gpu_graphs.write(content, path, model, config, labels, height, width, QUANTIZE.value)
+    client = LiteRTGpuClient(path, "gpu" if checked_by == "accelerator" else "cpu")
+    detect = tf.function(model, autograph=False)
+
+    def reference(picture):
+        pixels = load_image(picture)
+        images, scaled = client.letterbox(pixels)
+        batch = {"images": tf.constant(images), "image_shapes": tf.constant([scaled], tf.int32)}
+        found = {name: value.numpy()[0] for name, value in detect(batch).items()}
+        count = int(found.pop("num_detections"))
+        return client.interpret({name: value[:count] for name, value in found.items()}, pixels.shape[:2], scaled)
+
+    return path, reference, lambda: lambda picture: client.predict(load_image(picture))
+
+
+def program(name: str, arguments: list[str]) -> int:
+    """Run with these arguments; returns the exit code."""
+    flags.define_config_flags()
+    return flags.run(
+        main,
+        name,
+        arguments,
+        ABOUT,
+        TOPICS,
+    )

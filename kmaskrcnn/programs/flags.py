@@ -1,0 +1,150 @@
+"""The start of every program: flags made from the settings of `kmaskrcnn.config`, flagfiles, help, and errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
+
+from kmaskrcnn import config as config_lib
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.console import steady_output
+from kmaskrcnn.programs.flagfiles import expand_flagfiles
+
+FLAGS = flags.FLAGS
+# Topic -> names of flags, as --help shows them.
+Topics = Mapping[str, Sequence[str]]
+
+
+def define_config_flags() -> None:
+    """Define `--NAME` for every setting; lists are written with commas, and flagfiles may hold any of them."""
+    for name, (field, scalar, is_tuple) in config_lib.fields().items():
+        default, text = field.default, field.metadata["help"]
+        if is_tuple:
+            flags.DEFINE_list(name, [str(v) for v in default], text)
+        elif field.metadata["choices"]:
+            flags.DEFINE_enum(name, default, list(field.metadata["choices"]), text)
+        elif scalar is bool:
+            flags.DEFINE_boolean(name, default, text)
+        elif scalar is int:
+            flags.DEFINE_integer(name, default, text)
+        elif scalar is float:
+            flags.DEFINE_float(name, default, text)
+        else:
+            flags.DEFINE_string(name, default, text)
+
+
+def given_settings() -> dict[str, Any]:
+    """The settings that the command line or a flagfile gave, by name; raises ConfigError on a list of non-numbers."""
+    settings = {}
+    for name, (_, scalar, is_tuple) in config_lib.fields().items():
+        if name not in FLAGS or not FLAGS[name].present:
+            continue
+        value = FLAGS[name].value
+        if is_tuple:
+            try:
+                value = tuple(scalar(item) for item in value)
+            except ValueError:
+                raise ConfigError(f"--{name}={','.join(value)}: expected {scalar.__name__}s with commas") from None
+        settings[name] = value
+    return settings
+
+
+def config_from_flags(base: Config | None = None) -> Config:
+    """`base` (default: the defaults) with the given settings; raises ConfigError on an impossible one."""
+    return (base or Config()).replace(**given_settings())
+
+
+def run(
+    main: Callable[..., int | None],
+    name: str,
+    arguments: Sequence[str],
+    about: str,
+    topics: Topics,
+    positional: str = "",
+) -> int:
+    """Run a program: read the flags, show the help, turn an error that a user can act on into one line and code 2.
+
+    Args:
+        main: the program, called without arguments, or with the list of positional ones.
+        name: how the user called it.
+        arguments: the command line after that name.
+        about: what the program does, for the help.
+        topics: the flags that --help shows, by topic.
+        positional: what positional arguments are; empty: there are none.
+
+    Returns:
+        The exit code.
+    """
+    # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    steady_output()
+    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
+    if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments):
+        print(_help(name, about, topics, positional, "--helpfull" in arguments))
+        return 0
+    try:
+        rest = FLAGS([name, *expand_flagfiles(arguments)])[1:]
+    except (ConfigError, flags.Error) as error:
+        return _fail(f"{' '.join(str(error).split())} ({name} --help shows the flags)")
+    if rest and not positional:
+        return _fail(f"unexpected argument {rest[0]!r}; every setting is a flag, --NAME=VALUE")
+    code = _guarded((lambda: main(rest)) if positional else main)
+    if code and "TF_CONFIG" in os.environ:
+        # The other workers may be gone, and TensorFlow would wait for them.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(main: Callable[[], int | None]) -> int:
+    # Imported here, since --help must not wait for TensorFlow.
+    from kmaskrcnn.errors import EXIT_RESTART, DataError, TrainingError, WeightsError, WorkerLost
+
+    try:
+        return main() or 0
+    except WorkerLost as error:
+        return _fail(str(error), EXIT_RESTART)
+    except (ConfigError, DataError, TrainingError, WeightsError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _help(name: str, about: str, topics: Topics, positional: str, full: bool) -> str:
+    usage = f"usage: {name}{f' [{positional} ...]' if positional else ''} [--flagfile=FILE] [--NAME=VALUE ...]"
+    lines = [about, "", usage]
+    shown = dict(topics)
+    if full:
+        listed = {flag for names in topics.values() for flag in names}
+        for group, names in config_lib.groups().items():
+            shown[f"Other {group} settings"] = [n for n in names if n in FLAGS and n not in listed]
+    for topic, names in shown.items():
+        if names:
+            lines += ["", f"{topic}:", *(line for flag in names for line in _flag_help(FLAGS[flag]))]
+    if not full and any(name in FLAGS for name in config_lib.fields()):
+        lines += ["", f"{name} --helpfull shows every setting."]
+    return "\n".join(lines)
+
+
+def _flag_help(flag: flags.Flag) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    default = flag.default
+    if isinstance(default, list):
+        default = ",".join(map(str, default))
+    told = f" (default: {default})" if default not in (None, "", False) else ""
+    head = f"  --{'[no]' if flag.boolean else ''}{flag.name}"
+    text = flag.help.replace("|", ", ") if isinstance(flag, flags.EnumFlag) else flag.help
+    return [head, *textwrap.wrap(text + told, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]

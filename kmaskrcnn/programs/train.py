@@ -1,0 +1,169 @@
+"""Train Mask R-CNN: `kmaskrcnn train --flagfile=NAME.flags [--NAME=VALUE ...]`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from absl import flags as absl_flags
+
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.folders import local_folder
+from kmaskrcnn.programs import flags
+
+if TYPE_CHECKING:
+    from kmaskrcnn.data import CocoDataset
+    from kmaskrcnn.training.signals import SignalWatch
+
+PREVIEW = absl_flags.DEFINE_integer(
+    "preview_augmentations", 0, "Write this many training images into model_dir/augmentations.png and stop.", 0
+)
+
+ABOUT = "Train Mask R-CNN on your images; the same command goes on where it stopped."
+TOPICS = {
+    "Data": ["train_annotations", "train_images", "val_annotations", "val_images", "data_format", "class_names"],
+    "Output": ["model_dir", "preview_augmentations"],
+    "Model": ["backbone", "init_weights", "mask_conv_channels", "max_detections"],
+    "Image size": ["min_size", "max_size", "crop_size"],
+    "Training": [
+        "batch_size",
+        "steps",
+        "epochs",
+        "max_minutes",
+        "learning_rate",
+        "dtype",
+        "eval_every",
+        "patience",
+        "seed",
+    ],
+    "Multi-GPU and several workers": ["strategy", "num_devices", "num_local_workers"],
+}
+
+
+def main() -> int:
+    """Train, with evaluation.
+
+    Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to go on); 2 on a wrong setting.
+    """
+    from kmaskrcnn.training.signals import SignalWatch
+
+    signals = SignalWatch()
+    config = flags.config_from_flags()
+    if not config.train.model_dir:
+        raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and pictures")
+    given = flags.given_settings()
+    if "train_annotations" not in given and not any(name.startswith("shapes_") for name in given):
+        raise ConfigError(
+            "--train_annotations is missing: the set to train on, or shapes for the built-in one; "
+            "docs/guide/data.md lists the formats"
+        )
+    local_folder(config.train.model_dir)
+    if PREVIEW.value:
+        preview(config)
+        return 0
+    from kmaskrcnn.errors import EXIT_RESTART
+    from kmaskrcnn.programs.launcher import follow_launcher, launch
+    from kmaskrcnn.progress import listening
+    from kmaskrcnn.training.watchdog import Watchdog
+
+    if config.train.num_local_workers:
+        if config.train.strategy not in ("one", "multi_worker"):
+            raise ConfigError(f"--num_local_workers is for --strategy=multi_worker, not {config.train.strategy}")
+        signals.stop()
+        return launch(config.train.num_local_workers, sys.orig_argv[1:])
+    follow_launcher()
+    seconds = config.train.stall_timeout
+    message = (
+        f"nothing went on for --stall_timeout={seconds:g} seconds: this process, another worker or the storage of the "
+        "images is stalled; start again to go on from the newest checkpoint"
+    )
+    with Watchdog(seconds, EXIT_RESTART, message) as watchdog, listening(watchdog.beat):
+        return train(config, watchdog.beat, signals)
+
+
+def open_train_set(config: Config) -> tuple[Config, CocoDataset]:
+    """The training set, and the settings with its number of classes."""
+    from kmaskrcnn.data import open_dataset
+    from kmaskrcnn.progress import phase
+
+    with phase("reading the training set"):
+        train_set = open_dataset(config, "train")
+    print("training set: ", end="")
+    train_set.summary()
+    classes = len(train_set.class_names)
+    if "num_classes" in flags.given_settings() and config.model.num_classes != classes:
+        raise ConfigError(f"--num_classes={config.model.num_classes}, but the training set has {classes}")
+    return config.replace(num_classes=classes), train_set
+
+
+def preview(config: Config) -> None:
+    """Draw training images as they go into the network."""
+    from kmaskrcnn.data.input.preview import contact_sheet
+
+    config, train_set = open_train_set(config)
+    path = local_folder(config.train.model_dir) / "augmentations.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(train_set, config, PREVIEW.value).save(path)
+    print(f"written: {path}")
+
+
+def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int:
+    """Train as one of the workers, or the only one."""
+    from kmaskrcnn.progress import phase
+
+    with phase("starting TensorFlow"):
+        import keras
+        import tensorflow as tf
+
+    from kmaskrcnn.cluster import open_cluster
+    from kmaskrcnn.data import open_dataset
+    from kmaskrcnn.errors import EXIT_INTERRUPTED
+    from kmaskrcnn.evaluation import check_categories, evaluate
+    from kmaskrcnn.inference.predictor import Predictor
+    from kmaskrcnn.results.labels import Labels
+    from kmaskrcnn.training.callbacks import logger_callbacks
+    from kmaskrcnn.training.report import verdict
+    from kmaskrcnn.training.trainer import Trainer
+
+    if config.train.deterministic:
+        keras.utils.set_random_seed(config.train.seed)
+        tf.config.experimental.enable_op_determinism()
+    cluster = open_cluster(config.train)
+    with cluster.watch(), cluster.quiet():
+        print(cluster.describe(), flush=True)
+        # The built-in shapes are written before another worker reads them; else nobody waits for another's reading.
+        shapes = "shapes" in (config.data.train_annotations, config.data.val_annotations)
+        with cluster.in_turn() if shapes else contextlib.nullcontext():
+            config, train_set = open_train_set(config)
+            labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
+            with phase("reading the evaluation set"):
+                val_set = open_dataset(config, "val", labels)
+            if val_set is not None:
+                print("evaluation set: ", end="")
+                val_set.summary()
+                check_categories(labels, val_set)
+
+        def score(model, step):
+            result = evaluate(Predictor(model, config, trainer.labels), val_set, config, cluster, trainer.pulse)
+            print(f"evaluation after step {step}: {result.table()}", flush=True)
+            return result.scalars(), result.pictures
+
+        loggers = logger_callbacks(config) if cluster.is_chief else []
+        trainer = Trainer(config, train_set, score if val_set is not None else None, cluster, beat, loggers)
+        signals.unsaved = lambda: trainer.unsaved
+        outcome = trainer.train()
+        if outcome.interrupted:
+            return EXIT_INTERRUPTED
+        folder = trainer.directory
+        problem = verdict(config, outcome.step, outcome.epochs, outcome.scores)
+        print(f"the end, but {problem}" if problem else f"done: {outcome.step} steps", end="; ")
+        print(f"the model is in {folder}, curves: tensorboard --logdir={folder}")
+    return 0
+
+
+def program(name: str, arguments: list[str]) -> int:
+    """Run with these arguments; returns the exit code."""
+    flags.define_config_flags()
+    return flags.run(main, name, arguments, ABOUT, TOPICS)

@@ -1,0 +1,203 @@
+"""What was found in a picture: boxes, names, masks in its own pixels. Needs neither TensorFlow nor Keras."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from kmaskrcnn.config import ConfigError
+from kmaskrcnn.results.draw import draw_instances
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.mask_paste import paste_window, window_to_rle
+from kmaskrcnn.results.pasted_masks import PastedMasks, Window
+
+# Long side of the picture, and rows of the table, that a notebook shows.
+_NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The objects found in one picture, by falling score.
+
+    Attributes:
+        height, width: of the picture.
+        boxes: (N, 4) float32 yxyx pixels of the picture.
+        scores: (N,) float32.
+        classes: (N,) int32 in 1..C.
+        mask_probabilities: (N, M, M) float32 over each box; None where `pasted` is given.
+        labels: names and COCO ids of the classes.
+        mask_paste: how masks are pasted, as of `kmaskrcnn.results.mask_paste.paste_window`.
+        image: (height, width, 3) uint8, where `Predictor.predict` was given a picture.
+        pasted: masks at the picture's size, where objects were put together from tiles.
+
+    A notebook shows the picture with a table of the objects.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    mask_probabilities: np.ndarray | None
+    labels: Labels
+    mask_paste: str = "pixel_centers"
+    image: np.ndarray | None = None
+    pasted: PastedMasks | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each object."""
+        return [self.labels.class_names[c - 1] for c in self.classes]
+
+    def window(self, index: int) -> Window:
+        """The mask of one object as a part of the picture: (h, w) bool, and the y and x of its top left pixel."""
+        if self.pasted is not None:
+            return self.pasted.window(index)
+        mask, box = self.mask_probabilities[index], self.boxes[index]
+        return paste_window(mask, box, self.height, self.width, self.mask_paste)
+
+    def mask(self, index: int) -> np.ndarray:
+        """The mask of one object at the picture's size, (height, width) bool."""
+        window, top, left = self.window(index)
+        mask = np.zeros((self.height, self.width), bool)
+        mask[top : top + window.shape[0], left : left + window.shape[1]] = window
+        return mask
+
+    def mask_areas(self) -> np.ndarray:
+        """(N,) int64 pixels of each mask."""
+        return np.array([np.count_nonzero(self.window(i)[0]) for i in range(len(self))], np.int64)
+
+    def instance_mask(self) -> np.ndarray:
+        """(height, width) int32: 0 where there is no object, else its index + 1; the higher score covers the lower."""
+        numbers = np.zeros((self.height, self.width), np.int32)
+        for index in reversed(range(len(self))):
+            window, top, left = self.window(index)
+            numbers[top : top + window.shape[0], left : left + window.shape[1]][window] = index + 1
+        return numbers
+
+    def take(self, rows: np.ndarray) -> Prediction:
+        """The objects at an array of indices, or where an array of bool is set."""
+        fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted")
+        values = {name: getattr(self, name) for name in fields}
+        return dataclasses.replace(self, **{n: None if v is None else v[rows] for n, v in values.items()})
+
+    def above(self, score: float) -> Prediction:
+        """The objects with at least this score."""
+        return self.take(self.scores >= score)
+
+    def select(self, min_score: float = 0.0, classes: Sequence[str] = (), top_k: int = 0) -> Prediction:
+        """Some of the objects.
+
+        Args:
+            min_score: the least score.
+            classes: names of classes; empty: all.
+            top_k: so many of them with the highest scores; 0: all.
+
+        Raises:
+            ConfigError: a name that the model has no class of.
+        """
+        keep = self.scores >= min_score
+        if classes:
+            keep &= np.isin(self.classes, [number + 1 for number in class_indices(self.labels, classes)])
+        return self.take(np.flatnonzero(keep)[: top_k or None])
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO's result form: image_id, category_id, score, bbox xywh, segmentation (compressed RLE), as for JSON."""
+        results = []
+        for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
+            rle = window_to_rle(*self.window(index), self.height, self.width)
+            y0, x0, y1, x1 = (float(v) for v in box)
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": self.labels.category_ids[number - 1],
+                    "score": float(score),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                }
+            )
+        return results
+
+    def draw(self, image: np.ndarray | None = None, min_score: float = 0.5) -> Image.Image:
+        """The picture with the masks, boxes and names of the objects of at least `min_score` drawn on it.
+
+        Args:
+            image: (height, width, 3) uint8; default: the one predicted on.
+
+        Raises:
+            ValueError: there is no picture.
+        """
+        image = self.image if image is None else image
+        if image is None:
+            raise ValueError("this prediction was made without its picture: give it to draw(image)")
+        shown = self.above(min_score)
+        captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores, strict=True)]
+        masks = shown.mask_probabilities if shown.pasted is None else shown.pasted
+        return draw_instances(image, shown.boxes, masks, captions)
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture with the objects; None where the picture is not at hand."""
+        if self.image is None:
+            return None
+        picture = self.draw()
+        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        return data.getvalue()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and a table of the first objects."""
+        shown = self.above(0.5)
+        title = f"{len(shown)} objects with a score of at least 0.5 ({len(self)} in all), {self.width} x {self.height}"
+        heads = "".join(f"<th>{name}</th>" for name in ("", "class", "score", "box (y0, x0, y1, x1)", "mask pixels"))
+        rows = []
+        first = shown.take(np.arange(min(len(shown), _NOTEBOOK_ROWS)))
+        for i, (name, score, box, area) in enumerate(
+            zip(first.names, first.scores, first.boxes, first.mask_areas(), strict=True), 1
+        ):
+            corners = ", ".join(f"{v:.1f}" for v in box)
+            rows.append(f"<tr><td>{i}</td><td>{html.escape(name)}</td><td>{score:.3f}</td><td>{corners}</td>")
+            rows.append(f"<td>{area}</td></tr>")
+        more = f"<p>and {len(shown) - len(first)} more</p>" if len(shown) > len(first) else ""
+        png = self._repr_png_()
+        picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}"/>' if png else ""
+        return f"<div><p>{title}</p>{picture}<table><tr>{heads}</tr>{''.join(rows)}</table>{more}</div>"
+
+
+def class_indices(labels: Labels, names: Sequence[str]) -> list[int]:
+    """Positions of classes in `labels.class_names`; raises ConfigError on a name that is not there."""
+    unknown = [name for name in names if name not in labels.class_names]
+    if unknown:
+        raise ConfigError(f"no class {unknown[0]!r} in the model: it has {', '.join(labels.class_names)}")
+    return [labels.class_names.index(name) for name in names]
+
+
+def coco_dataset(
+    pictures: Sequence[tuple[str, int, int]], results: Sequence[Sequence[dict[str, Any]]], labels: Labels
+) -> dict[str, list[dict]]:
+    """Results as a COCO instances dict, annotations with a score: for COCO tools, or to train on once corrected.
+
+    Args:
+        pictures: file name, height and width of each; image ids count from 1.
+        results: of each picture, as `Prediction.to_coco` makes them with these ids.
+        labels: names and COCO ids of the classes.
+    """
+    images, annotations = [], []
+    for image_id, ((name, height, width), found) in enumerate(zip(pictures, results, strict=True), 1):
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for result in found:
+            area = float(mask_utils.area(result["segmentation"]))
+            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **result})
+    categories = [{"id": i, "name": n} for i, n in zip(labels.category_ids, labels.class_names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}

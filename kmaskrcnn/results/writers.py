@@ -1,0 +1,205 @@
+"""Predictions as files: overlays, instance masks, COCO JSON, LabelMe JSON, CSV. Needs neither TensorFlow nor Keras."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kmaskrcnn.config import ConfigError
+from kmaskrcnn.results.draw import instance_color
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction, coco_dataset
+
+OUTPUTS = ("overlay", "masks", "coco", "labelme", "csv")
+CSV_COLUMNS = ("picture", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share")
+# Points of a LabelMe polygon lie at most this far from the outline that they stand for, in pixels.
+_POLYGON_TOLERANCE = 0.5
+
+
+class Writer:
+    """Writes the predictions of pictures into a folder, in the forms that are asked for.
+
+    `add` each picture, then `close`, which writes what holds all pictures: results.json (COCO) and objects.csv.
+
+    Args:
+        directory: the folder; made where it is not there.
+        outputs: some of OUTPUTS.
+        labels: names and COCO ids of the classes.
+
+    Raises:
+        ConfigError: an unknown output, or one that needs a package that is not installed.
+    """
+
+    def __init__(self, directory: str | os.PathLike, outputs: Sequence[str], labels: Labels):
+        unknown = [name for name in outputs if name not in OUTPUTS]
+        if unknown or not outputs:
+            raise ConfigError(f"--outputs={','.join(outputs)}: choose some of {', '.join(OUTPUTS)}")
+        if "labelme" in outputs:
+            _contourpy()
+        self.directory, self.outputs, self.labels = Path(directory), tuple(outputs), labels
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._records: list[tuple[str, int, int]] = []
+        self._results: list[list[dict[str, Any]]] = []
+        self._rows: list[list[Any]] = []
+
+    def add(self, path: str, name: str, prediction: Prediction, overlay: bool = True) -> list[Path]:
+        """Write one picture's files.
+
+        Args:
+            path: of the picture.
+            name: of its files, without a suffix; may hold folders.
+            prediction: with its picture, where overlays are asked for.
+            overlay: False for a frame of a video, whose overlays make a video.
+
+        Returns:
+            The files of this picture alone.
+        """
+        base = self.directory / name
+        written: list[Path] = []
+        if {"overlay", "masks"} & set(self.outputs):
+            base.parent.mkdir(parents=True, exist_ok=True)
+        if overlay and "overlay" in self.outputs:
+            written.append(base.with_name(base.name + ".png"))
+            prediction.draw(min_score=0.0).save(written[-1])
+        if "masks" in self.outputs:
+            written.append(base.with_name(base.name + "_masks.png"))
+            instance_mask_picture(prediction.instance_mask()).save(written[-1])
+        if "labelme" in self.outputs:
+            # A folder of their own, flat, is what LabelMe and the reader of training sets open.
+            written.append(self.directory / "labelme" / (name.replace("/", "__") + ".json"))
+            written[-1].parent.mkdir(exist_ok=True)
+            relative = os.path.relpath(path, written[-1].parent).replace(os.sep, "/")
+            written[-1].write_text(json.dumps(labelme_tree(prediction, relative), indent=2))
+        if "coco" in self.outputs:
+            self._records.append((path, prediction.height, prediction.width))
+            self._results.append(prediction.to_coco(len(self._records)))
+        if "csv" in self.outputs:
+            self._rows += csv_rows(path, prediction)
+        return written
+
+    def close(self) -> list[Path]:
+        """Write the files that hold all pictures; returns them."""
+        written = []
+        if "coco" in self.outputs:
+            written.append(self.directory / "results.json")
+            written[-1].write_text(json.dumps(coco_dataset(self._records, self._results, self.labels)))
+        if "csv" in self.outputs:
+            written.append(self.directory / "objects.csv")
+            with open(written[-1], "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([CSV_COLUMNS, *self._rows])
+        return written
+
+
+def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
+    """A PNG's picture of instance numbers (H, W): indexed with a colour each up to 255, 16 bits of gray beyond."""
+    if numbers.max(initial=0) > 255:
+        return Image.fromarray(numbers.astype(np.uint16))
+    picture = Image.fromarray(numbers.astype(np.uint8)).convert("L")
+    palette = [0, 0, 0]
+    for index in range(255):
+        palette += instance_color(index)
+    picture.putpalette(palette)
+    return picture
+
+
+def csv_rows(path: str, prediction: Prediction) -> list[list[Any]]:
+    """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the picture.
+
+    mask_share is the share of the picture that the mask fills.
+    """
+    rows = []
+    pixels = prediction.height * prediction.width
+    columns = (prediction.names, prediction.scores, prediction.boxes, prediction.mask_areas())
+    for number, (name, score, box, area) in enumerate(zip(*columns, strict=True), 1):
+        y0, x0, y1, x1 = (round(float(v), 2) for v in box)
+        rows.append([path, number, name, round(float(score), 4), x0, y0, x1, y1, int(area), f"{area / pixels:.6f}"])
+    return rows
+
+
+def labelme_tree(prediction: Prediction, image_path: str) -> dict[str, Any]:
+    """A LabelMe annotation file: each object as polygons, to be corrected by hand and trained on.
+
+    Parts of one object share a group_id. LabelMe's polygons have no holes: those of a mask are filled.
+
+    Args:
+        prediction: the objects; their scores become the shapes' descriptions.
+        image_path: of the picture, from the folder of the file.
+    """
+    shapes = []
+    for index, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
+        window, top, left = prediction.window(index)
+        polygons = mask_polygons(window)
+        for polygon in polygons:
+            shapes.append(
+                {
+                    "label": name,
+                    "points": (polygon + np.array([left, top])).round(2).tolist(),
+                    "group_id": index + 1 if len(polygons) > 1 else None,
+                    "description": f"score {score:.3f}",
+                    "shape_type": "polygon",
+                    "flags": {},
+                }
+            )
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": prediction.height,
+        "imageWidth": prediction.width,
+    }
+
+
+def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """The outer outlines of a mask (h, w) bool as (P, 2) x, y of pixels; pixel i covers [i, i + 1)."""
+    if not mask.any():
+        return []
+    padded = np.pad(mask, 1).astype(np.float32)
+    lines = _contourpy().contour_generator(z=padded, name="serial").lines(0.5)
+    polygons = []
+    for line in lines:
+        line = line - 0.5  # the centre of pixel 0 lies at 1 in the padded picture
+        x, y = line[:-1].T
+        # The outlines of masks and of holes run in opposite senses.
+        if np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)) > 0:
+            polygon = _simplify(line)[:-1]
+            polygons.append(polygon if len(polygon) > 2 else line[:-1])
+    return polygons
+
+
+def _simplify(line: np.ndarray) -> np.ndarray:
+    """A closed line (P, 2) with the points left out that lie within the tolerance of the rest (Douglas, Peucker)."""
+    keep = np.zeros(len(line), bool)
+    far = int(np.argmax(((line - line[0]) ** 2).sum(1)))
+    keep[[0, far, -1]] = True
+    spans = [(0, far), (far, len(line) - 1)]
+    while spans:
+        first, last = spans.pop()
+        if last - first < 2:
+            continue
+        start, along = line[first], line[last] - line[first]
+        length = np.hypot(*along)
+        offset = line[first + 1 : last] - start
+        distance = np.abs(offset[:, 0] * along[1] - offset[:, 1] * along[0]) / max(length, 1e-9)
+        worst = int(np.argmax(distance))
+        if distance[worst] > _POLYGON_TOLERANCE:
+            middle = first + 1 + worst
+            keep[middle] = True
+            spans += [(first, middle), (middle, last)]
+    return line[keep]
+
+
+def _contourpy() -> Any:
+    try:
+        import contourpy
+    except ImportError:
+        raise ConfigError("--outputs=labelme traces outlines with contourpy: pip install contourpy") from None
+    return contourpy

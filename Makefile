@@ -100,11 +100,13 @@ litert-versions: $(READY)
 			--tolerance=$(TOLERANCE); \
 	done
 
-# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE. Needs npm and chromium.
+# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE ACCELERATOR=wasm|webgpu. Needs npm and chromium.
+ACCELERATOR ?= wasm
 browser: $(READY)
 	cd demo/browser && npm install --silent --no-fund --no-audit
 	mkdir -p $(RUNS)
-	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
+	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --accelerator=$(ACCELERATOR) \
+		--screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
 
 clean:
 	rm -rf $(VENV) .venv-beam $(RUNS)

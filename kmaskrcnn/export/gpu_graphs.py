@@ -26,12 +26,12 @@ from keras import ops
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import tflite
 from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
-from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
 from kmaskrcnn.layers.rpn import LEVELS, STRIDES
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops.anchors import cell_anchors
+from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16")
 GRAPHS = ("pyramid", "boxes", "masks")

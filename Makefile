@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam fuzz faults lint format parity benchmark arm64 browser litert-versions clean
+.PHONY: quickstart test test-all test-beam fuzz faults lint format parity benchmark arm64 browser litert-versions mobile clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -107,6 +107,13 @@ browser: $(READY)
 	mkdir -p $(RUNS)
 	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --accelerator=$(ACCELERATOR) \
 		--screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
+
+# Files for the CPU and the GPU of devices beside the model: sizes, differences, AP. MODEL_DIR=FOLDER IMAGES=FOLDER, and
+# ANNOTATIONS=FILE for AP. The GPU's rows need a GPU or SwiftShader (docs/guide/export.md).
+MOBILE_SIZE ?= 320
+mobile: $(READY)
+	$(BIN)/python -m benchmarks.mobile --model_dir=$(MODEL_DIR) --images=$(IMAGES) --size=$(MOBILE_SIZE) \
+		$(if $(ANNOTATIONS),--annotations=$(ANNOTATIONS)) --output=$(RUNS)/mobile
 
 clean:
 	rm -rf $(VENV) .venv-beam $(RUNS)

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam fuzz faults lint format parity benchmark arm64 browser litert-versions mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format parity benchmark arm64 browser litert-versions mobile clean
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,21 @@ test-beam: .venv-beam/.ready
 	$(PYTHON) -m venv .venv-beam
 	.venv-beam/bin/pip install --quiet --disable-pip-version-check -r requirements-beam.txt
 	touch $@
+
+# The network under Keras' other backends beside TensorFlow's, each in an environment of its own without TensorFlow; what
+# one backend saved is opened by the others.
+BACKENDS ?= jax torch
+test-backends: $(READY)
+	rm -rf $(RUNS)/backends
+	KERAS_BACKEND=tensorflow $(BIN)/python -m tests.backends.reference $(RUNS)/backends/tensorflow
+	set -e; for backend in $(BACKENDS); do \
+		test -d .venv-$$backend-keras || $(PYTHON) -m venv .venv-$$backend-keras; \
+		.venv-$$backend-keras/bin/pip install --quiet --disable-pip-version-check -r requirements-backends.txt $$backend; \
+		KERAS_BACKEND=$$backend BACKEND_REFERENCE=$(RUNS)/backends/tensorflow \
+			.venv-$$backend-keras/bin/python -m pytest tests/backends; \
+		KERAS_BACKEND=$$backend .venv-$$backend-keras/bin/python -m tests.backends.reference $(RUNS)/backends/$$backend; \
+		BACKEND_REFERENCE=$(RUNS)/backends/$$backend $(BIN)/python -m pytest tests/backends; \
+	done
 
 # Mutated image files through the exported model's signature, in a process that is watched.
 FUZZ ?= 10000

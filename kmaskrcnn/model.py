@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from keras import ops
 
 from kmaskrcnn import backbones
 from kmaskrcnn.backbones.folding import fold_normalization
-from kmaskrcnn.config import Config, ModelConfig
+from kmaskrcnn.keras_interface import LOSSES, KerasInterface, num_replicas
 from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
 from kmaskrcnn.layers.fpn import FPN
 from kmaskrcnn.layers.mask_head import MaskHead
@@ -20,20 +19,21 @@ from kmaskrcnn.layers.rpn import AnchorSample, RPNHead, level_anchors, propose, 
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops.mask_targets import mask_targets
 
+__all__ = ["LOSSES", "SIZE_MULTIPLE", "MaskRCNN"]
+
 Tensor = Any
 
-LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
 # Network sides are multiples of the stride of C5, so that every 2x upsampling of the FPN meets its lateral.
 SIZE_MULTIPLE = 32
 
 
 @keras.saving.register_keras_serializable(package="kmaskrcnn")
-class MaskRCNN(keras.Model):
+class MaskRCNN(KerasInterface):
     """Mask R-CNN with a ResNet-FPN or a mobile FPN backbone.
 
-    Inference: `model(images)` or `model({"images": ..., "image_shapes": ...})` returns detections. Training:
-    `model(batch, training=True)` on a batch that holds the ground truth returns the five losses by name, so that
-    `model.compile(optimizer)` and `model.fit(dataset)` work on a dataset of such batches.
+    Inference: `model(images)` or `model({"images": ..., "image_shapes": ...})` returns detections; ground truth in the
+    dict is left alone. Training: `model(batch, training=True)` on a batch that holds the ground truth returns the five
+    losses by name, so that `model.compile(optimizer)` and `model.fit(dataset)` work on a dataset of such batches.
 
     Inputs (a dict, or the images alone):
         images: (B, H, W, 3) RGB in 0..255, uint8 or float, padded at the bottom and right.
@@ -41,8 +41,9 @@ class MaskRCNN(keras.Model):
         boxes: (B, N, 4) ground truth, yxyx in pixels of `images`, continuous (pixel i covers [i, i + 1)).
         classes: (B, N) int32 in 1..num_classes; 0 marks a padded row.
         is_crowd: (B, N) bool; crowd regions are neither positives nor negatives.
-        masks: (B, N, m, m) uint8 coverage 0..255 of the cells of `mask_frames`.
-        mask_frames: (B, N, 4) the yxyx rectangle in pixels of `images` that each mask tiles.
+        masks: (B, M, m, m) coverage of the cells of `mask_frames`, uint8 in 0..255, bool or float in 0..1, of the
+            first M <= N rows; the others train the RPN and the box head alone.
+        mask_frames: (B, M, 4) the yxyx rectangle in pixels of `images` that each mask tiles.
         sample_seeds: (B,) integers, of the random samples of each image; default: drawn.
         normalizers: (3,) what the sums of losses are divided by, as `counts_only` gives it; default: this batch's, over
             all replicas. For a batch that is worked off in parts.
@@ -52,27 +53,14 @@ class MaskRCNN(keras.Model):
     come first, by falling score.
 
     Args:
+        num_classes and the rest: the fields of `kmaskrcnn.config.ModelConfig`, each documented there.
         seed: of the random samples of anchors and RoIs.
         name, dtype: as of every Keras model; dtype may be a policy such as "mixed_bfloat16". Box arithmetic and
             losses are float32 under every policy.
-        **hyper_parameters: the fields of `kmaskrcnn.config.ModelConfig`, each documented there.
 
     Raises:
-        ConfigError: on an unknown or impossible hyper-parameter.
+        ConfigError: an unknown or impossible setting, or a keras.json with channels_first or another floatx.
     """
-
-    def __init__(self, seed: int = 0, name: str | None = None, dtype: Any = None, **hyper_parameters: Any):
-        # Boxes must stay float32 under a mixed policy, so Keras must not cast the inputs.
-        super().__init__(name=name or "mask_rcnn", dtype=dtype, autocast=False)
-        hyper_parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in hyper_parameters.items()}
-        self.config: ModelConfig = Config().replace(**hyper_parameters).model
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_jit = keras.backend.backend() != "tensorflow"  # the TensorFlow NMS kernel has no XLA form
-        # Whether the mask branch runs on every RoI, padded rows too, so that no shape depends on the data.
-        self.static_shapes = keras.backend.backend() != "tensorflow"
-        self._build_layers()
-        self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in LOSSES}
 
     def _build_layers(self) -> None:
         config, policy = self.config, self.dtype_policy
@@ -82,12 +70,13 @@ class MaskRCNN(keras.Model):
             config.backbone,
             norm=config.backbone_norm,
             stride_in_1x1=config.backbone_stride_in_1x1,
+            stem_pool_padding=config.stem_pool_padding,
             frozen_stages=config.frozen_stages,
             dtype=policy,
         )
         # In a function, so that the weights are tracked once.
         folded = fold_normalization(self.backbone)
-        self._run_backbone = lambda images: folded(images)
+        self._run_backbone = lambda images, training: folded(images, training=training)
         self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=policy, name="fpn")
         self.fpn.build({level: output.shape for level, output in self.backbone.output.items()})
         self.rpn_head = RPNHead(
@@ -127,12 +116,12 @@ class MaskRCNN(keras.Model):
         self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False, counts_only: bool = False
     ) -> dict[str, Tensor] | Tensor:
         inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
-        images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"))
-        features = self.pyramid(images)
-        rpn_outputs = {level: self.rpn_head(feature) for level, feature in features.items()}
+        images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"), training)
+        features = self.pyramid(images, training)
+        rpn_outputs = {level: self.rpn_head(feature, training=training) for level, feature in features.items()}
         anchors = level_anchors(features, self.config)
         proposals, scores = propose(rpn_outputs, anchors, image_shapes, self.config, training)
-        if "boxes" not in inputs:
+        if "boxes" not in inputs or not (training or self._in_evaluation):
             return self.detect(features, proposals, scores, image_shapes)
 
         gt_boxes, gt_classes, gt_crowd = self._ground_truth(inputs)
@@ -140,22 +129,31 @@ class MaskRCNN(keras.Model):
         seeds = self._sample_seeds(inputs)
         anchor_sample = sample_anchors(anchors, gt_boxes, gt_valid, gt_crowd, self.config, seeds)
         sample = sample_rois(proposals, scores, gt_boxes, gt_classes, gt_valid, gt_crowd, self.config, seeds + 1)
-        counts = self._counts(anchor_sample, sample)
+        counts = self._counts(anchor_sample, sample, inputs["masks"])
         if counts_only:
             return counts
         normalizers = inputs["normalizers"] if "normalizers" in inputs else _over_replicas(counts)
         losses = rpn_losses(rpn_outputs, anchors, anchor_sample, gt_boxes, normalizers[0], self.config)
-        logits, deltas = self._run_box_head(features, sample.boxes)
+        logits, deltas = self._run_box_head(features, sample.boxes, training)
         losses |= box_head_losses(logits, deltas, sample, gt_boxes, normalizers[1], self.config)
-        losses["mask"] = self._mask_loss(features, sample, inputs["masks"], inputs["mask_frames"], normalizers[2])
+        masks, frames = inputs["masks"], inputs["mask_frames"]
+        losses["mask"] = self._mask_loss(features, sample, masks, frames, normalizers[2], training)
         return losses
 
-    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+    def pyramid(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
         """The maps P2..P6 of normalised images."""
-        return self.fpn(self._run_backbone(images))
+        return self.fpn(self._run_backbone(images, training), training=training)
 
-    def preprocess(self, images: Tensor, image_shapes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2)."""
+    def preprocess(self, images: Tensor, image_shapes: Tensor | None, training: bool = False) -> tuple[Tensor, Tensor]:
+        """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2).
+
+        In inference padding beyond the next multiple of the largest image is cut off, so that what is found does not
+        depend on how far images were padded (nor its time); with static shapes it stays.
+        """
+        if image_shapes is not None and not (training or self.static_shapes):
+            needed = ops.maximum(ops.max(ops.cast(image_shapes, "int32"), axis=0), 1)
+            needed = -(-needed // SIZE_MULTIPLE) * SIZE_MULTIPLE
+            images = images[:, : needed[0], : needed[1]]
         batch, height, width = ops.shape(images)[:3]
         mean, std = (ops.convert_to_tensor(value, "float32") for value in (self._mean, self._std))
         images = (ops.cast(images, "float32") - mean) / std
@@ -184,7 +182,7 @@ class MaskRCNN(keras.Model):
         if self.static_shapes:
             pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)
             pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, D, S, S, C) -> (B * D, S, S, C)
-            masks = ops.sigmoid(self.mask_head(pooled, ops.reshape(classes, (-1,))))
+            masks = ops.sigmoid(self.mask_head(pooled, ops.reshape(classes, (-1,)), training=False))
             masks = ops.reshape(masks, (-1, boxes.shape[1], *masks.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
             masks = ops.where(valid[:, :, None, None], masks, 0.0)
         else:
@@ -192,17 +190,19 @@ class MaskRCNN(keras.Model):
             flat = rows * boxes.shape[1] + columns
             pooled = self.mask_roi_align.pool(features, ops.take(ops.reshape(boxes, (-1, 4)), flat, axis=0), rows)
             own_classes = ops.take(ops.reshape(classes, (-1,)), flat, axis=0)
-            found = ops.sigmoid(self.mask_head(pooled, own_classes))  # (K, M, M)
+            found = ops.sigmoid(self.mask_head(pooled, own_classes, training=False))  # (K, M, M)
             total = ops.shape(boxes)[0] * boxes.shape[1]
             masks = ops.scatter(flat[:, None], found, (total, *found.shape[1:]))
             masks = ops.reshape(masks, (-1, boxes.shape[1], *found.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
         return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
 
-    def _run_box_head(self, features: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_box_head(
+        self, features: dict[str, Tensor], boxes: Tensor, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_align(features, boxes)  # (B, R, S, S, C)
         rois = boxes.shape[1]
         pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
-        logits, deltas = self.box_head(pooled)
+        logits, deltas = self.box_head(pooled, training=training)
         logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
         return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
 
@@ -224,27 +224,34 @@ class MaskRCNN(keras.Model):
         batch = ops.shape(inputs["boxes"])[:1]
         return keras.random.randint(batch, 0, 2**31 - 1, seed=self.seed_generator)
 
-    def _counts(self, anchors: AnchorSample, rois: RoISample) -> Tensor:
+    def _counts(self, anchors: AnchorSample, rois: RoISample, masks: Tensor) -> Tensor:
         """What the losses of the RPN, the box head and the mask head are divided by, of this batch, (3,) float32."""
         if self.config.rpn_loss_normalizer == "batch_size":
             sampled_anchors = ops.shape(anchors.is_valid)[0] * self.config.rpn_batch_size
         else:
             sampled_anchors = _count(anchors.is_valid)
-        counts = (sampled_anchors, _count(rois.is_valid), _count(self._mask_rois(rois)))
+        counts = (sampled_anchors, _count(rois.is_valid), _count(self._mask_rois(rois, masks)))
         return ops.stack([ops.cast(count, "float32") for count in counts])
 
-    def _mask_rois(self, sample: RoISample) -> Tensor:
-        """Which RoIs train the mask head, (B, M) bool over the first M of the sample."""
+    def _mask_rois(self, sample: RoISample, masks: Tensor) -> Tensor:
+        """Which RoIs train the mask head, (B, L) bool over the first L of the sample."""
         config = self.config
         limit = int(config.roi_batch_size * config.roi_positive_fraction)
         limit = min(limit, config.max_mask_rois) if config.max_mask_rois else limit
-        return sample.is_positive[:, :limit]  # positives come first and in random order
+        # Positives come first and in random order; objects past the rows of masks have none.
+        return ops.logical_and(sample.is_positive[:, :limit], sample.matched[:, :limit] < ops.shape(masks)[1])
 
     def _mask_loss(
-        self, features: dict[str, Tensor], sample: RoISample, masks: Tensor, frames: Tensor, normalizer: Tensor
+        self,
+        features: dict[str, Tensor],
+        sample: RoISample,
+        masks: Tensor,
+        frames: Tensor,
+        normalizer: Tensor,
+        training: bool,
     ) -> Tensor:
         """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
-        config, positive = self.config, self._mask_rois(sample)
+        config, positive = self.config, self._mask_rois(sample, masks)
         if self.static_shapes:
             batch, limit = ops.shape(positive)
             rows = ops.repeat(ops.arange(batch, dtype="int32"), limit)
@@ -265,8 +272,8 @@ class MaskRCNN(keras.Model):
             return ops.take(ops.reshape(x, (-1, *x.shape[2:])), flat, axis=0)  # (B, R, ...) -> (K, ...)
 
         rois, classes, matched = choose(sample.boxes), choose(sample.classes), choose(sample.matched)
-        logits = self.mask_head(self.mask_roi_align.pool(features, rois, rows), classes)
-        owner = rows * ops.shape(masks)[1] + matched
+        logits = self.mask_head(self.mask_roi_align.pool(features, rois, rows), classes, training=training)
+        owner = rows * ops.shape(masks)[1] + ops.minimum(matched, ops.shape(masks)[1] - 1)
         own_masks = ops.take(ops.reshape(masks, (-1, *masks.shape[2:])), owner, axis=0)  # (B, N, m, m) -> (K, m, m)
         own_frames = ops.take(ops.reshape(frames, (-1, 4)), owner, axis=0)
         targets = mask_targets(
@@ -274,35 +281,6 @@ class MaskRCNN(keras.Model):
         )
         losses = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
         return ops.sum(losses * weights) / normalizer
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Mapping[str, Tensor] | None = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Tensor:
-        """Sum of the losses that `call` returned, divided by the number of replicas in sync.
-
-        tf.distribute adds the gradients of the replicas up, so without the division the step would grow with them.
-        """
-        if y_pred is None or set(y_pred) != set(LOSSES):
-            raise ValueError(
-                "MaskRCNN trains on batches that hold the ground truth (boxes, classes, is_crowd, masks, mask_frames); "
-                f"this batch gave {sorted(y_pred or ())}"
-            )
-        for name, tracker in self.loss_trackers.items():
-            tracker.update_state(y_pred[name])
-        return sum(y_pred[name] for name in LOSSES) / _num_replicas()
-
-    def get_config(self) -> dict:
-        return {
-            "seed": self.seed,
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            **dataclasses.asdict(self.config),
-        }
 
     @classmethod
     def from_preset(cls, name_or_path: str, **settings: Any) -> MaskRCNN:
@@ -322,23 +300,9 @@ class MaskRCNN(keras.Model):
 
         return open_model(name_or_path, **settings)
 
-    @classmethod
-    def from_config(cls, config: dict, custom_objects: Any = None) -> MaskRCNN:
-        config = dict(config)
-        config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
-        return cls(**config)
-
 
 def _count(flags: Tensor) -> Tensor:
     return ops.sum(ops.cast(flags, "float32"))
-
-
-def _num_replicas() -> int:
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _over_replicas(counts: Tensor) -> Tensor:
@@ -347,7 +311,7 @@ def _over_replicas(counts: Tensor) -> Tensor:
     The mean over the replicas of sums divided by these is what one device gives for the whole batch, however objects
     are spread over the replicas.
     """
-    replicas = _num_replicas()
+    replicas = num_replicas()
     if replicas > 1:
         import tensorflow as tf
 

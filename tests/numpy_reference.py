@@ -6,20 +6,24 @@ import numpy as np
 
 
 def roi_align(feature, box, scale, size, ratio, aligned):
-    """One map (H, W, C) and one RoI: bins of ratio x ratio bilinear samples; 0 beyond one pixel outside the map."""
+    """One map (H, W, C) and one RoI: bins of ratio x ratio bilinear samples; 0 beyond one pixel outside the map.
+
+    Ratio 0 takes as many samples as a bin is pixels high and wide, rounded up.
+    """
     feature = np.asarray(feature, np.float64)
     height, width, channels = feature.shape
     y0, x0, y1, x1 = np.asarray(box, np.float64) * scale - (0.5 if aligned else 0.0)
     roi_height, roi_width = y1 - y0, x1 - x0
     if not aligned:
         roi_height, roi_width = max(roi_height, 1.0), max(roi_width, 1.0)
+    rows, columns = ratio or math.ceil(roi_height / size), ratio or math.ceil(roi_width / size)
     out = np.zeros((size, size, channels))
     for i in range(size):
         for j in range(size):
-            for a in range(ratio):
-                for b in range(ratio):
-                    y = y0 + (i + (a + 0.5) / ratio) * roi_height / size
-                    x = x0 + (j + (b + 0.5) / ratio) * roi_width / size
+            for a in range(rows):
+                for b in range(columns):
+                    y = y0 + (i + (a + 0.5) / rows) * roi_height / size
+                    x = x0 + (j + (b + 0.5) / columns) * roi_width / size
                     if y < -1 or y > height or x < -1 or x > width:
                         continue
                     y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
@@ -28,7 +32,7 @@ def roi_align(feature, box, scale, size, ratio, aligned):
                     v, u = y - top, x - left
                     out[i, j] += (1 - v) * ((1 - u) * feature[top, left] + u * feature[top, right])
                     out[i, j] += v * ((1 - u) * feature[bottom, left] + u * feature[bottom, right])
-    return out / ratio**2
+    return out / max(rows * columns, 1)
 
 
 def roi_level(box):

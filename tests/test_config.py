@@ -1,9 +1,11 @@
 """The settings tree: every wrong value is refused with its name, and JSON gives the same tree back."""
 
 import dataclasses
+import json
 
 import pytest
 
+from kmaskrcnn import __version__
 from kmaskrcnn.config import Config, ConfigError, fields
 
 
@@ -22,12 +24,13 @@ def test_field_names_are_unique_and_documented():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_clases": 3}, "unknown setting 'num_clases'"),
+        ({"num_clases": 3}, "unknown setting 'num_clases'; did you mean 'num_classes'"),
+        ({"something_else": 3}, "unknown setting 'something_else'$"),
         ({"num_classes": 0}, "num_classes=0: must be above 0"),
         ({"num_classes": 2.5}, "num_classes=2.5: expected int"),
         ({"num_classes": True}, "num_classes=True: expected int"),
         ({"backbone": "vgg16"}, "backbone='vgg16': choose one of resnet18"),
-        ({"anchor_sizes": (32, 64)}, "anchor_sizes=.*five sizes"),
+        ({"anchor_sizes": (32, 64)}, "anchor_sizes=.*needs 5 numbers"),
         ({"anchor_sizes": 32}, "anchor_sizes=32: expected a tuple"),
         ({"anchor_aspect_ratios": (0.5, -1.0)}, "anchor_aspect_ratios=.*above 0"),
         ({"rpn_negative_iou": 0.8}, "rpn_negative_iou=0.8: must not pass rpn_positive_iou"),
@@ -39,6 +42,9 @@ def test_field_names_are_unique_and_documented():
         ({"min_size": 2000}, "min_size=2000: must not pass max_size"),
         ({"image_mean": (1.0,)}, "image_mean=.*3 numbers"),
         ({"mask_conv_channels": (256, 0)}, "mask_conv_channels=.*above 0"),
+        ({"max_rotation": 200.0}, "max_rotation=200.0: must lie in 0..180"),
+        ({"rpn_min_size": -1.0}, "rpn_min_size=-1.0: must not be below 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan: must be above 0"),
         ({"drop_at": (0.9, 0.6)}, "drop_at=.*increasing"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
         ({"dtype": "float16"}, "dtype='float16': choose one of float32"),
@@ -53,3 +59,24 @@ def test_impossible_settings_are_named(settings, words):
 def test_text_that_is_no_config_is_refused(text):
     with pytest.raises(ConfigError):
         Config.from_json(text)
+
+
+def test_config_json_says_which_version_wrote_it():
+    assert json.loads(Config().to_json())["version"] == __version__
+
+
+def test_a_folder_without_a_version_opens_with_the_defaults_of_what_it_lacks():
+    tree = json.loads(Config().replace(num_classes=3).to_json())
+    del tree["version"], tree["model"]["class_agnostic_nms"], tree["evaluation"]
+    assert Config.from_json(json.dumps(tree)) == Config().replace(num_classes=3)
+
+
+@pytest.mark.parametrize("version", ["9.0.0", "0.2.0.dev1"])
+def test_a_newer_folder_opens_with_what_is_known_or_names_the_version_it_needs(version, caplog):
+    tree = json.loads(Config().replace(num_classes=3).to_json()) | {"version": version}
+    tree["model"]["cascade_stages"], tree["train"]["new_schedule"] = 0, "fast"
+    assert Config.from_json(json.dumps(tree)) == Config().replace(num_classes=3)
+    assert "new_schedule='fast' is not known here" in caplog.text
+    tree["model"]["cascade_stages"] = 3
+    with pytest.raises(ConfigError, match=f"cascade_stages=3 needs kmaskrcnn {version}"):
+        Config.from_json(json.dumps(tree))

@@ -64,6 +64,17 @@ def test_sides_that_are_no_multiple_of_32_are_padded_inside(tiny_model, batch):
         np.testing.assert_allclose(a[name], b[name], atol=1e-5)
 
 
+@pytest.mark.parametrize("padded", [(80, 64), (96, 96), (128, 160), (256, 96), (352, 224)])
+def test_an_image_in_any_padding_gives_the_same_detections(tiny_model, batch, padded):
+    image = batch["images"][:1, :75, :61]
+    found = tiny_model(image)
+    padding = [(0, 0), (0, padded[0] - 75), (0, padded[1] - 61), (0, 0)]
+    again = tiny_model({"images": np.pad(image, padding, constant_values=9), "image_shapes": np.array([[75, 61]])})
+    assert found["num_detections"] > 0
+    for name in found:
+        np.testing.assert_allclose(again[name], found[name], atol=1e-4)
+
+
 def test_unknown_size_in_a_graph_gives_the_eager_result(tiny_model, batch):
     spec = {
         "images": tf.TensorSpec((None, None, None, 3), tf.uint8),

@@ -71,8 +71,8 @@ def match_anchors(rows):
     return median_seconds(lambda: run().numpy())
 
 
-def training(objects, batch=1):
-    """A step of one 320 x 320 image with this many ground-truth rows."""
+def training(objects, batch=1, masked=None):
+    """A step of one 320 x 320 image with this many ground-truth rows, and the masks of the first of them or of all."""
     import tensorflow as tf
 
     from kmaskrcnn.config import TrainConfig
@@ -87,8 +87,8 @@ def training(objects, batch=1):
         "boxes": boxes,
         "classes": np.ones((batch, objects), np.int32),
         "is_crowd": np.zeros((batch, objects), bool),
-        "masks": np.full((batch, objects, 112, 112), 255, np.uint8),
-        "mask_frames": boxes,
+        "masks": np.full((batch, min(objects, masked or objects), 112, 112), 255, np.uint8),
+        "mask_frames": boxes[:, :masked],
     }
     inputs = {name: tf.constant(value) for name, value in inputs.items()}
     return median_seconds(lambda: step([inputs], 1e-6, 0).numpy())
@@ -102,6 +102,7 @@ GROWTH = {
     "detections": (inference, "max_detections", (10, 100, 400), {"score_threshold": 0.0}),
     "boxes matched with all anchors": (match_anchors, "rows", (10, 100, 1000), {}),
     "boxes in training": (training, "objects", (10, 100, 1000), {}),
+    "boxes in training, masks of 100": (training, "objects", (100, 1000, 2000), {"masked": 100}),
 }
 
 

@@ -24,6 +24,7 @@ def build_backbone(
     stride_in_1x1: bool = False,
     frozen_stages: int = 2,
     dtype: str | None = None,
+    stem_pool_padding: str = "symmetric",
 ) -> keras.Model:
     """A convolutional backbone with random weights.
 
@@ -38,9 +39,12 @@ def build_backbone(
         frozen_stages: leading stages with trainable=False: 0 none, 1 the stem (in the mobile networks everything at
             stride 2), 2 also what ends in C2, ... 5 everything. Their batch normalisations run in inference mode.
         dtype: dtype policy of every layer; None takes Keras' global one.
+        stem_pool_padding: of a ResNet's max-pool: "symmetric" (torchvision), or TensorFlow's "same", at the bottom
+            and right of even sides, with which maps lie 2 px further up and left (matterport).
 
     Raises:
-        ValueError: an unknown name or norm, a number of stages outside 0..5, or stride_in_1x1 without bottlenecks.
+        ValueError: an unknown name or norm, a number of stages outside 0..5, stride_in_1x1 without bottlenecks, or
+            stem_pool_padding without a ResNet.
     """
     _check_name(name)
     if norm not in _NORMS:
@@ -49,8 +53,10 @@ def build_backbone(
         raise ValueError(f"frozen_stages={frozen_stages!r}: must lie in 0..5")
     if stride_in_1x1 and not (name in resnet.BLOCKS and resnet.BLOCKS[name][1]):
         raise ValueError(f"backbone_stride_in_1x1=True: {name} has no bottleneck blocks; use resnet50, 101 or 152")
+    if stem_pool_padding != "symmetric" and name not in resnet.BLOCKS:
+        raise ValueError(f"stem_pool_padding={stem_pool_padding!r}: {name} has no max-pool; use a ResNet")
     if name in resnet.BLOCKS:
-        inputs, outputs = resnet.build(name, norm, stride_in_1x1, frozen_stages, dtype)
+        inputs, outputs = resnet.build(name, norm, stride_in_1x1, frozen_stages, dtype, stem_pool_padding == "same")
     elif name == "mobilenet_v2":
         inputs, outputs = mobilenet_v2.build(norm, frozen_stages, dtype)
     else:

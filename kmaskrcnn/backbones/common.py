@@ -84,8 +84,10 @@ class BackboneBuilder:
         """x + y."""
         return keras.layers.Add(**self._options(name))([x, y])
 
-    def max_pool(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        """3x3 max-pooling of stride 2 and padding 1 of values that are not negative (after a ReLU)."""
+    def max_pool(self, x: keras.KerasTensor, name: str, tf_padding: bool = False) -> keras.KerasTensor:
+        """3x3 max-pooling of stride 2 of values of at least 0 (after a ReLU), with padding 1 or TensorFlow's."""
+        if tf_padding:
+            return keras.layers.MaxPooling2D(3, strides=2, padding="same", **self._options(name))(x)
         # Among values of at least 0, padding with 0 gives the same maximum as torch's padding with -inf.
         x = self.zero_pad(x, 1, f"{name}_pad")
         return keras.layers.MaxPooling2D(3, strides=2, padding="valid", **self._options(name))(x)

@@ -16,18 +16,21 @@ BLOCKS = {
 }
 
 
-def build(name: str, norm: str, stride_in_1x1: bool, frozen_stages: int, dtype: str | None) -> Graph:
+def build(
+    name: str, norm: str, stride_in_1x1: bool, frozen_stages: int, dtype: str | None, tf_pool_padding: bool = False
+) -> Graph:
     """The graph of a ResNet: image (B, H, W, 3) and {"C2": (B, H/4, W/4, ...) .. "C5"}.
 
     With `stride_in_1x1` the first 1x1 convolution of a down-sampling bottleneck has the stride (the original Caffe
-    models), otherwise its 3x3 (v1.5, torchvision). Basic blocks have no such choice and ignore it.
+    models), otherwise its 3x3 (v1.5, torchvision). Basic blocks have no such choice and ignore it. `tf_pool_padding` is
+    TensorFlow's "same" at the max-pool.
     """
     counts, bottleneck = BLOCKS[name]
     net = BackboneBuilder(norm, 1e-5, frozen_stages, dtype)
     inputs = keras.Input((None, None, 3), name="image")
     x = net.conv(inputs, 64, 7, 2, "conv1")
     x = net.norm(x, "bn1", "relu")
-    x = net.max_pool(x, "maxpool")
+    x = net.max_pool(x, "maxpool", tf_pool_padding)
     outputs = {}
     for group, count in enumerate(counts):
         net.stage = group + 2

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from kmaskrcnn.config import DataConfig
-from kmaskrcnn.data.sizes import base_scale, bucket_shape, scaled_size, whole_images
+from kmaskrcnn.data.sizes import bucket_shape, network_size, whole_images
 
 
-def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, method: str = "antialias") -> tf.Tensor:
     """(..., H, W, 3) uint8 -> (..., height, width, 3) uint8, bilinear.
 
-    Smaller images are made with a low-pass filter, as Pillow does and torchvision's tensors do not: without it thin
-    structures alias.
+    Args:
+        image: pixels.
+        height, width: to resize to.
+        method: "antialias": smaller images are made with a low-pass filter, as Pillow does and torchvision's tensors do
+            not: without it thin structures alias. "torchvision": never filtered. "detectron2": by Pillow itself, whose
+            fixed-point sums differ from the first by a level at most; one image (H, W, 3), and not for exported graphs.
     """
+    if method == "detectron2":
+        resized = tf.numpy_function(_pillow_resize, [image, height, width], tf.uint8, stateful=False)
+        return tf.ensure_shape(resized, (None, None, 3))
     shape = tf.shape(image)[-3:]
 
     def scaled(antialias: bool) -> tf.Tensor:
@@ -23,8 +31,12 @@ def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
         return to_uint8(pixels)
 
     same = (shape[0] == height) & (shape[1] == width)
-    smaller = (height < shape[0]) | (width < shape[1])
+    smaller = ((height < shape[0]) | (width < shape[1])) & (method == "antialias")
     return tf.case([(same, lambda: image), (smaller, lambda: scaled(True))], default=lambda: scaled(False))
+
+
+def _pillow_resize(image: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((int(width), int(height)), Image.Resampling.BILINEAR))
 
 
 def to_uint8(pixels: tf.Tensor) -> tf.Tensor:
@@ -54,8 +66,8 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np
         raise ValueError(f"expected an RGB picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
     config = whole_images(config)
     height, width = image.shape[:2]
-    shape = scaled_size(height, width, base_scale(height, width, config))
+    shape = network_size(height, width, config)
     padded = np.zeros((*bucket_shape(height, width, config), 3), np.uint8)
-    padded[: shape[0], : shape[1]] = resize(tf.constant(image), *shape).numpy()
+    padded[: shape[0], : shape[1]] = resize(tf.constant(image), *shape, config.resize_method).numpy()
     scales = np.array([shape[0] / height, shape[1] / width], np.float32)
     return padded, np.array(shape, np.int32), scales

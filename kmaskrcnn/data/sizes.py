@@ -24,6 +24,26 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def network_size(height: int, width: int, config: DataConfig, short_side: int | None = None) -> tuple[int, int]:
+    """Height and width that a whole image is resized to.
+
+    With resize_mode=short_side as resize_method says: rounded, or as torchvision's GeneralizedRCNNTransform (rounded
+    down) or Detectron2's ResizeShortestEdge (the short side as it is, the long one rounded half up) has it.
+    """
+    scale = base_scale(height, width, config, short_side)
+    if config.resize_mode == "native" or config.resize_method == "antialias":
+        return scaled_size(height, width, scale)
+    if config.resize_method == "torchvision":
+        return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+    short = float(short_side or config.min_size)
+    scale = short / min(height, width)
+    sides = (short, scale * width) if height < width else (scale * height, short)
+    if max(sides) > config.max_size:
+        factor = config.max_size / max(sides)
+        sides = (sides[0] * factor, sides[1] * factor)
+    return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
+
+
 def _round_up(value: float, multiple: int = _MULTIPLE) -> int:
     return math.ceil(value / multiple) * multiple
 
@@ -42,7 +62,7 @@ def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]
     up to 512 pixels and of 256 beyond.
     """
     short_side = max((config.min_size, *config.min_size_train)) if config.min_size_train else config.min_size
-    scaled = scaled_size(height, width, base_scale(height, width, config, short_side))
+    scaled = network_size(height, width, config, short_side)
     if config.resize_mode == "native":
         small, large, turn = NATIVE_STEPS
         return tuple(_round_up(side, small if side <= turn else large) for side in scaled)

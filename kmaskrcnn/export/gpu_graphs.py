@@ -52,6 +52,7 @@ class GpuFunctions:
 
     def __init__(self, model: MaskRCNN, height: int, width: int):
         self.model, config = model, model.config
+        model.static_shapes = True  # padding is not cut off
         channels = config.fpn_channels
 
         def spec(name: str, count: int, *shape: int) -> tf.TensorSpec:
@@ -105,13 +106,15 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         The flatbuffer, and by what it was found to be fully accelerated, as of `check_accelerated`.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, or another quantization.
+        ConfigError: a size that is no multiple of 32, another quantization, or class_agnostic_nms.
         ExportError: a graph is not fully accelerated; the message says by what that was found.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)} for the GPU")
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
         raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
+    if model.config.class_agnostic_nms:
+        raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
     functions = GpuFunctions(model, height, width).functions
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()
@@ -157,7 +160,7 @@ def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
         "rpn_min_size": config.rpn_min_size,
         "box_pool_size": config.box_pool_size,
         "mask_pool_size": config.mask_pool_size,
-        "roi_sampling_ratio": config.roi_sampling_ratio,
+        "roi_sampling_ratio": config.roi_sampling_ratio or 2,
         "roi_aligned": config.roi_aligned,
         "box_coding_weights": list(box_ops.BOX_HEAD_CODING_WEIGHTS),
         "score_threshold": config.score_threshold,

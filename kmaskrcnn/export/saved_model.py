@@ -115,13 +115,21 @@ class ServingFunctions:
         return tf.debugging.Assert(count <= self.max_images, message)
 
     def _scaled(self, size: Tensor) -> Tensor:
-        """Height and width (2,) that an image of this size is resized to, as `sizes.scaled_size` has it."""
+        """Height and width (2,) that an image of this size is resized to, as `sizes.network_size` has it."""
         config, sides = self.config, tf.cast(size, tf.float64)
         if config.resize_mode == "native":
             scale = tf.constant(config.native_scale, tf.float64)
         else:
             shortest, longest = tf.maximum(tf.reduce_min(sides), 1.0), tf.maximum(tf.reduce_max(sides), 1.0)
             scale = tf.minimum(config.min_size / shortest, config.max_size / longest)
+            if config.resize_method == "torchvision":
+                return tf.maximum(tf.cast(tf.floor(sides * scale), tf.int32), 1)
+            if config.resize_method == "detectron2":
+                # The short side is not computed but stays what it is set to.
+                whole = config.min_size / shortest
+                scaled = tf.where(sides <= shortest, tf.constant(config.min_size, tf.float64), whole * sides)
+                scaled *= tf.minimum(config.max_size / tf.reduce_max(scaled), 1.0)
+                return tf.maximum(tf.cast(scaled + 0.5, tf.int32), 1)
         return tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), 1)
 
     def _too_large(self, shape: Tensor) -> Tensor:
@@ -141,7 +149,9 @@ class ServingFunctions:
         return tf.where(size[0] <= size[1], [short, long], [long, short])
 
     def _fit(self, pixels: Tensor, shape: Tensor, canvas: Tensor) -> Tensor:
-        resized = resize(pixels, shape[0], shape[1])
+        # Pillow's resizing is no operation of the graph; "antialias" is within a level of it.
+        method = "torchvision" if self.config.resize_method == "torchvision" else "antialias"
+        resized = resize(pixels, shape[0], shape[1], method)
         batch = [(0, 0)] * (pixels.shape.rank - 3)
         return tf.pad(resized, [*batch, (0, canvas[0] - shape[0]), (0, canvas[1] - shape[1]), (0, 0)])
 

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.config import ModelConfig
-from kmaskrcnn.layers.normalization import make_norm
+from kmaskrcnn.layers.normalization import apply_norm, make_norm
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops import matching, sampling
@@ -93,12 +93,9 @@ class BoxHead(keras.layers.Layer):
         self.deltas.build((None, units))
         self.built = True
 
-    def call(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def call(self, features: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = conv(features)
-            if norm is not None:
-                features = norm(features)
-            features = ops.relu(features)
+            features = ops.relu(apply_norm(norm, conv(features), training))
         _, height, width, channels = features.shape
         x = ops.reshape(features, (-1, height * width * channels))  # (K, S, S, C) -> (K, S * S * C)
         for fc in self.fcs:
@@ -210,7 +207,7 @@ def detect_boxes(
         logits, deltas: (B, P, C + 1), (B, P, C + 1, 4), of the box head.
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
-        config: score_threshold, nms_iou, max_detections.
+        config: score_threshold, nms_iou, class_agnostic_nms, max_detections.
         static_shapes: as of `multiclass_nms`.
 
     Returns:
@@ -221,6 +218,12 @@ def detect_boxes(
     boxes = box_ops.decode(deltas[:, :, 1:], proposals[:, :, None], box_ops.BOX_HEAD_CODING_WEIGHTS)
     boxes = box_ops.clip(boxes, image_shapes)
     boxes, scores, classes, _, count = multiclass_nms(
-        boxes, scores, config.score_threshold, config.nms_iou, config.max_detections, static_shapes=static_shapes
+        boxes,
+        scores,
+        config.score_threshold,
+        config.nms_iou,
+        config.max_detections,
+        static_shapes=static_shapes,
+        class_agnostic=config.class_agnostic_nms,
     )
     return boxes, scores, classes, count

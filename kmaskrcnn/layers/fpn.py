@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kmaskrcnn.layers.normalization import NORMS, make_norm
+from kmaskrcnn.layers.normalization import NORMS, apply_norm, make_norm
 
 _LEVELS = (2, 3, 4, 5)
 
@@ -67,10 +67,9 @@ class FPN(keras.layers.Layer):
                 self.lateral_norms[index].build(shape)
                 self.output_norms[index].build(shape)
 
-    def call(self, inputs: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
+    def call(self, inputs: dict[str, keras.KerasTensor], training: bool | None = None) -> dict[str, keras.KerasTensor]:
         def apply(convs: list, norms: list, index: int, x: keras.KerasTensor) -> keras.KerasTensor:
-            x = convs[index](x)
-            return norms[index](x) if norms else x
+            return apply_norm(norms[index] if norms else None, convs[index](x), training)
 
         outputs = {}
         top = None

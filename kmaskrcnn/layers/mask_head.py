@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kmaskrcnn.layers.normalization import make_norm
+from kmaskrcnn.layers.normalization import apply_norm, make_norm
 
 Tensor = Any
 
@@ -75,12 +75,9 @@ class MaskHead(keras.layers.Layer):
         self.logits_bias = self.add_weight(name="logits_bias", shape=(self.num_classes + 1,), initializer="zeros")
         self.built = True
 
-    def call(self, features: Tensor, classes: Tensor) -> Tensor:
+    def call(self, features: Tensor, classes: Tensor, training: bool | None = None) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = conv(features)
-            if norm is not None:
-                features = norm(features)
-            features = ops.relu(features)
+            features = ops.relu(apply_norm(norm, conv(features), training))
         _, height, width, channels = features.shape
         features = self._deconvolve(ops.reshape(features, (-1, channels)))  # (K * SS, C) -> (K * SS, 4 * C)
         features = ops.reshape(features, (-1, height * width * 4, self.deconv.filters))  # -> (K, SS4, C)

@@ -84,3 +84,15 @@ def make_norm(norm: str, channels: int, epsilon: float = 1e-5, **kwargs: Any) ->
     if norm == "gn":
         return keras.layers.GroupNormalization(groups=group_count(channels), epsilon=epsilon, **kwargs)
     raise ValueError(f"norm={norm!r}: choose one of {', '.join(NORMS)}")
+
+
+def apply_norm(layer: keras.layers.Layer | None, inputs: Any, training: bool | None) -> Any:
+    """layer(inputs), or the inputs where there is no layer.
+
+    `training` is handed over in words, since Keras' call context does not hold it in `stateless_call` (JAX).
+    """
+    if layer is None:
+        return inputs
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer(inputs, training=training)
+    return layer(inputs)

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
-from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
+from kmaskrcnn.ops.roi_align import RoIAlignInputs, roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
 
 Tensor = Any
 
@@ -17,6 +17,8 @@ LEVELS = (2, 3, 4, 5)
 _CANONICAL_LEVEL, _CANONICAL_SIZE = 4, 224.0
 # Boxes are clipped to this many pixels around the origin, where float32 arithmetic on them stays finite.
 _FARTHEST = 1e6
+# Feature pixels along the side of a square RoI on its level: 14 to 28 (below P2 and above P5 fewer and more).
+_MIDDLE_SIDE = 21
 _KERNELS = {
     "crop_and_resize": roi_align_crop_and_resize,
     "gather": roi_align_gather,
@@ -41,13 +43,14 @@ class RoIAlign(keras.layers.Layer):
 
     Args:
         output_size: S.
-        sampling_ratio: bilinear samples along each side of a bin.
+        sampling_ratio: bilinear samples along each side of a bin; 0: one a feature pixel. "lookup", whose shapes must
+            be known, then takes the ratio of a RoI of middle size on its level.
         aligned: shift by half a pixel (Detectron2); False as in torchvision.
         implementation: "crop_and_resize" (TensorFlow), "gather" (any backend, XLA), "lookup" (TFLite; TensorFlow with a
             known number of RoIs), or "auto", which is the first on TensorFlow and the second elsewhere.
 
     Raises:
-        ValueError: crop_and_resize or lookup on another backend than TensorFlow.
+        ValueError: crop_and_resize or lookup on another backend than TensorFlow, or sampling ratio 0 on JAX.
     """
 
     def __init__(
@@ -62,11 +65,16 @@ class RoIAlign(keras.layers.Layer):
         on_tensorflow = keras.backend.backend() == "tensorflow"
         if implementation in ("crop_and_resize", "lookup") and not on_tensorflow:
             raise ValueError(f"roi_align_implementation={implementation!r}: needs the TensorFlow backend; use 'gather'")
+        if not sampling_ratio and keras.backend.backend() == "jax":
+            raise ValueError("roi_sampling_ratio=0: has no fixed shapes, which JAX needs; use 2")
         self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
         self.implementation = implementation
         if implementation == "auto":
             implementation = "crop_and_resize" if on_tensorflow else "gather"
         self._kernel = implementation
+        self._ratio = sampling_ratio
+        if not sampling_ratio and implementation == "lookup":
+            self._ratio = math.ceil(_MIDDLE_SIDE / output_size)
 
     def call(self, features: dict[str, Tensor], boxes: Tensor) -> Tensor:
         batch, rois = ops.shape(boxes)[:2]
@@ -78,16 +86,17 @@ class RoIAlign(keras.layers.Layer):
         """Boxes (K, 4) of the images batch_indices (K,) int32 -> (K, S, S, C); K may be 0."""
         # A NaN would become an index outside the map, which crop_and_resize does not check.
         boxes = ops.where(ops.isnan(boxes), 0.0, ops.clip(boxes, -_FARTHEST, _FARTHEST))
-        return _KERNELS[self._kernel](
+        inputs = RoIAlignInputs(
             [features[f"P{level}"] for level in LEVELS],
             [0.5**level for level in LEVELS],
             boxes,
             batch_indices,
             roi_levels(boxes) - LEVELS[0],
             self.output_size,
-            self.sampling_ratio,
+            self._ratio,
             self.aligned,
         )
+        return _KERNELS[self._kernel](inputs)
 
     def get_config(self) -> dict:
         config = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -30,13 +32,31 @@ def _interpolation(
     return ops.sum(weights * used[:, None, :, None], axis=2)
 
 
+def check_mask_values(masks: np.ndarray) -> None:
+    """Refuse masks that are not what their type says: integers in 0..255, floats in 0..1, or bool.
+
+    Raises:
+        ValueError: the message names the range that they have and the one expected.
+    """
+    if not masks.size or masks.dtype == bool:
+        return
+    low, high = float(masks.min()), float(masks.max())
+    if np.issubdtype(masks.dtype, np.floating):
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"masks: floats in {low:g}..{high:g}, expected 0..1, or uint8 in 0..255")
+    elif low < 0 or high > 255:
+        raise ValueError(f"masks: values in {low:g}..{high:g}, expected 0..255")
+    elif high == 1:
+        raise ValueError("masks: integers in 0..1, expected 0..255: multiply by 255, or give them as bool")
+
+
 def mask_targets(
     masks: Tensor, frames: Tensor, rois: Tensor, size: int, binary: bool = True, samples: int = 2
 ) -> Tensor:
     """Masks cut out along RoIs and resampled without rounding to size x size.
 
     Args:
-        masks: (K, m, m) 0..255, the object's coverage of each cell of its frame.
+        masks: (K, m, m), the object's coverage of each cell of its frame: integers in 0..255, floats in 0..1, or bool.
         frames: (K, 4) yxyx pixels, the rectangle that the m x m cells tile.
         rois: (K, 4) yxyx pixels.
         size: side of the target.
@@ -46,10 +66,16 @@ def mask_targets(
 
     Returns:
         (K, size, size) float32 in 0..1.
+
+    Raises:
+        ValueError: a NumPy array of masks in another range.
     """
+    if isinstance(masks, np.ndarray):
+        check_mask_values(masks)
     m = masks.shape[-1]
     rows = _interpolation(rois[:, 0], rois[:, 2], frames[:, 0], frames[:, 2], size, m, samples)
     columns = _interpolation(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3], size, m, samples)
-    masks = ops.cast(masks, "float32") / 255.0
+    dtype = keras.backend.standardize_dtype(masks.dtype)
+    masks = ops.cast(masks, "float32") / (1.0 if dtype == "bool" or "float" in dtype else 255.0)
     targets = ops.matmul(ops.matmul(rows, masks), ops.transpose(columns, (0, 2, 1)))
     return ops.cast(targets >= 0.5, "float32") if binary else targets

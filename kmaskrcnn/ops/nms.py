@@ -114,6 +114,7 @@ def multiclass_nms(
     max_detections: int,
     portable: bool = False,
     static_shapes: bool = False,
+    class_agnostic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Detections from all (RoI, class) pairs: threshold, NMS within each class, the best over all classes.
 
@@ -125,6 +126,7 @@ def multiclass_nms(
         max_detections: detections kept an image, D.
         portable: as of `nms`; all R * C pairs then take part in every step.
         static_shapes: no shape depends on the number of pairs above the threshold, as XLA and TFLite want it.
+        class_agnostic: pairs of different classes suppress each other too.
 
     Returns:
         boxes (B, D, 4) and scores (B, D) float32, classes (B, D) int32 counted from 1, roi_indices (B, D) int32 and the
@@ -148,7 +150,7 @@ def multiclass_nms(
             candidates = ops.take(candidates, pairs)
         usable = ops.where(candidates[:, None], flat_boxes, 0.0)  # without NaN
         keep, count = nms(
-            _class_planes(usable, pairs % num_classes, num_classes),
+            usable if class_agnostic else _class_planes(usable, pairs % num_classes, num_classes),
             ops.where(candidates, flat_scores, 2.0 * _NEVER),
             max_detections,
             iou_threshold,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
@@ -11,14 +12,24 @@ from kmaskrcnn.ops import boxes as box_ops
 Tensor = Any
 
 
+# PyTorch does not multiply uint32, so there words are the low bits of int64.
+_WORD = "int64" if keras.backend.backend() == "torch" else "uint32"
+
+
+def _word(x: Tensor) -> Tensor:
+    """x modulo 2**32."""
+    x = ops.cast(x, _WORD)
+    return ops.bitwise_and(x, 0xFFFFFFFF) if _WORD == "int64" else x
+
+
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of uint32 in which each bit of x moves every bit of the result (Wellons' lowbias32)."""
+    """A bijection of 32-bit words in which each bit of x moves every bit of the result (Wellons' lowbias32)."""
 
     def constant(value: int) -> Tensor:
-        return ops.convert_to_tensor(value, "uint32")
+        return ops.convert_to_tensor(value, _WORD)
 
-    x = ops.bitwise_xor(x, ops.right_shift(x, constant(16))) * constant(0x7FEB352D)
-    x = ops.bitwise_xor(x, ops.right_shift(x, constant(15))) * constant(0x846CA68B)
+    x = _word(ops.bitwise_xor(x, ops.right_shift(x, constant(16))) * constant(0x7FEB352D))
+    x = _word(ops.bitwise_xor(x, ops.right_shift(x, constant(15))) * constant(0x846CA68B))
     return ops.bitwise_xor(x, ops.right_shift(x, constant(16)))
 
 
@@ -31,9 +42,9 @@ def image_noise(seeds: Tensor, count: int | Tensor) -> Tensor:
         seeds: (B,) integers, one an image.
         count: numbers an image.
     """
-    column = _mix(ops.cast(ops.arange(count, dtype="int32"), "uint32"))
-    bits = _mix(ops.bitwise_xor(column[None, :], _mix(ops.cast(seeds, "uint32"))[:, None]))
-    bits = ops.right_shift(bits, ops.convert_to_tensor(9, "uint32"))  # 23 bits, as many as float32 has
+    column = _mix(_word(ops.arange(count, dtype="int32")))
+    bits = _mix(ops.bitwise_xor(column[None, :], _mix(_word(seeds))[:, None]))
+    bits = ops.right_shift(bits, ops.convert_to_tensor(9, _WORD))  # 23 bits, as many as float32 has
     return 0.5 + ops.cast(bits, "float32") * 2.0**-24
 
 

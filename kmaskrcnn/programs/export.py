@@ -73,11 +73,11 @@ def main() -> int:
     from kmaskrcnn.model_folder import load_model
 
     # A server's processor need not know bfloat16.
-    fixed = MOBILE_SETTINGS if FORMAT.value == "tflite" else {"dtype": "float32"}
-    if FORMAT.value == "tflite":
+    fixed = {"dtype": "float32"} if FORMAT.value == "saved_model" else MOBILE_SETTINGS
+    if FORMAT.value != "saved_model":
         clash = sorted(name for name in MOBILE_SETTINGS if name in settings)
         if clash:
-            raise ConfigError(f"--{clash[0]} is fixed for --format=tflite")
+            raise ConfigError(f"--{clash[0]} is fixed for --format={FORMAT.value}")
     model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
     if config.evaluation.tile_size or config.evaluation.augmented:
         print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)

@@ -66,6 +66,7 @@ class TrainStep:
         self.replicas = self.strategy.num_replicas_in_sync
         self.variables = model.trainable_variables
         # Each replica holds the sum over the replicas already, which Keras would add up once more.
+        assert hasattr(optimizer, "_all_reduce_sum_gradients"), "Keras has changed how optimizers sum gradients"
         optimizer._all_reduce_sum_gradients = list
         self.averages = [tf.Variable(v.value, trainable=False) for v in (self.variables if config.ema_decay else ())]
         self.loss_scale = tf.Variable([_FIRST_SCALE, 0.0], trainable=False) if config.dtype == "mixed_float16" else None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MATTERPORT_SEMANTICS = {
     "backbone_norm": "frozen_bn",
     "backbone_stride_in_1x1": True,
+    "stem_pool_padding": "same",
     "image_mean": (123.7, 116.8, 103.9),
     "image_std": (1.0, 1.0, 1.0),
     "round_anchors": False,
@@ -51,7 +52,6 @@ DIFFERENCES = (
     "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point a bin and takes the "
     "RoI's level by rounding; here samples lie at bin centres and the level is rounded down",
     "coordinates: matterport divides by the side less one, so that its feature maps are stretched by a pixel",
-    "the stem's max-pool is padded at the bottom and right alone there, on both sides here: features lie 2 px apart",
     "images are padded to a square with black before the mean is taken off; here with the mean, and no further than "
     "needed",
     "proposals: one NMS over the best 6000 of all levels there, one a level over its best 1000 here",

@@ -124,3 +124,16 @@ def test_pixel_statistics():
     np.testing.assert_allclose(np.divide(mean, 255), (0.485, 0.456, 0.406), atol=1e-6)
     np.testing.assert_allclose(np.divide(deviation, 255), (0.229, 0.224, 0.225), atol=1e-6)
     assert pixel_statistics("efficientnet_lite0") == ((127.0,) * 3, (128.0,) * 3)
+
+
+def test_the_pool_padding_of_tensorflow_moves_the_maps_by_two_pixels():
+    keras.utils.set_random_seed(0)
+    ours = build_backbone("resnet18")
+    theirs = build_backbone("resnet18", stem_pool_padding="same")
+    theirs.set_weights(ours.get_weights())
+    image = np.random.default_rng(0).normal(size=(1, 128, 128, 3)).astype(np.float32)
+    moved = theirs(np.roll(image, (2, 2), (1, 2)))["C2"]
+    inside = slice(12, -12)  # away from the border
+    np.testing.assert_allclose(moved[:, inside, inside], ours(image)["C2"][:, inside, inside], atol=1e-4)
+    with pytest.raises(ValueError, match="stem_pool_padding"):
+        build_backbone("mobilenet_v2", stem_pool_padding="same")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
-from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
+from kmaskrcnn.ops.roi_align import RoIAlignInputs, roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
 from tests import numpy_reference
 
 # yxyx in image pixels of a 13 x 17 map at stride 4, that is 52 x 68 pixels.
@@ -33,7 +33,8 @@ KERNELS = {"gather": roi_align_gather, "crop_and_resize": roi_align_crop_and_res
 
 def run(implementation, features, boxes, images, scale, size, ratio, aligned):
     first_map = tf.zeros(len(boxes), tf.int32)
-    return KERNELS[implementation]([features], [scale], boxes, images, first_map, size, ratio, aligned)
+    inputs = RoIAlignInputs([features], [scale], boxes, images, first_map, size, ratio, aligned)
+    return KERNELS[implementation](inputs)
 
 
 @pytest.fixture
@@ -43,8 +44,10 @@ def features():
 
 @pytest.mark.parametrize("implementation", sorted(KERNELS))
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (4, 1), (3, 3)])
+@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (4, 1), (3, 3), (7, 0), (2, 0)])
 def test_equals_numpy_over_the_border_outside_and_degenerate(implementation, aligned, size, ratio, features):
+    if implementation == "lookup" and not ratio:
+        pytest.skip("its shapes must be known")
     images = np.arange(len(ROIS), dtype=np.int32) % 2
     actual = run(implementation, features, ROIS, images, 0.25, size, ratio, aligned)
     for i, box in enumerate(ROIS):
@@ -75,7 +78,7 @@ def test_equals_numpy_on_any_box(implementation, boxes, size):
 
 
 @pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
-@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (3, 3), (1, 1)])
+@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (3, 3), (1, 1), (2, 0)])
 def test_gradient_is_the_adjoint_of_the_float64_reference(implementation, size, ratio, features):
     """<gradient, direction> = <upstream, RoIAlign(direction)> over all kinds of RoIs, for the operation is linear."""
     rng = np.random.default_rng(5)
@@ -260,3 +263,26 @@ def test_crop_and_resize_keeps_the_dtype_and_the_layer_keeps_boxes_in_float32(fe
     layer = RoIAlign(3, dtype=keras.DTypePolicy("mixed_bfloat16"))
     expected = run("crop_and_resize", maps["P2"], box[0], [0], 0.25, 3, 2, False)
     np.testing.assert_array_equal(tf.cast(layer(maps, box)[0], tf.float32), tf.cast(expected, tf.float32))
+
+
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_one_sample_a_pixel_in_a_graph_on_all_levels(implementation):
+    """Sampling ratio 0 with RoIs of every level, a long one among them, in a graph that knows no shape."""
+    rng = np.random.default_rng(2)
+    features = {f"P{i}": rng.normal(size=(2, 512 >> i, 640 >> i, 2)).astype(np.float32) for i in range(2, 6)}
+    boxes = np.array([[4, 8, 60, 70], [0, 0, 500, 600], [10, 4, 30, 630], [100, 90, 300, 333]], np.float32)
+    layer = RoIAlign(3, sampling_ratio=0, aligned=True, implementation=implementation)
+    owner = np.array([0, 1, 1, 0], np.int32)
+    spec = {name: tf.TensorSpec((None, None, None, 2), tf.float32) for name in features}
+    signature = [spec, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32)]
+    actual = tf.function(layer.pool, input_signature=signature)(features, boxes, owner).numpy()
+    for i, box in enumerate(boxes):
+        level = numpy_reference.roi_level(box)
+        expected = numpy_reference.roi_align(features[f"P{level}"][owner[i]], box, 0.5**level, 3, 0, True)
+        np.testing.assert_allclose(actual[i], expected, atol=2e-5)
+    assert tf.function(layer.pool, input_signature=signature)(features, boxes[:0], owner[:0]).shape == (0, 3, 3, 2)
+
+
+def test_with_known_shapes_the_ratio_is_that_of_a_roi_of_middle_size():
+    assert RoIAlign(7, sampling_ratio=0, implementation="lookup")._ratio == 3
+    assert RoIAlign(14, sampling_ratio=0, implementation="lookup")._ratio == 2

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from keras import ops
 
 from kmaskrcnn.ops.mask_targets import mask_targets
@@ -44,3 +45,18 @@ def test_roi_beside_the_object_is_empty():
     mask = np.full((1, 28, 28), 255, np.uint8)
     target = mask_targets(ops.array(mask), ops.array([[0.0, 0, 10, 10]]), ops.array([[20.0, 20, 30, 30]]), 14)
     assert np.asarray(target).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "masks", [np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), bool), np.ones((1, 8, 8), np.float32)]
+)
+def test_a_full_mask_is_full_in_every_type(masks):
+    box = np.array([[0, 0, 20, 20]], np.float32)
+    np.testing.assert_array_equal(mask_targets(masks, box, box, 8), 1.0)
+
+
+@pytest.mark.parametrize("masks", [np.ones((1, 8, 8), np.uint8), np.full((1, 8, 8), 255.0, np.float32)])
+def test_masks_of_another_range_are_refused(masks):
+    box = np.array([[0, 0, 20, 20]], np.float32)
+    with pytest.raises(ValueError, match=r"masks: .*expected 0\.\."):
+        mask_targets(masks, box, box, 8)

@@ -112,3 +112,15 @@ def test_multiclass_nms_with_broken_boxes_far_coordinates_and_many_classes(porta
     count = int(count[0])
     assert set(zip(np.asarray(found_rois[0, :count]), np.asarray(found_classes[0, :count]), strict=True)) == expected
     assert np.isfinite(found_boxes).all()
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_class_agnostic_nms_keeps_an_object_as_one_class(portable):
+    boxes = np.array([[[0, 0, 10, 10]] * 2, [[0, 0, 10, 11]] * 2, [[50, 50, 60, 60]] * 2], np.float32)[None]
+    scores = np.array([[[0.9, 0.8], [0.1, 0.85], [0.2, 0.3]]], np.float32)
+    *_, of_each_class = multiclass_nms(boxes, scores, 0.15, 0.5, 10, portable)
+    _, found, classes, rois, count = multiclass_nms(boxes, scores, 0.15, 0.5, 10, portable, class_agnostic=True)
+    assert of_each_class[0] == 4 and count[0] == 2
+    np.testing.assert_allclose(found[0, :2], [0.9, 0.3])
+    np.testing.assert_array_equal(classes[0, :2], [1, 2])
+    np.testing.assert_array_equal(rois[0, :2], [0, 2])

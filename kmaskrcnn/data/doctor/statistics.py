@@ -10,7 +10,7 @@ import numpy as np
 
 from kmaskrcnn.config import Config, DataConfig, ModelConfig
 from kmaskrcnn.data.doctor.examine import Examined
-from kmaskrcnn.data.sizes import base_scale, scaled_size
+from kmaskrcnn.data.sizes import base_scale, network_size
 from kmaskrcnn.ops.anchors import cell_anchors
 
 _STRIDES = (4, 8, 16, 32, 64)
@@ -54,7 +54,7 @@ def measure(examined: Examined, config: DataConfig) -> Statistics:
     index = {image.record["id"]: i for i, image in enumerate(examined.images)}
     sizes = np.array([(i.record["height"], i.record["width"]) for i in examined.images], np.int64).reshape(-1, 2)
     scales = np.array([base_scale(int(h), int(w), config) for h, w in sizes])
-    network = [scaled_size(int(h), int(w), s) for (h, w), s in zip(sizes, scales, strict=True)]
+    network = [network_size(int(h), int(w), config) for h, w in sizes]
     objects = [a.record for a in examined.annotations if not a.record["iscrowd"]]
     xywh = np.array([a["bbox"] for a in objects], np.float64).reshape(-1, 4)
     boxes = np.stack([xywh[:, 1], xywh[:, 0], xywh[:, 1] + xywh[:, 3], xywh[:, 0] + xywh[:, 2]], axis=1)

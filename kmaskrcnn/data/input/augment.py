@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from kmaskrcnn.config import DataConfig
-from kmaskrcnn.data.sizes import base_scale, scaled_size
+from kmaskrcnn.data.sizes import base_scale, network_size, scaled_size
 
 # Share of the crops that are placed to hold the centre of an object.
 _CROP_ON_OBJECT = 0.9
@@ -67,7 +67,7 @@ def draw_transform(
     scale = base_scale(height, width, config, short_side)
     if config.scale_jitter:
         scale *= float(np.exp(rng.uniform(*np.log(config.scale_jitter))))
-    window, size = (0, 0, height, width), scaled_size(height, width, scale)
+    window, size = (0, 0, height, width), network_size(height, width, config, short_side)
     if config.crop_size:
         window_size = [min(side, max(1, round(config.crop_size / scale))) for side in (height, width)]
         center = None

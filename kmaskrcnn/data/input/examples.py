@@ -17,6 +17,7 @@ from kmaskrcnn.data.input.copy_paste import paste_instances
 from kmaskrcnn.data.sets.dataset import CocoDataset
 
 _ROWS = ("boxes", "classes", "is_crowd", "masks", "mask_frames")
+_MASKED = ("masks", "mask_frames")  # of at most max_instances rows
 
 
 class Drawn(NamedTuple):
@@ -44,6 +45,9 @@ class Drawn(NamedTuple):
 class ExampleMaker:
     """Draws and makes training examples; what an image goes through is a function of (seed, epoch, image id).
 
+    Attributes:
+        rows: of boxes, classes and is_crowd: at least max_instances, and as many as an image may have.
+
     Args:
         dataset: the images.
         config: augmentation, sizes, max_instances, mask_resolution.
@@ -59,7 +63,20 @@ class ExampleMaker:
         in_place_of: Callable[[int, int], int] = lambda index, epoch: index,
     ):
         self.dataset, self.config, self.seed, self.in_place_of = dataset, config, seed, in_place_of
-        self._warned = False
+        counts = np.array([rows.stop - rows.start for rows in map(dataset.rows, range(len(dataset)))], np.int64)
+        most = int(counts.max(initial=0))
+        # No object is left out: one without a row would be taught as background.
+        self.rows = max(config.max_instances, 2 * most if config.copy_paste_probability else most)
+        if most > config.max_instances:
+            logging.getLogger(__name__).warning(
+                "%d of %d images have more than max_instances=%d objects (up to %d): all boxes are trained on, and the "
+                "masks of a random %d an image each epoch",
+                int((counts > config.max_instances).sum()),
+                len(dataset),
+                config.max_instances,
+                most,
+                config.max_instances,
+            )
         self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans)]
 
     def draw(self, index: int, epoch: int) -> Drawn:
@@ -76,7 +93,7 @@ class ExampleMaker:
             room = np.array(size) - np.array(moved.output_size)
             offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
             instances, covered = paste_instances(instances, source, moved.output_size, offset, size, rng)
-        instances = self._at_most(instances, index, rng)
+        instances = self._masked_first(instances, rng)
         rows = [instances[name] for name in _ROWS]
         others = (np.int32(other), *augment.as_arrays(moved), offset.astype(np.int32), covered)
         return Drawn(*augment.as_arrays(transform), np.array(size, np.int32), *rows, *others)
@@ -89,21 +106,15 @@ class ExampleMaker:
         transform = augment.draw_transform(height, width, objects, self.config, rng)
         return transform, transform_instances(self.dataset.instances(index, self.config.mask_resolution), transform)
 
-    def _at_most(self, instances: Instances, index: int, rng: np.random.Generator) -> Instances:
-        """The instances, or a random part of them where there are more than max_instances."""
-        count, most = len(instances["boxes"]), self.config.max_instances
-        if count <= most:
-            return instances
-        if not self._warned:
-            self._warned = True
-            logging.getLogger(__name__).warning(
-                "%s has %d instances, more than max_instances=%d: a random part of them is used",
-                self.dataset.paths[index],
-                count,
-                most,
-            )
-        chosen = np.sort(rng.choice(count, most, replace=False))
-        return {name: value[chosen] for name, value in instances.items()}
+    def _masked_first(self, instances: Instances, rng: np.random.Generator) -> Instances:
+        """Masks and frames of at most max_instances objects, drawn where there are more; boxes of all, these first."""
+        most = self.config.max_instances
+        if len(instances["boxes"]) > most:
+            real = np.flatnonzero(~instances["is_crowd"])
+            chosen = np.sort(rng.choice(real, min(most, len(real)), replace=False))
+            order = np.concatenate([chosen, np.setdiff1d(np.arange(len(instances["boxes"])), chosen)])
+            instances = {name: value[order] for name, value in instances.items()}
+        return {**instances, **{name: instances[name][:most] for name in _MASKED}}
 
     def make(self, index: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """In a graph: the pixels (h, w, 3) uint8 of an image in an epoch, and image_shapes, boxes, ... of it."""
@@ -136,7 +147,7 @@ class ExampleMaker:
             image = tf.cond(drawn.other >= 0, pasted, lambda: image)
         image = augment_pixels.change_pixels(image, drawn.amounts, self.config)
         # Padded here and not in `draw`: what NumPy hands over is copied, and most rows of masks are padding.
-        rows = {name: _pad_rows(getattr(drawn, name), n) for name in _ROWS}
+        rows = {name: _pad_rows(getattr(drawn, name), n if name in _MASKED else self.rows) for name in _ROWS}
         return image, {"image_shapes": drawn.shape, **rows}
 
     def _moved(self, index: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:

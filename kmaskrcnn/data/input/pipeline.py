@@ -18,7 +18,7 @@ from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.input.examples import ExampleMaker
 from kmaskrcnn.data.resize import resize
 from kmaskrcnn.data.sets.dataset import CocoDataset
-from kmaskrcnn.data.sizes import base_scale, bucket_shape, scaled_size, whole_images
+from kmaskrcnn.data.sizes import bucket_shape, network_size, whole_images
 from kmaskrcnn.errors import DataError
 
 
@@ -93,7 +93,7 @@ def training_dataset(
     slots: Sequence[range] = (),
     left_out: Collection[int] = (),
 ) -> tf.data.Dataset:
-    """Endless augmented batches from `start_step` on.
+    """Endless augmented batches from `start_step` on; `steps_per_epoch` of the result is where `fit` ends an epoch.
 
     Args:
         dataset: the images.
@@ -107,9 +107,9 @@ def training_dataset(
 
     Returns:
         Dicts of images (B, H, W, 3) uint8 padded at the bottom and right, image_shapes (B, 2) int32, boxes (B, N, 4)
-        float32 yxyx pixels, classes (B, N) int32 with 0 for padding, is_crowd (B, N) bool, masks (B, N, m, m) uint8,
-        mask_frames (B, N, 4) float32, image_ids (B,) int64, sample_seeds (B,) int64 of the model's random samples. H
-        and W are one of a few shapes (`bucket_shape`), or crop_size.
+        float32 yxyx pixels, classes (B, N) int32 with 0 for padding, is_crowd (B, N) bool, masks (B, M, m, m) uint8
+        and mask_frames (B, M, 4) float32 of the first M = max_instances rows, image_ids (B,) int64, sample_seeds (B,)
+        int64 of the model's random samples. H and W are one of a few shapes (`bucket_shape`), or crop_size.
     """
     plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
     maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
@@ -140,7 +140,10 @@ def training_dataset(
     examples = steps.flat_map(rows_of).map(example, num_parallel_calls=threads, deterministic=True)
     batches = examples.batch(len(slots[0]), drop_remainder=True)
     # tf.distribute would ask all workers at each step whether there is another one.
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(2 * len(slots))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    batches = batches.prefetch(2 * len(slots))
+    batches.steps_per_epoch = plan.steps_per_epoch
+    return batches
 
 
 def images_of_step(
@@ -206,7 +209,7 @@ def evaluation_dataset(
         if not indices:
             continue
         sizes = dataset.sizes[indices]
-        scaled = [scaled_size(h, w, base_scale(h, w, config)) for h, w in sizes.tolist()]
+        scaled = [network_size(h, w, config) for h, w in sizes.tolist()]
         columns = {
             "path": tf.constant([dataset.paths[i] for i in indices]),
             "by_pillow": tf.constant(dataset.by_pillow[indices]),
@@ -219,7 +222,7 @@ def evaluation_dataset(
         def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
             row = dict(row)
             image = decode_file(row.pop("path"), row.pop("by_pillow"), row.pop("span"))
-            image = resize(image, row["image_shapes"][0], row["image_shapes"][1])
+            image = resize(image, row["image_shapes"][0], row["image_shapes"][1], config.resize_method)
             image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
             scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)
             return {**row, "images": image, "scales": scales}

@@ -1,6 +1,7 @@
 """Batches: a function of seed and step, of few shapes, with every image in its turn."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -133,13 +134,20 @@ def test_images_without_objects_are_in_the_batches(mixed):
     assert not empty[0]["classes"].any()
 
 
-def test_more_instances_than_rows_are_cut_to_a_random_part(mixed, caplog):
+def test_of_more_objects_than_max_instances_all_boxes_and_a_random_part_of_the_masks_are_trained_on(mixed, caplog):
     config = _data(crop_size=96, max_instances=2, horizontal_flip=False)
     batches = _take(training_dataset(mixed, config, 1, seed=0), 14)
     filled = [b for b in batches if b["image_ids"][0] != 3]
-    assert all((b["classes"] > 0).sum() == 2 for b in filled)
+    whole = _take(training_dataset(mixed, _data(crop_size=96, max_instances=20, horizontal_flip=False), 1, seed=0), 14)
+    for cut, full in zip(batches, whole, strict=True):
+        own, all_of_them = (sorted(map(tuple, b["boxes"][b["classes"] > 0])) for b in (cut, full))
+        assert own == all_of_them
+        assert cut["masks"].shape[1] == cut["mask_frames"].shape[1] == 2
+        for mask, frame in zip(cut["masks"][0], cut["mask_frames"][0], strict=True):
+            whose = (full["mask_frames"][0] == frame).all(axis=1)
+            assert (full["masks"][0][whose] == mask).all() and whose.any()
     assert len({b["boxes"].tobytes() for b in filled if b["image_ids"][0] == 1}) == 2
-    assert "more than max_instances=2" in caplog.text
+    assert re.search(r"6 of 7 images have more than max_instances=2 objects \(up to \d+\)", caplog.text)
 
 
 def test_padded_shapes_are_few():

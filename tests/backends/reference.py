@@ -1,0 +1,88 @@
+"""What the network gives under one Keras backend, for another one to be held against.
+
+    KERAS_BACKEND=tensorflow python -m tests.backends.reference FOLDER
+
+writes for each normalization NORM.keras, the model, and NORM.npz: its detections, its losses in training and in
+inference mode, and the losses of 20 steps of `fit` from those weights and from weights that differ in their last bit.
+"""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kmaskrcnn import MaskRCNN
+from kmaskrcnn.model import LOSSES
+from tests.conftest import TINY, make_batch
+
+NORMS = ("frozen_bn", "bn", "gn")
+STEPS = 20
+
+
+def build(norm: str, **settings) -> MaskRCNN:
+    """A small model with this norm in every part that can have it."""
+    others = "none" if norm == "frozen_bn" else norm
+    keras.utils.set_random_seed(7)
+    return MaskRCNN(**TINY | {"backbone_norm": norm, "fpn_norm": others, "head_norm": others} | settings)
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Two images of 64 x 64 without padded rows, so that every form of the mask branch draws the same sample."""
+    return make_batch(size=64, instances=3, filled=(3,))
+
+
+def detections(model: MaskRCNN) -> dict[str, np.ndarray]:
+    """Of the batch's images."""
+    return model.predict({name: batch()[name] for name in ("images", "image_shapes")}, verbose=0)
+
+
+def stateless(model: MaskRCNN, training: bool) -> tuple[dict, list]:
+    """The losses of the batch and the variables after them, without Keras' call context, as `fit` on JAX has them."""
+
+    def run(trainable, others):
+        with model._evaluating():
+            return model.stateless_call(trainable, others, batch(), training=training)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        run = jax.jit(run)  # operation by operation it takes minutes
+    return run(*([v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)))
+
+
+def losses(model: MaskRCNN, training: bool) -> np.ndarray:
+    """The five losses of the batch."""
+    found, _ = stateless(model, training)
+    return np.array([float(found[name]) for name in LOSSES])
+
+
+def fit(model: MaskRCNN, **options) -> np.ndarray:
+    """The loss at each of STEPS steps of `fit`."""
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **options)
+    seen = []
+
+    class Record(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(logs["loss"])
+
+    model.fit(batch(), batch_size=2, epochs=STEPS, shuffle=False, verbose=0, callbacks=[Record()])
+    return np.array(seen)
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for norm in NORMS:
+        model = build(norm)
+        model.save(folder / f"{norm}.keras")
+        results = {f"detections_{name}": value for name, value in detections(model).items()}
+        results |= {"training": losses(model, True), "inference": losses(model, False), "fit": fit(model)}
+        nudged = keras.models.load_model(folder / f"{norm}.keras")
+        for variable in nudged.trainable_variables:
+            variable.assign(keras.ops.convert_to_numpy(variable) * np.float32(1 + 2**-23))
+        np.savez(folder / f"{norm}.npz", **results, nudged=fit(nudged))
+        print(f"{keras.backend.backend()} {norm}: losses {results['training'].round(4)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -106,7 +106,8 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         The flatbuffer, and by what it was found to be fully accelerated, as of `check_accelerated`.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, another quantization, or class_agnostic_nms.
+        ConfigError: a size that is no multiple of 32, another quantization, class_agnostic_nms, or a
+            roi_sampling_ratio of 0.
         ExportError: a graph is not fully accelerated; the message says by what that was found.
     """
     if quantize not in QUANTIZE:
@@ -115,6 +116,10 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
     if model.config.class_agnostic_nms:
         raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
+    if not model.config.roi_sampling_ratio:
+        raise ConfigError(
+            "roi_sampling_ratio=0: the host's RoIAlign takes as many samples in each RoI, give 2 at export"
+        )
     functions = GpuFunctions(model, height, width).functions
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()
@@ -160,7 +165,7 @@ def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
         "rpn_min_size": config.rpn_min_size,
         "box_pool_size": config.box_pool_size,
         "mask_pool_size": config.mask_pool_size,
-        "roi_sampling_ratio": config.roi_sampling_ratio or 2,
+        "roi_sampling_ratio": config.roi_sampling_ratio,
         "roi_aligned": config.roi_aligned,
         "box_coding_weights": list(box_ops.BOX_HEAD_CODING_WEIGHTS),
         "score_threshold": config.score_threshold,

@@ -231,7 +231,6 @@ def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
     """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    outputs, name = open_output(path)
     metadata = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
         "image_shape": "(1, 2) int32, height and width of the image inside the padding",
@@ -253,7 +252,7 @@ def write(
 
 def write_with_metadata(content: bytes, path: Path, metadata: dict[str, Any], labels: Labels) -> None:
     """Write a .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    outputs, file_name = open_output(path)
     files = {
         "labels.txt": "\n".join(labels.class_names) + "\n",
         "metadata.json": json.dumps(metadata, indent=2) + "\n",
@@ -262,9 +261,9 @@ def write_with_metadata(content: bytes, path: Path, metadata: dict[str, Any], la
     with zipfile.ZipFile(packed, "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
-    outputs.write_bytes(name, content + packed.getvalue())
+    outputs.write_bytes(file_name, content + packed.getvalue())
     for file, text in files.items():
-        outputs.write_text(f"{Path(name).stem}.{file}", text)
+        outputs.write_text(f"{Path(file_name).stem}.{file}", text)
 
 
 def pad_value(config: Config) -> list[int]:

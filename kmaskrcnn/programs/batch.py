@@ -47,7 +47,7 @@ def main(name: str, arguments: list[str]) -> int:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise ConfigError("Apache Beam is not installed: pip install -r requirements-beam.txt") from None
+        raise ConfigError("Apache Beam is not installed: pip install 'kmaskrcnn[beam]'") from None
     from kmaskrcnn.beam import pipeline as stages
     from kmaskrcnn.beam.model import DetectorHandler
 

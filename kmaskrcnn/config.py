@@ -183,7 +183,7 @@ class DataConfig:
     data_format: str = _setting(
         "auto",
         "Form of both sets; auto tells it by what is there.",
-        ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord"),
+        ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord", "yolo", "cvat", "label_studio"),
     )
     class_names: tuple[str, ...] = _setting(
         (), "Names of the classes in order, or a file of them (one a line, or a .pbtxt label map); empty: those found."

@@ -22,6 +22,23 @@ class WorkerLost(TrainingError):
 class DataError(ValueError):
     """Input data that cannot be trained on. The message has one line a problem, naming the file and the record."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes: control characters and what is no Unicode as escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+class Flaw(ValueError):
+    """What is wrong with one record: `code` is a name in `data.sets.defects.DEFECTS`, the message what was found."""
+
+    def __init__(self, code: str, detail: str):
+        super().__init__(detail)
+        self.code = code
+
 
 class WeightsError(ValueError):
     """A weight file that is missing, damaged, unsafe or of another network. The message names file and tensor."""

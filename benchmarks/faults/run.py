@@ -29,6 +29,7 @@ KINDS = {
     "kills_workers": 10,
     "stops": 3,
     "damaged_checkpoints": 240,
+    "hostile_annotations": 720,
     "lost_images": 20,
 }
 TIMEOUT = 1200.0  # seconds of one kind

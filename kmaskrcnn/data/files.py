@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import stat
 from collections.abc import Iterator
 from typing import IO
 
@@ -34,6 +35,12 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         with os_errors(path), tf.io.gfile.GFile(path, "rb") as file:
             yield file
     else:
+        try:
+            regular = stat.S_ISREG(os.stat(path).st_mode)
+        except ValueError as error:  # a zero byte, or half of a surrogate pair
+            raise OSError(f"no name of a file ({error})") from None
+        if not regular:  # a pipe would be waited for, a device never ends
+            raise OSError("not a regular file")
         with open(path, "rb") as file:
             yield file
 
@@ -79,6 +86,13 @@ def size(path: str) -> int:
 def is_folder(path: str) -> bool:
     """Whether there is a folder of this name."""
     return tf.io.gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is something of this name that is no folder."""
+    if is_remote(path):
+        return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def exists(path: str) -> bool:

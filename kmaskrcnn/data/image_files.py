@@ -1,19 +1,44 @@
-"""Image files: cheap checks before training, and decoding to RGB."""
+"""Image files: cheap checks before training, and the one rule by which they become RGB."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import io
+import struct
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
 
 from kmaskrcnn.data.files import open_binary, read_bytes
+from kmaskrcnn.data.sizes import MAX_PIXELS
+from kmaskrcnn.errors import Flaw, printable
 
 _EXIF_ORIENTATION = 0x0112
 _TAIL_BYTES = 2048
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "MPO": b"\xff\xd9"}
+# TensorFlow's decoders refuse images of more bytes.
+_TENSORFLOW_BYTES = 2**29
+_WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
+
+
+class ImageError(OSError):
+    """An image file that cannot be used; `code` is a name in `defects.DEFECTS`, the message what was found."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(printable(message))
+        self.code = code
+
+
+def code_of(error: OSError) -> str:
+    """The defect that an error in reading an image shows."""
+    if isinstance(error, FileNotFoundError):
+        return "missing-image"
+    return getattr(error, "code", "not-an-image")
 
 
 class ImageHeader(NamedTuple):
@@ -27,6 +52,20 @@ class ImageHeader(NamedTuple):
     width: int
     orientation: int
     by_pillow: bool
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width once the EXIF orientation is undone."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+    def turn_for(self, height: int, width: int) -> int | None:
+        """The orientation to undo so that the image has the size that its annotations state; None: it never has.
+
+        Images are turned upright wherever that fits; annotations that fit the pixels as stored alone mean these.
+        """
+        if self.upright == (height, width):
+            return self.orientation
+        return 1 if (self.height, self.width) == (height, width) else None
 
 
 def read_header(path: str) -> ImageHeader:
@@ -43,47 +82,187 @@ def read_header(path: str) -> ImageHeader:
 def header_of(file: IO[bytes]) -> ImageHeader:
     """`read_header` of an open file, from its start."""
     length = file.seek(0, io.SEEK_END) or file.tell()
-    file.seek(0)
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if image.format in ("JPEG", "MPO") else 1
-            mark = _END_MARKS.get(image.format)
-            position = file.tell()
-            file.seek(max(length - _TAIL_BYTES, 0))
-            ended = mark is not None and mark in file.read()
-            file.seek(position)
-            # Without an end mark near the end only decoding tells a cut file from one with an appendix.
-            if not ended:
-                image.load()
-            by_pillow = image.format not in ("JPEG", "MPO", "PNG") or image.mode == "CMYK"
-    except Image.UnidentifiedImageError:
-        raise OSError("not an image in a format that can be read" if length else "the file is empty") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"truncated or damaged image ({error})") from None
+    if not length:
+        raise ImageError("empty-image-file", "the file is empty")
+    with open_image(file) as image:
+        width, height = image.size
+        position = file.tell()
+        file.seek(max(length - _TAIL_BYTES, 0))
+        tail = file.read()
+        file.seek(position)
+        orientation = _orientation(image, tail)
+        mark = _END_MARKS.get(image.format or "")
+        # Without an end mark near the end only decoding tells a cut file from one with an appendix.
+        if mark is None or mark not in tail:
+            to_rgb(image) if image.mode in ("I", "F") else image.load()
+        elif image.mode not in _PLAIN_MODES:
+            to_rgb(image)
+        of_tensorflow = image.format in ("JPEG", "MPO", "PNG") and image.mode != "CMYK"
+        by_pillow = not of_tensorflow or height * width * 3 >= _TENSORFLOW_BYTES
     return ImageHeader(height, width, orientation, by_pillow)
+
+
+@contextlib.contextmanager
+def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
+    """An image file opened by Pillow, at most MAX_PIXELS large; errors in the block become ImageError, too.
+
+    Pillow's own limit calls sound images damaged from 179 megapixels on.
+    """
+    try:
+        image = _identify(file)
+        if image.width * image.height > MAX_PIXELS:
+            size = f"{image.width} x {image.height}"
+            raise ImageError("huge-image", f"{size} are more than the {MAX_PIXELS} pixels that an image may have")
+        with image:
+            yield image
+    except (ImageError, Flaw):
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError("truncated-image", f"truncated or damaged image ({error})") from None
+    except (TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
+        # What Pillow's readers of rare formats raise on damaged files.
+        raise ImageError("truncated-image", f"truncated or damaged image ({type(error).__name__}: {error})") from None
+
+
+def _identify(file: IO[bytes]) -> Image.Image:
+    """What Image.open does, without its limit."""
+    Image.init()
+    file.seek(0)
+    prefix, said = file.read(16), ""
+    for name in Image.ID:
+        factory, accept = Image.OPEN[name]
+        file.seek(0)
+        try:
+            accepted = not accept or accept(prefix)
+            if accepted and not isinstance(accepted, str):
+                return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
+            said = said or str(error) if accept else said
+    if "pixel mode" in said or "unsupported" in said.lower():
+        raise ImageError("unreadable-pixels", f"a kind of pixels that cannot be read ({said})")
+    raise ImageError("not-an-image", "not an image in a format that can be read")
+
+
+def _orientation(image: Image.Image, tail: bytes) -> int:
+    """EXIF's orientation 1..8, which Pillow has carried out in TIFF already; 1 where there is none or no such."""
+    if image.format == "TIFF":
+        return 1
+    data = image.info.get("exif")
+    if data is None and image.format == "PNG" and (place := tail.find(b"eXIf")) >= 4:  # it may follow the pixels
+        data = tail[place + 4 : place + 4 + int.from_bytes(tail[place - 4 : place])]
+    if not data:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        value = exif.get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, struct.error):
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+_PLAIN_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "RGBX", "YCbCr", "I;16", "I;16L", "I;16B")
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an open image, as stored.
+
+    Gray and palette are spread to RGB, alpha is left out, 16 bits keep the high byte, of an animation the first frame
+    is taken. 32-bit integers must hold 16-bit values and floats lie in 0..1.
+
+    Raises ImageError where that is not so.
+    """
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint16)
+        gray = ((65535 - values if _is_inverted(image) else values) >> 8).astype(np.uint8)
+    elif image.mode == "I":
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535 or 0 < high < 256:
+            raise ImageError("unreadable-pixels", f"32-bit integers of {low}..{high}, no 16-bit values: store 8 bits")
+        gray = ((65535 - values if _is_inverted(image) else values) >> 8).astype(np.uint8)
+    elif image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise ImageError("unreadable-pixels", f"floating-point pixels of {low:g}..{high:g}, not 0..1: store 8 bits")
+        gray = np.rint((1 - values if _is_inverted(image) else values) * 255).astype(np.uint8)
+    else:
+        try:
+            return np.asarray(image.convert("RGB"))
+        except ValueError as error:
+            image.load()  # a damaged file is named as one
+            raise ImageError("unreadable-pixels", f"pixels of mode {image.mode} ({error})") from None
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Undo an EXIF orientation () int32 of an (H, W, 3) image."""
+    # Orientations 5..8 are those of 1..4 with rows and columns exchanged.
+    turned = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    flip_x = tf.reduce_any(orientation == [2, 3, 6, 7])
+    flip_y = tf.reduce_any(orientation == [3, 4, 7, 8])
+    turned = tf.cond(flip_x, lambda: turned[:, ::-1], lambda: turned)
+    return tf.cond(flip_y, lambda: turned[::-1], lambda: turned)
+
+
+def read_encoded(path: str, offset: int = 0, length: int = -1) -> bytes:
+    """The bytes of an image: a file, a part of a TFRecord shard, or a text in base64 inside a LabelMe file."""
+    data = read_bytes(path, offset, length)
+    if length < 0 or not path.lower().endswith(".json"):
+        return data
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ImageError("truncated-image", f"imageData is no base64 ({error})") from None
 
 
 def _read_span(path: bytes | np.ndarray, span: np.ndarray) -> bytes:
     path = np.asarray(path).item().decode()  # run eagerly, numpy_function gives an array of no dimensions
-    return read_bytes(path, int(span[0]), int(span[1]))
+    return read_encoded(path, int(span[0]), int(span[1]))
 
 
 def _decode_with_pillow(contents: bytes | np.ndarray) -> np.ndarray:
     data = contents if isinstance(contents, bytes) else contents.item()  # NumPy's own strings lose zeros at the end
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    with open_image(io.BytesIO(data)) as image:
+        return to_rgb(image)
 
 
-def decode_file(path: tf.Tensor, by_pillow: tf.Tensor, span: tf.Tensor | None = None) -> tf.Tensor:
-    """(H, W, 3) uint8 RGB of a file, as stored: an EXIF orientation is not applied, as in the COCO tools.
+def decode_contents(contents: tf.Tensor, by_pillow: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Tensor:
+    """(H, W, 3) uint8 RGB of an encoded image () string, by the rule of `to_rgb` whichever decoder reads it.
 
-    Gray and palette are spread to RGB, alpha is left out, 16 bits keep the high byte, of an animation the first
-    frame is taken.
+    Args:
+        contents: the bytes of the file.
+        by_pillow: () bool, `ImageHeader.by_pillow`.
+        orientation: () int32 EXIF orientation to undo; 1: the pixels as stored.
+    """
+
+    def tensorflow() -> tf.Tensor:
+        # The exact transform is Pillow's; TensorFlow's fast one is off by up to 21 levels.
+        return tf.cond(
+            tf.strings.substr(contents, 0, 2) == b"\xff\xd8",
+            lambda: tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE"),
+            lambda: tf.io.decode_png(contents, channels=3),
+        )
+
+    image = tf.cond(by_pillow, lambda: tf.numpy_function(_decode_with_pillow, [contents], tf.uint8), tensorflow)
+    image.set_shape([None, None, 3])
+    return upright(image, tf.convert_to_tensor(orientation, tf.int32))
+
+
+def decode_file(
+    path: tf.Tensor, by_pillow: tf.Tensor, span: tf.Tensor | None = None, orientation: tf.Tensor | int = 1
+) -> tf.Tensor:
+    """`decode_contents` of a file.
 
     Args:
         path: the file, local or behind tf.io.gfile.
-        by_pillow: `ImageHeader.by_pillow`.
+        by_pillow, orientation: as of `decode_contents`.
         span: (2,) int64 offset and length of the image in the file, as `CocoDataset.spans`; default: all of it.
     """
     if span is None:
@@ -94,29 +273,36 @@ def decode_file(path: tf.Tensor, by_pillow: tf.Tensor, span: tf.Tensor | None = 
             lambda: tf.io.read_file(path),
             lambda: tf.ensure_shape(tf.numpy_function(_read_span, [path, span], tf.string), []),
         )
+    return decode_contents(contents, by_pillow, orientation)
 
-    def tensorflow() -> tf.Tensor:
-        return tf.io.decode_image(contents, channels=3, expand_animations=False)
 
-    image = tf.cond(by_pillow, lambda: tf.numpy_function(_decode_with_pillow, [contents], tf.uint8), tensorflow)
-    image.set_shape([None, None, 3])
-    return image
+def load_pixels(data: bytes, turn: int | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of the bytes of an image, as training and prediction decode it.
+
+    `turn` is the EXIF orientation to undo; default: the image's own. Raises ImageError, also where only decoding shows
+    the damage.
+    """
+    header = header_of(io.BytesIO(data))
+    turn = header.orientation if turn is None else turn
+    if header.by_pillow:
+        return upright(tf.constant(_decode_with_pillow(data)), tf.constant(turn)).numpy()
+    try:
+        return decode_contents(tf.constant(data), tf.constant(False), turn).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        reason = error.message.partition(" [Op:")[0].splitlines()[0]
+        raise ImageError("truncated-image", f"truncated or damaged image ({reason})") from None
 
 
 def load_image(path: str) -> np.ndarray:
-    """Read a picture for prediction: (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+    """Read an image for prediction: (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the file cannot be decoded; the message names it.
     """
     try:
-        header = read_header(path)
-        with open_binary(path) as file, Image.open(file) as image:
-            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        return decode_file(tf.constant(path), tf.constant(header.by_pillow)).numpy()
+        return load_pixels(read_bytes(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (OSError, tf.errors.InvalidArgumentError) as error:
+    except OSError as error:
         raise OSError(f"{path}: {error}") from None

@@ -7,6 +7,8 @@ import math
 
 from kmaskrcnn.config import DataConfig
 
+# Pixels that an image may have: the run lengths of masks are counted in 32 bits.
+MAX_PIXELS = 2**30
 _MULTIPLE = 32  # the stride of C5
 # Step that padded sides are rounded up to below and above a side, with resize_mode=native: small, large, turning point.
 NATIVE_STEPS = (64, 256, 512)

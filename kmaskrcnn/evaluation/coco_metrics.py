@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -62,7 +63,8 @@ def score(
     if kind not in ("box", "mask"):
         raise ValueError(f"kind={kind!r}: choose box or mask")
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _index(ground_truth, ground_truth["annotations"])
+        # pycocotools marks what is not matched by 0, so ids start from 1.
+        truth = _index(ground_truth, [{**a, "id": i} for i, a in enumerate(ground_truth["annotations"], 1)])
         detections = _index(ground_truth, _annotations(results, kind))
         coco_eval = COCOeval(truth, detections, "bbox" if kind == "box" else "segm")
         coco_eval.params.maxDets = sorted({min(1, max_detections), min(10, max_detections), max_detections})
@@ -70,7 +72,7 @@ def score(
             coco_eval.params.imgIds = sorted(int(i) for i in image_ids)
         coco_eval.evaluate()
         coco_eval.accumulate()
-    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    names = _names(ground_truth["categories"])
     # (IoU, recall, class, area, detections) of precision and (IoU, class, area, detections) of recall
     precision, recall = coco_eval.eval["precision"], coco_eval.eval["recall"]
     summary = _summary(precision, recall)
@@ -83,6 +85,12 @@ def score(
     class_ap = {name: values["AP"] for name, values in class_summary.items()}
     counts = _counts(coco_eval, working_score)
     return CocoScores(summary, class_ap, class_summary, counts, precision[:, :, :, 0, -1])
+
+
+def _names(categories: Sequence[dict]) -> dict[int, str]:
+    """Names by id, those that occur twice with their ids."""
+    count = collections.Counter(c["name"] for c in categories)
+    return {c["id"]: c["name"] if count[c["name"]] == 1 else f"{c['name']} (id {c['id']})" for c in categories}
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:

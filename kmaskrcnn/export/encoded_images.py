@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kmaskrcnn.data.image_files import upright
 from kmaskrcnn.export import image_headers
 
 OK = ""
@@ -76,7 +77,7 @@ def decode(image: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
         # The decoder of WebP gives the channels that there are, or fails.
         webp = tf.strings.substr(image, 8, 4) == b"WEBP"
         channels = tf.cond(webp, lambda: _decode(image, 0)[..., :3], lambda: _decode(image, 3))
-        pixels = _upright(tf.ensure_shape(channels, (None, None, 3)), header.orientation)
+        pixels = upright(tf.ensure_shape(channels, (None, None, 3)), header.orientation)
         # The canvas of the batch was made for the stated size.
         return pixels, tf.reduce_all(tf.shape(pixels)[:2] == header.size)
 
@@ -93,16 +94,10 @@ def decode(image: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _decode(image: tf.Tensor, channels: int) -> tf.Tensor:
-    pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+    pixels = tf.cond(
+        tf.strings.substr(image, 0, 2) == b"\xff\xd8",  # exact, as training decodes
+        lambda: tf.io.decode_jpeg(image, channels=channels, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(image, channels=channels, expand_animations=False),
+    )
     pixels.set_shape((None, None, channels or None))
     return pixels
-
-
-def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Undo an EXIF orientation of an (H, W, 3) image."""
-    # Orientations 5..8 are those of 1..4 with rows and columns exchanged.
-    turned = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-    flip_x = tf.reduce_any(orientation == [2, 3, 6, 7])
-    flip_y = tf.reduce_any(orientation == [3, 4, 7, 8])
-    turned = tf.cond(flip_x, lambda: turned[:, ::-1], lambda: turned)
-    return tf.cond(flip_y, lambda: turned[::-1], lambda: turned)

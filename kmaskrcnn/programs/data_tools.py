@@ -17,16 +17,33 @@ def split(name: str, arguments: list[str]) -> int:
     """`kmaskrcnn split`: write train.json and val.json."""
     _define_set_flags()
     absl_flags.DEFINE_integer("val_images", None, "Images of the validation set.", lower_bound=1, required=True)
-    topics = {**_COMMON, "Output": ["output", "val_images", "seed"]}
+    absl_flags.DEFINE_enum("to", "coco", ["coco", "yolo"], "Format to write.")
+    topics = {**_COMMON, "Output": ["output", "to", "val_images", "seed"]}
     return flags.run(_split, name, arguments, "Split a data set into a training and a validation set.", topics)
 
 
 def _split() -> None:
     from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
 
+    if FLAGS.to == "yolo":
+        _split_as_yolo()
+        return
     tree = tree_of(_read_set(), FLAGS.output)
     for name, part in zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
         write_tree(os.path.join(FLAGS.output, f"{name}.json"), part)
+
+
+def _split_as_yolo() -> None:
+    from kmaskrcnn.data.readers.write_yolo import write_yolo
+    from kmaskrcnn.data.sets.dataset import dataset_of
+    from kmaskrcnn.data.sets.subsets import split_coco, with_records
+
+    raw = _read_set()
+    dataset_of(raw)  # names what is wrong in the whole set
+    tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
+    parts = zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True)
+    path = write_yolo({name: dataset_of(with_records(raw, part)) for name, part in parts}, FLAGS.output)
+    print(f"train with --train_annotations={path} --val_annotations={path}")
 
 
 def sample(name: str, arguments: list[str]) -> int:
@@ -67,22 +84,27 @@ def _merge() -> None:
 
 
 def convert(name: str, arguments: list[str]) -> int:
-    """`kmaskrcnn convert`: write TFRecord shards."""
+    """`kmaskrcnn convert`: write TFRecord shards, or a YOLO set."""
     _define_set_flags()
+    absl_flags.DEFINE_enum("to", "tfrecord", ["tfrecord", "yolo"], "Format to write.")
     absl_flags.DEFINE_string("name", "data", "First part of the shards' names.")
     absl_flags.DEFINE_integer("shards", 0, "Number of shards; 0: one for each 1000 images.")
     absl_flags.DEFINE_integer("threads", 0, "Shards written at a time; 0: one per processor.")
-    topics = {**_COMMON, "Output": ["output", "name", "shards", "threads"]}
-    return flags.run(_convert, name, arguments, "Convert a data set to TFRecord shards.", topics)
+    topics = {**_COMMON, "Output": ["output", "to", "name", "shards", "threads"]}
+    return flags.run(_convert, name, arguments, "Convert a data set to TFRecord shards or a YOLO set.", topics)
 
 
 def _convert() -> None:
     from kmaskrcnn.data import files
     from kmaskrcnn.data.readers.write_tfrecord import write_shards
+    from kmaskrcnn.data.readers.write_yolo import write_yolo
     from kmaskrcnn.data.sets.dataset import dataset_of
 
     dataset = dataset_of(_read_set(), FLAGS.on_bad_record)
     dataset.summary()
+    if FLAGS.to == "yolo":
+        print(f"train with --train_annotations={write_yolo({'train': dataset}, FLAGS.output)}")
+        return
     paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads)
     megabytes = sum(map(files.size, paths)) / 1e6
     print(f"{len(paths)} shards, {megabytes:.0f} MB together; train with --train_annotations={FLAGS.output}")

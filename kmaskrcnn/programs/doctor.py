@@ -35,10 +35,10 @@ def main() -> int:
     """Examine the sets that the flags name; exit code 0, 1 where a set has errors, 2 on a wrong setting."""
     config = flags.config_from_flags()
     from kmaskrcnn.data import open_raw
-    from kmaskrcnn.data.doctor.defects import ERROR
     from kmaskrcnn.data.doctor.examine import examine_pair
     from kmaskrcnn.data.doctor.repair import write_repaired
     from kmaskrcnn.data.doctor.report import report_page, write_report
+    from kmaskrcnn.data.sets.defects import ERROR
 
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])

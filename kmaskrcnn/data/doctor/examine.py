@@ -5,18 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Set
 
-from kmaskrcnn.data.doctor.annotations import ExaminedAnnotation, examine_annotations, examine_categories
-from kmaskrcnn.data.doctor.defects import Findings
+from kmaskrcnn.data.doctor.annotations import ExaminedAnnotation, examine_annotations
 from kmaskrcnn.data.doctor.images import ExaminedImage, examine_images, find_leaks, listed_files
+from kmaskrcnn.data.doctor.usable_ids import with_usable_ids
+from kmaskrcnn.data.sets.check_set import check_categories
+from kmaskrcnn.data.sets.defects import Findings
 from kmaskrcnn.data.sets.raw_set import RawSet
-
-# A reader's words for defects that have a name here too.
-_READER_CODES = {
-    "missing image": "missing-image",
-    "unreadable image": "not-an-image",
-    "image size differs": "image-size-differs",
-    "damaged shard": "truncated-image",
-}
 
 
 @dataclasses.dataclass
@@ -50,10 +44,9 @@ class Examined:
 def examine(raw: RawSet, elsewhere: Set[str] = frozenset()) -> Examined:
     """Look at every record and every pixel of a set that a reader made; `elsewhere`: image files of another set."""
     findings = Findings()
-    for problem in raw.problems:
-        code = _READER_CODES.get(problem.reason, "unreadable-record")
-        findings.add(code, problem.place, problem.detail)
-    categories, category_target = examine_categories(raw, findings)
+    findings.all += raw.problems
+    raw = with_usable_ids(raw, findings)
+    categories, category_target = check_categories(raw, findings)
     images, image_target = examine_images(raw, findings, elsewhere)
     annotations = examine_annotations(raw, images, image_target, category_target, findings)
     return Examined(raw.source, images, annotations, categories, findings, (len(raw.images), len(raw.annotations)))

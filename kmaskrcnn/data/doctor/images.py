@@ -11,13 +11,12 @@ from collections.abc import Set
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.doctor.defects import Findings
-from kmaskrcnn.data.image_files import header_of
-from kmaskrcnn.data.sets.check_record import is_integer
-from kmaskrcnn.data.sets.check_set import image_path, image_record_problem
+from kmaskrcnn.data.image_files import ImageHeader, code_of, header_of, load_pixels, open_image, read_encoded
+from kmaskrcnn.data.sets.check_set import ImagePlace, check_image_records, check_size, settle_names
+from kmaskrcnn.data.sets.defects import Findings
+from kmaskrcnn.data.sets.file_names import missing_detail
 from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.progress import Progress
 
@@ -40,7 +39,7 @@ class ExaminedImage:
         record: COCO's, with the size that the annotations mean.
         place: what messages call it.
         path, span: the file, and offset and length of the image in it (length -1: all of it).
-        orientation: EXIF's; turn: whether the annotations mean the picture as EXIF turns it.
+        orientation: EXIF's; turn: the one to undo for what the annotations mean, 1 for the pixels as stored.
         content: hash of the pixels as annotated.
     """
 
@@ -49,47 +48,38 @@ class ExaminedImage:
     path: str
     span: tuple[int, int]
     orientation: int = 1
-    turn: bool = False
+    turn: int = 1
     content: str = ""
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB as the annotations mean it."""
-        with Image.open(io.BytesIO(files.read_bytes(self.path, *self.span))) as image:
-            image = ImageOps.exif_transpose(image) if self.turn else image
-            return np.asarray(image.convert("RGB"))
+        return load_pixels(read_encoded(self.path, *self.span), self.turn)
 
 
 class _Look(NamedTuple):
-    """What decoding a file told: a defect, or its size, orientation, hash, format and mode."""
+    """What decoding a file told: an error, or its header, the hash of its pixels as stored, format and mode."""
 
-    code: str = ""
-    detail: str = ""
-    size: tuple[int, int] = (0, 0)
-    orientation: int = 1
+    error: OSError | None = None
+    header: ImageHeader | None = None
     content: str = ""
     format: str = ""
     mode: str = ""
 
 
 def _look(path: str, span: tuple[int, int]) -> _Look:
+    """Decode an image as training does."""
     try:
-        data = files.read_bytes(path, *span)
-    except FileNotFoundError:
-        return _Look("missing-image", "there is no such file")
-    except OSError as error:
-        return _Look("truncated-image", str(error))
-    try:
+        data = read_encoded(path, *span)
         header = header_of(io.BytesIO(data))
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             kind, mode = image.format or "", "animation" if getattr(image, "n_frames", 1) > 1 else image.mode
-            if kind == "MPO":  # further pictures of the same shot are no animation
+            if kind == "MPO":  # further images of the same shot are no animation
                 mode = image.mode
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        codes = {"the file is empty": "empty-image-file", "not an image in a format that can be read": "not-an-image"}
-        return _Look(codes.get(str(error), "truncated-image"), str(error))
+        pixels = load_pixels(data, 1)
+    except OSError as error:
+        return _Look(error)
     content = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    return _Look("", "", (header.height, header.width), header.orientation, content, kind, mode)
+    return _Look(None, header, content, kind, mode)
 
 
 def examine_images(
@@ -106,31 +96,25 @@ def examine_images(
         The images to keep, and for each known image id the id under which its objects are kept, or -1 where
         the image cannot be kept.
     """
+    places, bad = check_image_records(raw, findings)
+    missing = [i for i, place in enumerate(places) if place.span[1] < 0 and not _is_there(place.path)]
+    for position, name in settle_names(raw, places, missing, findings).items():
+        record, path = {**places[position].record, "file_name": name}, files.join(raw.images_dir, name)
+        places[position] = places[position]._replace(record=record, path=path)
     candidates: list[ExaminedImage] = []
-    target: dict[int, int] = {}
+    target = dict.fromkeys(bad, -1)
     by_path: dict[tuple[str, int], int] = {}
-    for image, place in zip(raw.images, raw.image_places, strict=True):
-        if detail := image_record_problem(image):
-            findings.add("bad-image-record", place, detail)
-            if isinstance(image, dict) and is_integer(image.get("id")):
-                target.setdefault(image["id"], -1)
+    for one in places:
+        first = by_path.setdefault((_normal(one.path), one.span[0]), one.record["id"])
+        target[one.record["id"]] = first
+        if first != one.record["id"]:
+            findings.add("duplicate-file-name", one.place, f"{one.record['file_name']} is image {first} already")
             continue
-        if target.get(image["id"], -1) != -1:
-            detail = f"id {image['id']}, {image['file_name']}"
-            findings.add("duplicate-image-id", place, detail)
-            continue
-        span = (image["offset"], image["length"]) if "shard" in image else (0, -1)
-        path = image_path(raw, image)
-        first = by_path.setdefault((_normal(path), span[0]), image["id"])
-        target[image["id"]] = first
-        if first != image["id"]:
-            findings.add("duplicate-file-name", place, f"{image['file_name']} is image {first} already")
-            continue
-        candidates.append(ExaminedImage(image, f"{place} ({image['file_name']})", path, span))
+        candidates.append(ExaminedImage(one.record, one.place, one.path, one.span))
     kept, contents = [], {}
     for image, look in zip(candidates, _look_at_all(candidates), strict=True):
         number = image.record["id"]
-        if not _judge(image, look, findings):
+        if not _judge(raw, image, look, findings):
             target[number] = -1
             continue
         first = contents.setdefault(image.content, image.record)
@@ -142,8 +126,16 @@ def examine_images(
     for other, first in target.items():  # objects of a second record of a file follow the first record
         if first not in (-1, other):
             target[other] = target[first]
-    _find_unlisted(raw, elsewhere, findings)
+    listed = {_normal(place.path) for place in places if place.span[1] < 0}
+    _find_unlisted(listed | listed_files(raw), elsewhere, findings)
     return kept, target
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return files.exists(path)
+    except (OSError, ValueError):
+        return True  # reading it will tell
 
 
 def _look_at_all(images: list[ExaminedImage]) -> list[_Look]:
@@ -156,23 +148,19 @@ def _look_at_all(images: list[ExaminedImage]) -> list[_Look]:
     return looks
 
 
-def _judge(image: ExaminedImage, look: _Look, findings: Findings) -> bool:
+def _judge(raw: RawSet, image: ExaminedImage, look: _Look, findings: Findings) -> bool:
     """Note what a look showed, and whether the image can be kept."""
-    if look.code:
-        findings.add(look.code, image.place, look.detail)
+    if look.header is None:
+        assert look.error is not None
+        missing = isinstance(look.error, FileNotFoundError)
+        detail = missing_detail(raw.images_dir, image.record["file_name"]) if missing else str(look.error)
+        findings.add(code_of(look.error), image.place, detail)
         return False
-    stated = (image.record["height"], image.record["width"])
-    turned = look.size[::-1] if look.orientation >= 5 else look.size
-    image.orientation, image.content = look.orientation, look.content
-    if look.orientation != 1:
-        image.turn = turned == stated and (turned != look.size or look.orientation < 5)
-        meant = "as turned" if image.turn else "as stored"
-        detail = f"orientation {look.orientation}, stored as {look.size[1]} x {look.size[0]}; "
-        findings.add("exif-rotation", image.place, f"{detail}the annotations mean it {meant}")
-    if stated != (turned if image.turn else look.size):
-        detail = f"the file has {look.size[1]} x {look.size[0]}, the annotations {stated[1]} x {stated[0]}"
-        findings.add("image-size-differs", image.place, detail)
+    image.orientation, image.content = look.header.orientation, look.content
+    turn = check_size(ImagePlace(image.record, image.place, image.path, image.span), look.header, findings.add)
+    if turn is None:
         return False
+    image.turn = turn
     ending = os.path.splitext(image.record["file_name"])[1].lower()
     if "shard" not in image.record and ending not in _ENDINGS.get(look.format, (ending,)):
         findings.add("wrong-file-ending", image.place, f"a {look.format} file")
@@ -192,8 +180,7 @@ def _normal(path: str) -> str:
     return path if files.is_remote(path) else os.path.normpath(path)
 
 
-def _find_unlisted(raw: RawSet, elsewhere: Set[str], findings: Findings) -> None:
-    listed = listed_files(raw)
+def _find_unlisted(listed: Set[str], elsewhere: Set[str], findings: Findings) -> None:
     for folder in sorted({os.path.dirname(path) for path in listed}):
         if not files.is_folder(folder):
             continue

@@ -11,6 +11,7 @@ from PIL import Image
 from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.images import ExaminedImage
+from kmaskrcnn.data.image_files import read_encoded
 from kmaskrcnn.data.readers.opening import load_coco
 from kmaskrcnn.progress import Progress
 
@@ -33,7 +34,7 @@ def write_repaired(examined: Examined, folder: str) -> str:
         path = os.path.join(folder, "images", name)
         files.make_folder(os.path.dirname(path))
         files.write_bytes(path, _contents(image))
-        record = {k: v for k, v in image.record.items() if k not in ("shard", "offset", "length", "by_pillow")}
+        record = {k: v for k, v in image.record.items() if k not in ("shard", "offset", "length", "by_pillow", "turn")}
         images.append({**record, "file_name": f"images/{name}"})
         progress.step()
     progress.clear()
@@ -55,7 +56,7 @@ def _name(image: ExaminedImage, used: set[str]) -> str:
     name = "/".join(part for part in parts if part not in ("..", ""))
     stem, ending = os.path.splitext(name)
     if "shard" in image.record and not ending:
-        ending = ".png" if files.read_bytes(image.path, *image.span).startswith(b"\x89PNG") else ".jpg"
+        ending = ".png" if read_encoded(image.path, *image.span).startswith(b"\x89PNG") else ".jpg"
     number, unique = 1, stem + ending
     while unique in used:
         number, unique = number + 1, f"{stem}_{number + 1}{ending}"
@@ -64,13 +65,17 @@ def _name(image: ExaminedImage, used: set[str]) -> str:
 
 
 def _contents(image: ExaminedImage) -> bytes:
-    data = files.read_bytes(image.path, *image.span)
+    data = read_encoded(image.path, *image.span)
     if image.orientation == 1:
         return data
-    if not image.turn:
+    if data.startswith(b"\xff\xd8") and image.turn == 1:
         return _without_exif(data)
     buffer = io.BytesIO()
-    Image.fromarray(image.pixels()).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    if data.startswith(b"\xff\xd8"):
+        Image.fromarray(image.pixels()).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    else:
+        kind = "WEBP" if data.startswith(b"RIFF") else "PNG"
+        Image.fromarray(image.pixels()).save(buffer, kind, lossless=True)
     return buffer.getvalue()
 
 

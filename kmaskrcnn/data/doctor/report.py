@@ -14,9 +14,9 @@ from pycocotools import mask as mask_utils
 from kmaskrcnn.config import Config, ModelConfig
 from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.charts import bars, histogram
-from kmaskrcnn.data.doctor.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, coverage, measure
+from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.sets.masks import mask_frame, resample_area
 from kmaskrcnn.results.draw import draw_instances
 

@@ -77,7 +77,7 @@ class ExampleMaker:
                 most,
                 config.max_instances,
             )
-        self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans)]
+        self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans, dataset.turns)]
 
     def draw(self, index: int, epoch: int, repeat: int = 0) -> Drawn:
         """What happens to the image at `index` in an epoch, the repeat-th time after the first, and its instances."""
@@ -153,8 +153,8 @@ class ExampleMaker:
         return image, {"image_shapes": drawn.shape, **rows}
 
     def _moved(self, index: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
-        path, by_pillow, span = (column[index] for column in self._columns)
-        return augment_pixels.move_pixels(decode_file(path, by_pillow, span), geometry, amounts, self.config)
+        pixels = decode_file(*(column[index] for column in self._columns))
+        return augment_pixels.move_pixels(pixels, geometry, amounts, self.config)
 
 
 def _pad_rows(values: tf.Tensor, count: int) -> tf.Tensor:

@@ -184,12 +184,14 @@ def images_of_step(
     left_out: Collection[int] = (),
 ) -> list[int]:
     """Positions of the images that `training_dataset` reads for a step in these slots, with those it pastes from."""
-    plan = _Plan(_padded_shapes(dataset, config), batch_size, seed, left_out)
-    indices, epoch = plan.step(step)
-    own = [int(indices[slot]) for each in slots for slot in each]
+    factors = repeat_factors(dataset, config.repeat_factor_threshold)
+    plan = _Plan(_padded_shapes(dataset, config), factors, batch_size, seed, left_out)
+    chosen, epoch = plan.step(step), int(step) // plan.steps_per_epoch
+    drawn = [(int(chosen[slot][0]), int(chosen[slot][1])) for each in slots for slot in each]
+    own = [index for index, _ in drawn]
     if config.copy_paste_probability:
         maker = ExampleMaker(dataset, config, seed, plan.in_place_of)
-        own += [other for index in own if (other := int(maker.draw(index, epoch).other)) >= 0]
+        own += [other for index, repeat in drawn if (other := int(maker.draw(index, epoch, repeat).other)) >= 0]
     return list(dict.fromkeys(own))
 
 
@@ -242,6 +244,7 @@ def evaluation_dataset(
             "path": tf.constant([dataset.paths[i] for i in indices]),
             "by_pillow": tf.constant(dataset.by_pillow[indices]),
             "span": tf.constant(dataset.spans[indices]),
+            "turn": tf.constant(dataset.turns[indices]),
             "image_shapes": tf.constant(scaled, tf.int32),
             "image_ids": tf.constant(dataset.image_ids[indices]),
             "original_shapes": tf.constant(sizes, tf.int32),
@@ -249,7 +252,7 @@ def evaluation_dataset(
 
         def load(row: dict[str, tf.Tensor], shape: tuple[int, int] = shape) -> dict[str, tf.Tensor]:
             row = dict(row)
-            image = decode_file(row.pop("path"), row.pop("by_pillow"), row.pop("span"))
+            image = decode_file(*(row.pop(name) for name in ("path", "by_pillow", "span", "turn")))
             image = resize(image, row["image_shapes"][0], row["image_shapes"][1], config.resize_method)
             image = tf.ensure_shape(_pad(image, shape[0], shape[1]), (*shape, 3))
             scales = tf.cast(row["image_shapes"], tf.float32) / tf.cast(row["original_shapes"], tf.float32)

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.readers.coco_json import INSTANCES, is_coco, read_coco
+from kmaskrcnn.data.readers.cvat import is_cvat, read_cvat
 from kmaskrcnn.data.readers.json_file import read_json
+from kmaskrcnn.data.readers.label_studio import is_label_studio, read_label_studio
 from kmaskrcnn.data.readers.labelme import is_labelme, read_labelme
 from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
 from kmaskrcnn.data.readers.voc import is_voc, read_voc
+from kmaskrcnn.data.readers.yolo import is_yolo, read_yolo
 from kmaskrcnn.data.sets.raw_set import RawSet, order_classes, rename_classes
 from kmaskrcnn.errors import DataError
 from kmaskrcnn.results.labels import Labels
@@ -24,9 +27,12 @@ _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "voc": read_voc,
     "masks": read_mask_files,
     "tfrecord": read_tfrecord,
+    "yolo": read_yolo,
+    "cvat": read_cvat,
+    "label_studio": read_label_studio,
 }
 FORMATS = tuple(_READERS)
-_JSON_FORMS = (("coco", is_coco), ("labelme", is_labelme), ("via", is_via))
+_JSON_FORMS = (("coco", is_coco), ("labelme", is_labelme), ("via", is_via), ("label_studio", is_label_studio))
 _WHOLE_BYTES = 10**7
 
 
@@ -34,6 +40,10 @@ def recognise(path: str) -> str:
     """The form of a set, one of FORMATS, by its path and what is there; raises DataError where it cannot be told."""
     if is_shards(path):
         return "tfrecord"
+    if is_yolo(path):
+        return "yolo"
+    if is_cvat(path):
+        return "cvat"
     if files.is_folder(path):
         return _recognise_folder(path)
     if path.lower().endswith(".csv"):
@@ -51,6 +61,8 @@ def _recognise_json(path: str) -> str:
     try:
         size = files.size(path)
         if size > _WHOLE_BYTES:  # COCO's own are hundreds of megabytes, and are not parsed twice
+            if files.read_bytes(path, 0, 64).lstrip().startswith(b"["):
+                return "label_studio"
             return "via" if b'"regions"' in files.read_bytes(path, 0, _WHOLE_BYTES) else "coco"
         tree = read_json(path)
     except (OSError, DataError):
@@ -85,7 +97,7 @@ def read_raw(
     path = path.rstrip("/")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
         path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.readers.write_tfrecord leaves it beside its shards
-    if data_format == "auto" and not is_shards(path) and not files.exists(path):
+    if data_format == "auto" and not is_shards(path) and not is_yolo(path) and not files.exists(path):
         raise DataError(f"{path}: no such annotation file or folder")
     raw = _READERS[recognise(path) if data_format == "auto" else data_format](path, images_dir)
     if class_map:

@@ -15,7 +15,7 @@ def read_json(path: str) -> Any:
         text = files.read_text(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     if not text.strip():
         raise DataError(f"{path}: the annotation file is empty")
@@ -23,3 +23,5 @@ def read_json(path: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error})") from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deep to be an annotation file") from None

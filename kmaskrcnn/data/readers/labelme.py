@@ -9,14 +9,16 @@ import os
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from kmaskrcnn.data import files
+from kmaskrcnn.data.image_files import ImageError, code_of, header_of, open_image, read_encoded
 from kmaskrcnn.data.readers.json_file import read_json
-from kmaskrcnn.data.readers.outlines import circle
-from kmaskrcnn.data.sets.check_record import is_integer
-from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_mask
-from kmaskrcnn.errors import DataError
+from kmaskrcnn.data.readers.outlines import Part, circle, union
+from kmaskrcnn.data.sets.check_record import brief, plain_integer, size_flaw
+from kmaskrcnn.data.sets.file_names import bare_name, find_moved, find_spelling
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_part
+from kmaskrcnn.data.sizes import MAX_PIXELS
+from kmaskrcnn.errors import DataError, Flaw
 
 
 def is_labelme(tree: object) -> bool:
@@ -27,7 +29,8 @@ def is_labelme(tree: object) -> bool:
 def read_labelme(path: str, images_dir: str) -> RawSet:
     """Read every JSON of a folder; shapes of one image with the same label and group_id are one instance.
 
-    Images are found by imagePath, from the folder or from images_dir. Points, lines and strips are reported as records
+    Images are found by imagePath, from the folder or from images_dir, by their bare names where they were moved, and in
+    the files' own imageData where there is no other. Points, lines and strips are reported as records
     that cannot be used.
     """
     names = files.matching(path, "*.json")
@@ -38,60 +41,103 @@ def read_labelme(path: str, images_dir: str) -> RawSet:
         try:
             tree = read_json(os.path.join(path, name))
         except DataError as error:
-            builder.problem(
-                "unreadable annotation file", name, str(error).removeprefix(f"{os.path.join(path, name)}: ")
-            )
+            builder.problem("unreadable-record", name, str(error).removeprefix(f"{os.path.join(path, name)}: "))
             continue
         if not is_labelme(tree):
-            builder.problem("unreadable annotation file", name, "not a LabelMe file: needs 'shapes' and 'imagePath'")
+            builder.problem("unreadable-record", name, "not a LabelMe file: needs 'shapes' and 'imagePath'")
             continue
-        _read_image(builder, name, tree)
+        _read_image(builder, path, name, tree)
     return builder.finish()
 
 
-def _read_image(builder: SetBuilder, name: str, tree: dict[str, Any]) -> None:
+def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any]) -> None:
     height, width, file_name = (tree.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
-    if not (is_integer(height) and is_integer(width) and isinstance(file_name, str) and file_name):
-        builder.problem("bad image record", name, "needs integers imageHeight, imageWidth and a text imagePath")
+    height, width = plain_integer(height), plain_integer(width)
+    if flaw := size_flaw(height, width):
+        builder.problem("bad-image-record", name, f"imageHeight and imageWidth: {flaw}")
         return
-    file_name = file_name.replace("\\", "/")  # as written on Windows
-    image_id = builder.image(file_name, height, width, name)
+    if not isinstance(file_name, str) or not file_name:
+        builder.problem("bad-image-record", name, f"imagePath {brief(file_name)} is no text")
+        return
+    try:
+        image_id = _add_image(builder, folder, name, tree, file_name, height, width)
+    except OSError as error:
+        builder.problem(code_of(error), f"{name}: imageData", str(error))
+        return
     groups: dict[tuple[str, Any], int] = {}  # position of the instance in `instances` by label and group
-    instances: list[tuple[str, Any, str]] = []
+    instances: list[tuple[str, list[Part], str]] = []
     for position, shape in enumerate(tree["shapes"]):
         place = f"{name}: shapes[{position}]"
         label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str) or not label:
-            builder.problem("bad annotation record", place, "needs a text 'label'")
-            continue
-        try:
-            segmentation = _segmentation(shape, height, width)
-        except ValueError as error:
-            builder.problem("bad segmentation", f"{place} ({label})", str(error))
+            builder.problem("bad-annotation-record", place, "needs a text 'label'")
             continue
         group = shape.get("group_id")
-        key = (label, group)
-        joined = isinstance(group, int | str) and key in groups
-        if joined and isinstance(segmentation, list) and isinstance(instances[groups[key]][1], list):
-            instances[groups[key]][1].extend(segmentation)
+        if not (group is None or isinstance(group, int | float | str)):
+            builder.problem("bad-annotation-record", f"{place} ({label})", f"group_id {brief(group)} is no number")
             continue
-        groups.setdefault(key, len(instances))
-        instances.append((label, segmentation, f"{place} ({label})"))
-    for label, segmentation, place in instances:
-        builder.instance(image_id, label, segmentation, place)
+        try:
+            part = _segmentation(shape, height, width)
+        except ValueError as error:
+            builder.problem("unreadable-record", f"{place} ({label})", str(error))
+            continue
+        if group is not None and (label, group) in groups:
+            instances[groups[label, group]][1].append(part)
+            continue
+        if group is not None:
+            groups[label, group] = len(instances)
+        instances.append((label, [part], f"{place} ({label})"))
+    for label, parts, place in instances:
+        try:
+            builder.instance(image_id, label, union(parts, height, width), place)
+        except Flaw as flaw:
+            builder.problem(flaw.code, place, str(flaw))
 
 
-def _segmentation(shape: dict[str, Any], height: int, width: int) -> list[list[float]] | dict[str, Any]:
+def _add_image(
+    builder: SetBuilder, folder: str, name: str, tree: dict[str, Any], file_name: str, height: int, width: int
+) -> int:
+    """Add the image: by its imagePath, else by its bare name in images_dir or beside the JSON, else the imageData."""
+    images_dir = builder.raw.images_dir
+    if (spelled := find_spelling(images_dir, file_name)) is not None:
+        return builder.image(spelled, height, width, name)
+    if (moved := find_moved([images_dir, folder], file_name)) is not None:
+        return builder.image(_from_folder(images_dir, moved), height, width, name)
+    data = tree.get("imageData")
+    if not isinstance(data, str) or not data:
+        return builder.image(file_name.replace("\\", "/"), height, width, name)
+    path = os.path.join(folder, name)
+    offset = files.read_bytes(path).find(data.encode("ascii", "replace"))
+    if offset < 0:
+        raise ImageError("not-an-image", "is written with escapes, so that it cannot be read in place; save it again")
+    header = header_of(io.BytesIO(read_encoded(path, offset, len(data))))
+    turn = header.turn_for(height, width)
+    if turn is None:
+        sizes = f"has {header.width} x {header.height}, the annotations {width} x {height}"
+        raise ImageError("image-size-differs", sizes)
+    more = {"by_pillow": header.by_pillow, "turn": turn}
+    name_of = bare_name(file_name)
+    return builder.image(name_of, height, width, name, shard=path, offset=offset, length=len(data), **more)
+
+
+def _from_folder(folder: str, path: str) -> str:
+    """A path as a name in a folder."""
+    return path if files.is_remote(path) else os.path.relpath(path, folder)
+
+
+def _segmentation(shape: dict[str, Any], height: int, width: int) -> Part:
     """Polygons or RLE of a shape; raises ValueError saying what is wrong with it."""
     kind = shape.get("shape_type") or "polygon"
     try:
         points = np.asarray(shape.get("points"), np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("'points' are not pairs of numbers x, y") from None
     if not len(points):
         raise ValueError("'points' are empty")
     if not np.isfinite(points).all():
         raise ValueError("'points' are not finite")
+    if np.abs(points).max() > MAX_PIXELS:
+        raise ValueError("'points' lie beyond any image")
     if kind == "polygon":
         return [points.reshape(-1).tolist()]
     if kind in ("rectangle", "circle", "mask") and len(points) < 2:
@@ -104,17 +150,16 @@ def _segmentation(shape: dict[str, Any], height: int, width: int) -> list[list[f
         return [circle(points[0, 0], points[0, 1], radius, radius)]
     if kind == "mask":  # a PNG of the rectangle between the points, both ends included
         return _placed_mask(shape.get("mask"), round(x0), round(y0), height, width)
-    raise ValueError(f"a shape of type {kind!r} has no area: polygon, rectangle, circle and mask can be used")
+    raise ValueError(f"a shape of type {brief(kind)} has no area: polygon, rectangle, circle and mask can be used")
 
 
 def _placed_mask(text: Any, left: int, top: int, height: int, width: int) -> dict[str, Any]:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        with open_image(io.BytesIO(base64.b64decode(text))) as image:
+            if image.width * image.height > 4 * max(height * width, 1):
+                sizes = f"{image.width} x {image.height}, its image {width} x {height}"
+                raise Flaw("unreadable-record", f"'mask' has {sizes}")
             part = np.asarray(image.convert("L")) > 0
-    except (TypeError, binascii.Error, OSError, SyntaxError, ValueError) as error:
+    except (TypeError, binascii.Error, OSError) as error:
         raise ValueError(f"'mask' is no PNG in base64 ({error})") from None
-    mask = np.zeros((height, width), bool)
-    target = mask[max(top, 0) : max(top + part.shape[0], 0), max(left, 0) : max(left + part.shape[1], 0)]
-    source = part[max(-top, 0) :, max(-left, 0) :]
-    target[:] = source[: target.shape[0], : target.shape[1]]
-    return encode_mask(mask)
+    return encode_part(part, top, left, height, width)

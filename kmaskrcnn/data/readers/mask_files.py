@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.image_files import read_header
+from kmaskrcnn.data.image_files import ImageError, ImageHeader, code_of, open_image, read_header
 from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_mask
 from kmaskrcnn.errors import DataError
 
@@ -30,24 +30,68 @@ def find_images(folder: str) -> dict[str, str]:
 
 
 def read_indices(path: str) -> np.ndarray:
-    """(H, W) integers of a mask file: palette index, gray value (8 or 16 bits), or RGB as r + 256 g + 65536 b.
+    """(H, W) integers of a mask file: palette index, gray value (any integers), or RGB as r + 256 g + 65536 b.
 
-    Raises OSError where it cannot be read.
+    Raises OSError where it cannot be read, holds no whole numbers, or has smoothed edges.
     """
     try:
-        with files.open_binary(path) as file, Image.open(file) as image:
-            if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
-                return np.asarray(image).astype(np.int64)
-            if image.mode == "LA":
-                return np.asarray(image)[..., 0].astype(np.int64)
-            rgb = np.asarray(image.convert("RGB")).astype(np.int64)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"the mask cannot be read ({error})") from None
+        with files.open_binary(path) as file, open_image(file) as image:
+            indices, is_palette = _indices(image), image.mode in ("P", "PA", "1")
+    except ImageError as error:
+        raise ImageError("unreadable-record", f"the mask cannot be read ({error})") from None
+    if not is_palette and (values := count_smooth_values(indices)):
+        detail = f"{values} gray levels along the edges: a smoothed mask, not one value an object; save it unsmoothed"
+        raise ImageError("smooth-mask", detail)
+    return indices
+
+
+def _indices(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "L", "I", "1") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0:
+            raise ImageError("unreadable-record", f"holds the negative value {values.min()}")
+        return values
+    if image.mode == "F":
+        floats = np.asarray(image)
+        if not (np.isfinite(floats).all() and (floats == np.rint(floats)).all() and floats.min(initial=0) >= 0):
+            raise ImageError("unreadable-record", "holds floating-point values that are no whole numbers from 0")
+        return floats.astype(np.int64)
+    if image.mode in ("LA", "PA"):
+        return np.asarray(image)[..., 0].astype(np.int64)
+    rgb = np.asarray(image.convert("RGB")).astype(np.int64)
     if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
         return rgb[..., 0]
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+
+
+def count_smooth_values(indices: np.ndarray) -> int:
+    """How many values of a label image only smooth its edges; 0 where values are objects.
+
+    Such a value fills no 2 x 2 pixels and lies beside other values, as objects seldom do and rims of gray always.
+    """
+    values, inverse = np.unique(indices, return_inverse=True)
+    if len(values) < 5:
+        return 0
+    inverse = inverse.reshape(indices.shape)
+    corner = inverse[:-1, :-1]
+    block = (corner == inverse[1:, :-1]) & (corner == inverse[:-1, 1:]) & (corner == inverse[1:, 1:])
+    is_thin = np.ones(len(values), bool)
+    is_thin[np.unique(corner[block])] = False
+    is_thin[values == 0] = False
+    if is_thin.sum() < 3 or 2 * is_thin.sum() < len(values) - 1:
+        return 0
+    thin = is_thin[inverse]
+    touches = np.zeros(indices.shape, bool)
+    for axis in (0, 1):
+        a, b = (
+            (slice(None, -1), slice(1, None))
+            if axis == 0
+            else ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
+        )
+        differ = (indices[a] != indices[b]) & (indices[a] > 0) & (indices[b] > 0)
+        touches[a] |= differ
+        touches[b] |= differ
+    return int(is_thin.sum()) if (touches & thin).sum() >= 0.9 * thin.sum() else 0
 
 
 def indexed_masks(indices: np.ndarray, void: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -115,21 +159,25 @@ def read_mask_files(path: str, images_dir: str, default_class: str = "object") -
             header = _header(builder, os.path.join(images, found[name]))
             if header is None:
                 continue
-            image_id = builder.image(names[name], header.height, header.width, names[name])
             one_folder = not single and len(found) == 1
             sources = [(masks, "")] if one_folder else _sources(masks, name, found)
             if not sources:
-                builder.problem("missing mask", names[name], f"no mask of this image in {masks}")
-            for source, label in sources:
-                _read_masks(builder, image_id, source, label or default_class, (header.height, header.width))
+                builder.problem("unreadable-record", names[name], f"no mask of this image in {masks}")
+            parts = [part for source, label in sources for part in _read_masks(builder, source, label or default_class)]
+            # Masks of the size of the stored pixels mean these, all others the image as EXIF turns it.
+            sizes = {part.indices.shape for part in parts}
+            size = next((s for s in sizes if header.turn_for(*s) is not None), header.upright)
+            image_id = builder.image(names[name], *size, names[name])
+            for part in parts:
+                _add_masks(builder, image_id, part, size)
     return builder.finish()
 
 
-def _header(builder: SetBuilder, path: str) -> Any:
+def _header(builder: SetBuilder, path: str) -> ImageHeader | None:
     try:
         return read_header(path)
     except OSError as error:
-        builder.problem("unreadable image", path, str(error))
+        builder.problem(code_of(error), path, str(error))
         return None
 
 
@@ -149,20 +197,42 @@ def _sources(masks: str, name: str, images: dict[str, str]) -> list[tuple[str, s
     return [(source, label) for label in labels if (source := file_in(os.path.join(masks, label)))]
 
 
-def _read_masks(builder: SetBuilder, image_id: int, source: str, label: str, size: tuple[int, int]) -> None:
+class _MaskFile(NamedTuple):
+    """A mask file: its values, whether it is one object, and the class."""
+
+    path: str
+    indices: np.ndarray
+    one_object: bool
+    label: str
+
+
+def _read_masks(builder: SetBuilder, source: str, label: str) -> Iterator[_MaskFile]:
     one_each = files.is_folder(source)
     paths = [os.path.join(source, n) for n in files.matching(source, *_MASK_PATTERNS)] if one_each else [source]
     for path in paths:
         try:
-            indices = read_indices(path)
+            yield _MaskFile(path, _read_object(path) if one_each else read_indices(path), one_each, label)
         except OSError as error:
-            builder.problem("unreadable mask", path, str(error))
-            continue
-        if indices.shape != size:
-            sizes = f"{indices.shape[1]} x {indices.shape[0]}, its image {size[1]} x {size[0]}"
-            builder.problem("image size differs", path, f"the mask has {sizes}")
-            continue
-        parts = [(1, encode_mask(indices > 0))] if one_each else indexed_masks(indices)
-        for value, rle in parts:
-            place = path if one_each else f"{path}: value {value}"
-            builder.instance(image_id, label, rle, place)
+            builder.problem(getattr(error, "code", "unreadable-record"), path, str(error))
+
+
+def _read_object(path: str) -> np.ndarray:
+    """(H, W) bool of a file with one object; of a smoothed one what is at least half as bright as the brightest."""
+    try:
+        with files.open_binary(path) as file, open_image(file) as image:
+            indices, is_palette = _indices(image), image.mode in ("P", "PA", "1")
+    except ImageError as error:
+        raise ImageError("unreadable-record", f"the mask cannot be read ({error})") from None
+    if is_palette or not count_smooth_values(indices):
+        return indices > 0
+    return 2 * indices >= indices.max()
+
+
+def _add_masks(builder: SetBuilder, image_id: int, part: _MaskFile, size: tuple[int, int]) -> None:
+    path, indices = part.path, part.indices
+    if indices.shape != size:
+        sizes = f"{indices.shape[1]} x {indices.shape[0]}, its image {size[1]} x {size[0]}"
+        builder.problem("image-size-differs", path, f"the mask has {sizes}")
+        return
+    for value, rle in [(1, encode_mask(indices))] if part.one_object else indexed_masks(indices):
+        builder.instance(image_id, part.label, rle, path if part.one_object else f"{path}: value {value}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.readers import read_raw
+from kmaskrcnn.data.readers.yolo import with_split
 from kmaskrcnn.data.sets.class_names import parse_class_map, parse_class_names
 from kmaskrcnn.data.sets.dataset import CocoDataset, dataset_of
 from kmaskrcnn.data.sets.raw_set import RawSet
@@ -38,7 +39,7 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")
     names, renamed = parse_class_names(config.data.class_names), parse_class_map(config.data.class_map)
-    return read_raw(annotations, images, config.data.data_format, names, renamed, labels)
+    return read_raw(with_split(annotations, split), images, config.data.data_format, names, renamed, labels)
 
 
 def load_dataset(
@@ -54,7 +55,7 @@ def load_dataset(
 
     Categories become classes 1..C in the order of their ids; where the files give names only, in the order of the
     names. Boxes that stick out of the image are clipped; boxes with nothing left are bad records. Image files are
-    opened and looked at for their end mark, not decoded.
+    opened and looked at for their end mark, not decoded. The checks are the doctor's; what it calls an error raises.
 
     Args:
         path: file, folder or pattern of shards, also behind tf.io.gfile (gs://...); docs/guide/data.md has the forms.

@@ -30,7 +30,7 @@ def read_voc(path: str, images_dir: str) -> RawSet:
         root = path.split("/ImageSets/")[0]
         try:
             wanted = {line.split()[0] for line in files.read_text(path).splitlines() if line.strip()}
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
     if not is_voc(root):
         raise DataError(f"{path}: not a VOC set: needs the folders {_RECORDS} and {_MASKS}")
@@ -40,9 +40,9 @@ def read_voc(path: str, images_dir: str) -> RawSet:
     found = {files.stem(name): name for name in files.matching(os.path.join(root, _MASKS), "*.png")}
     for name in sorted(wanted if wanted is not None else found):
         if name not in found:
-            builder.problem("missing mask", name, f"{_MASKS}/{name}.png is missing")
+            builder.problem("unreadable-record", name, f"{_MASKS}/{name}.png is missing")
         elif name not in images:
-            builder.problem("missing image", name, f"no image {name}.* in {images_dir}")
+            builder.problem("missing-image", name, f"no image {name}.* in {images_dir}")
         else:
             _read_image(builder, root, name, images[name])
     return builder.finish()
@@ -54,29 +54,29 @@ def _read_image(builder: SetBuilder, root: str, name: str, image: str) -> None:
         tree = ElementTree.fromstring(files.read_bytes(os.path.join(root, _RECORDS, f"{name}.xml")))
         objects = [(o.findtext("name") or "", o.findtext("difficult") == "1") for o in tree.iter("object")]
     except FileNotFoundError:
-        builder.problem("missing annotation file", name, f"{_RECORDS}/{name}.xml is missing")
+        builder.problem("unreadable-record", name, f"{_RECORDS}/{name}.xml is missing")
         return
-    except (OSError, ElementTree.ParseError) as error:
-        builder.problem("unreadable annotation file", f"{_RECORDS}/{name}.xml", f"not XML ({error})")
+    except (OSError, ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        builder.problem("unreadable-record", f"{_RECORDS}/{name}.xml", f"not XML ({error})")
         return
     try:
         indices = read_indices(mask_path)
     except OSError as error:
-        builder.problem("unreadable mask", f"{_MASKS}/{name}.png", str(error))
+        builder.problem(getattr(error, "code", "unreadable-record"), f"{_MASKS}/{name}.png", str(error))
         return
     image_id = builder.image(image, *indices.shape, f"{_MASKS}/{name}.png")
     masks = dict(indexed_masks(indices, void=_VOID))
     for number, (label, difficult) in enumerate(objects, 1):
         place = f"{_RECORDS}/{name}.xml: object {number} ({label})"
         if not label:
-            builder.problem("bad annotation record", place, "the object has no name")
+            builder.problem("bad-annotation-record", place, "the object has no name")
         elif number not in masks:
-            builder.problem("missing mask", place, f"{_MASKS}/{name}.png has no pixel of value {number}")
+            builder.problem("unreadable-record", place, f"{_MASKS}/{name}.png has no pixel of value {number}")
         else:
             builder.instance(image_id, label, masks[number], place, is_crowd=difficult)
     for number in sorted(masks.keys() - set(range(1, len(objects) + 1))):
         builder.problem(
-            "mask of no object",
+            "unreadable-record",
             f"{_MASKS}/{name}.png: value {number}",
             f"{_RECORDS}/{name}.xml has {len(objects)} objects",
         )

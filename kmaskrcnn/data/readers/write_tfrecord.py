@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data import files
+from kmaskrcnn.data.image_files import header_of, read_encoded
 from kmaskrcnn.data.readers.coco_json import INSTANCES
 from kmaskrcnn.data.readers.tfrecord import RECORD_HEAD, RECORD_TAIL
 from kmaskrcnn.data.sets.dataset import CocoDataset
@@ -32,7 +33,8 @@ _IMAGES_A_SHARD = 1000
 def write_shards(dataset: CocoDataset, output: str, name: str = "data", shards: int = 0, threads: int = 0) -> list[str]:
     """Write a checked set as shards and `instances.json`.
 
-    Image files are copied as they are; what TensorFlow does not decode (WebP, TIFF, CMYK) becomes PNG.
+    Image files are copied as they are; what TensorFlow does not decode (WebP, TIFF, CMYK), or
+    EXIF turns, becomes PNG.
 
     Args:
         dataset: the images and instances.
@@ -81,12 +83,12 @@ def write_shards(dataset: CocoDataset, output: str, name: str = "data", shards: 
 
 def _encoded(dataset: CocoDataset, index: int) -> tuple[bytes, bytes]:
     """The bytes of an image, and b"jpeg" or b"png"."""
-    if dataset.by_pillow[index]:
-        buffer = io.BytesIO()
-        Image.fromarray(dataset.image(index)).save(buffer, "PNG")
-        return buffer.getvalue(), b"png"
-    data = files.read_bytes(dataset.paths[index], *map(int, dataset.spans[index]))
-    return data, b"png" if data.startswith(b"\x89PNG") else b"jpeg"
+    data = read_encoded(dataset.paths[index], *map(int, dataset.spans[index]))
+    if not dataset.by_pillow[index] and header_of(io.BytesIO(data)).orientation == 1:
+        return data, b"png" if data.startswith(b"\x89PNG") else b"jpeg"
+    buffer = io.BytesIO()  # upright as annotated: not every reader of shards turns images by their EXIF orientation
+    Image.fromarray(dataset.image(index)).save(buffer, "PNG")
+    return buffer.getvalue(), b"png"
 
 
 def _example(

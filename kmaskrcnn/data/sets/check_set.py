@@ -1,160 +1,347 @@
-"""What of a raw data set can be trained on: every record and image file is looked at, and what is wrong is named."""
+"""The one set of checks of a raw data set: the doctor collects what they find, the loader raises it.
+
+Every function takes `findings` and goes on after what it finds, as far as anything can be used.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from pycocotools import mask as mask_utils
+import numpy as np
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.image_files import ImageHeader, read_header
-from kmaskrcnn.data.sets.check_record import Problems, is_integer, parse_box, parse_segmentation
-from kmaskrcnn.data.sets.masks import Segmentation, mask_frame
+from kmaskrcnn.data.image_files import ImageHeader, code_of, read_header
+from kmaskrcnn.data.sets.check_mask import CheckedMask, Note, check_area, check_mask
+from kmaskrcnn.data.sets.check_record import brief, is_id, parse_box, size_flaw
+from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, Findings
+from kmaskrcnn.data.sets.file_names import find_moved, find_spelling, missing_detail
 from kmaskrcnn.data.sets.raw_set import RawSet
-from kmaskrcnn.errors import DataError
+from kmaskrcnn.errors import DataError, Flaw
 from kmaskrcnn.progress import Progress
 
-
-def check_categories(path: str, categories: list) -> None:
-    """Raise DataError on the first category that has no integer id and text name, or an id seen before."""
-    seen = set()
-    for position, category in enumerate(categories):
-        good = isinstance(category, dict) and is_integer(category.get("id")) and isinstance(category.get("name"), str)
-        if not good:
-            raise DataError(f"{path}: categories[{position}]: needs an integer 'id' and a text 'name'")
-        if category["id"] in seen:
-            raise DataError(f"{path}: categories[{position}]: duplicate category id {category['id']}")
-        seen.add(category["id"])
+# More lines than this help nobody; the total is stated besides.
+_MAX_LINES = 20
+# Sides of a box may differ from the mask's by this many pixels, or this share of its longer side.
+_BOX_PIXELS, _BOX_SHARE = 3.0, 0.05
+_PARTS = ("offset", "length")
 
 
-def image_record_problem(image: Any) -> str:
-    """What is wrong with a COCO image record; empty if nothing."""
-    keys = ("id", "height", "width")
-    good = isinstance(image, dict) and all(is_integer(image.get(k)) for k in keys) and image.get("file_name")
-    if not good or not isinstance(image["file_name"], str) or min(image["height"], image["width"]) < 1:
-        return "needs integers 'id', 'height', 'width' and a text 'file_name'"
-    return ""
+def raise_errors(findings: Findings, source: str) -> None:
+    """Raise DataError with a line for each error, up to a limit, if there are any."""
+    errors = findings.errors()
+    if errors:
+        lines = error_lines(findings, source)
+        more = [f"... and {len(errors) - len(lines)} more"] if len(errors) > len(lines) else []
+        raise DataError("\n".join([*lines, *more, f"{len(errors)} bad records; on_bad_record=skip leaves them out"]))
 
 
-def image_path(raw: RawSet, image: dict) -> str:
-    """The file that holds an image: its own, or the TFRecord shard it lies in."""
-    return image["shard"] if "shard" in image else files.join(raw.images_dir, image["file_name"])
+def error_lines(findings: Findings, source: str) -> list[str]:
+    """The first errors, a line each."""
+    return [f"{source}: {f.place}: {f.detail}" for f in findings.errors()[:_MAX_LINES]]
 
 
-def _header(path: str, image: dict) -> ImageHeader | OSError:
-    if "shard" in image:  # looked at when the shard was read or written
-        return ImageHeader(image["height"], image["width"], 1, bool(image["by_pillow"]))
+# Classes
+
+
+def check_categories(raw: RawSet, findings: Findings) -> tuple[list[dict], dict[int, int]]:
+    """Look at the classes; returns those to keep, and the id to keep for each known id.
+
+    Categories of one name are one class, under the id that has objects: exports often carry an unused root category.
+    """
+    used = {a.get("category_id") for a in raw.annotations if isinstance(a, dict) and is_id(a.get("category_id"))}
+    sound: list[tuple[str, dict]] = []
+    seen: set[int] = set()
+    for position, category in enumerate(raw.categories):
+        place = f"categories[{position}]"
+        name = category.get("name") if isinstance(category, dict) else None
+        if not isinstance(name, str) or not is_id(category.get("id")):
+            findings.add("bad-category", place, f"needs an integer 'id' and a text 'name', is {brief(category)}")
+        elif category["id"] in seen:
+            detail = f"duplicate category id {category['id']}: {brief(name)} and one before"
+            findings.add("duplicate-category-id", place, detail)
+        else:
+            seen.add(category["id"])
+            sound.append((place, category))
+    kept: dict[str, dict] = {}
+    for _, category in sorted(sound, key=lambda item: item[1]["id"] not in used):
+        kept.setdefault(category["name"], category)
+    loose: dict[str, str] = {}
+    for place, category in sound:
+        name, first = category["name"], kept[category["name"]]["id"]
+        if first != category["id"]:
+            findings.add("duplicate-category-name", place, f"{name!r} has the ids {first} and {category['id']}")
+            continue
+        other = loose.setdefault("".join(name.lower().split()), name)
+        if other != name:
+            findings.add("similar-category-names", place, f"{name!r} and {other!r}")
+    target = {category["id"]: kept[category["name"]]["id"] for _, category in sound}
+    return [category for _, category in sound if target[category["id"]] == category["id"]], target
+
+
+# Images
+
+
+class ImagePlace(NamedTuple):
+    """An image record in order: what messages call it, and where the image lies (length -1: all of the file)."""
+
+    record: dict[str, Any]
+    place: str
+    path: str
+    span: tuple[int, int]
+
+
+def check_image_records(raw: RawSet, findings: Findings) -> tuple[list[ImagePlace], set[int]]:
+    """Look at the image records; returns those in order, and the ids of those that are not."""
+    good: list[ImagePlace] = []
+    bad: set[int] = set()
+    seen: set[int] = set()
+    for image, place in zip(raw.images, raw.image_places, strict=True):
+        try:
+            _check_image_record(image)
+        except Flaw as flaw:
+            findings.add(flaw.code, place, str(flaw))
+            if isinstance(image, dict) and is_id(image.get("id")):
+                bad.add(image["id"])
+            continue
+        if image["id"] in seen:
+            detail = f"duplicate image id {image['id']} ({image['file_name']})"
+            findings.add("duplicate-image-id", place, detail)
+            continue
+        seen.add(image["id"])
+        path = image["shard"] if "shard" in image else files.join(raw.images_dir, image["file_name"])
+        span = (image["offset"], image["length"]) if "shard" in image else (0, -1)
+        good.append(ImagePlace(image, f"{place} ({path})", path, span))
+    return good, bad - seen
+
+
+def _check_image_record(image: Any) -> None:
+    if not isinstance(image, dict):
+        raise Flaw("bad-image-record", f"not an image record: {brief(image)}")
+    if not is_id(image.get("id")):
+        known = isinstance(image.get("id"), int | float | str) and not isinstance(image["id"], bool)
+        raise Flaw("unusable-id" if known else "bad-image-record", f"'id' {brief(image.get('id'))} is no integer id")
+    if flaw := size_flaw(image.get("height"), image.get("width")):
+        raise Flaw("bad-image-record", flaw)
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        raise Flaw("bad-image-record", f"'file_name' {brief(image.get('file_name'))} is no text")
+    if "shard" in image and not (isinstance(image["shard"], str) and all(is_id(image.get(k)) for k in _PARTS)):
+        raise Flaw("bad-image-record", f"needs 'shard', {', '.join(map(repr, _PARTS))} as they were written")
+
+
+def settle_names(
+    raw: RawSet, images: Sequence[ImagePlace], missing: Sequence[int], findings: Findings
+) -> dict[int, str]:
+    """Look for images that are not where their names say; returns file names by position, as they are on disk.
+
+    Args:
+        raw: the set.
+        images: all of its images.
+        missing: positions of those that are missing.
+        findings: where other spellings are noted.
+    """
+    taken = {image.path for image in images}
+    found: dict[int, str] = {}
+    owners: dict[str, list[int]] = {}
+    for position in missing:
+        name = images[position].record["file_name"]
+        other = find_spelling(raw.images_dir, name) or find_moved([raw.images_dir], name)
+        if other is not None and (path := files.join(raw.images_dir, other)) not in taken:
+            owners.setdefault(path, []).append(position)
+            found[position] = other
+    for positions in owners.values():
+        for position in positions:
+            if len(positions) > 1:  # which of them is it?
+                del found[position]
+            else:
+                findings.add("other-file-name", images[position].place, f"the file {found[position]} is taken for it")
+    return found
+
+
+class CheckedImages(NamedTuple):
+    """Images in order: records, headers, EXIF orientations to undo, paths; and ids of those that are not."""
+
+    records: list[dict]
+    headers: list[ImageHeader]
+    turns: list[int]
+    paths: list[str]
+    dropped: set[int]
+
+
+def check_images(raw: RawSet, findings: Findings) -> CheckedImages:
+    """Look at every image record and the header and end of every image file."""
+    images, dropped = check_image_records(raw, findings)
+    progress, headers = Progress("image files looked at", len(images)), []
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for header in pool.map(_header, images, chunksize=64):
+            headers.append(header)
+            progress.step()
+    progress.clear()
+    missing = [i for i, header in enumerate(headers) if isinstance(header, FileNotFoundError)]
+    for position, name in settle_names(raw, images, missing, findings).items():
+        record, path = {**images[position].record, "file_name": name}, files.join(raw.images_dir, name)
+        images[position] = images[position]._replace(record=record, path=path)
+        headers[position] = _header(images[position])
+    kept = CheckedImages([], [], [], [], dropped)
+    for image, header in zip(images, headers, strict=True):
+        turn: int | None = None
+        if isinstance(header, FileNotFoundError):
+            findings.add("missing-image", image.place, missing_detail(raw.images_dir, image.record["file_name"]))
+        elif isinstance(header, OSError):
+            findings.add(code_of(header), image.place, str(header))
+        elif "shard" in image.record:
+            turn = image.record.get("turn", 1)
+        else:
+            turn = check_size(image, header, findings.add)
+        if turn is None:
+            dropped.add(image.record["id"])
+        else:
+            for column, value in zip(kept, (image.record, header, turn, image.path), strict=False):
+                column.append(value)
+    return kept
+
+
+def check_size(image: ImagePlace, header: ImageHeader, add: Callable[[str, str, str], None]) -> int | None:
+    """The EXIF orientation to undo so that an image has its stated size; None, after a note, where it never has."""
+    height, width = image.record["height"], image.record["width"]
+    turn = header.turn_for(height, width)
+    if turn is None:
+        seen = f"the file has {header.width} x {header.height}, the annotations {width} x {height}"
+        add("image-size-differs", image.place, seen)
+    elif header.orientation != 1:
+        meant = "as turned" if turn != 1 else "as stored, prediction would turn it"
+        stored = f"orientation {header.orientation}, stored as {header.width} x {header.height}"
+        add("exif-rotation", image.place, f"{stored}; the annotations mean it {meant}")
+    return turn
+
+
+def _header(image: ImagePlace) -> ImageHeader | OSError:
+    record = image.record
+    if "shard" in record:  # looked at when the shard was read or written
+        return ImageHeader(record["height"], record["width"], 1, bool(record.get("by_pillow")))
     try:
-        return read_header(path)
+        return read_header(image.path)
     except OSError as error:
         return error
 
 
-def keep_images(raw: RawSet, problems: Problems) -> tuple[list[dict], list[ImageHeader], list[str], set[int]]:
-    """Images whose record and file are in order, with their headers and paths, and the ids of those left out."""
-    candidates, names, seen, dropped = [], [], set(), set()
-    for image, place in zip(raw.images, raw.image_places, strict=True):
-        if detail := image_record_problem(image):
-            problems.add("bad image record", place, detail)
-            if isinstance(image, dict) and is_integer(image.get("id")):
-                dropped.add(image["id"])
-        elif image["id"] in seen:
-            problems.add("duplicate image id", f"{place} ({image['file_name']})", f"duplicate image id {image['id']}")
-        else:
-            seen.add(image["id"])
-            candidates.append(image)
-            names.append(place)
-    paths = [image_path(raw, image) for image in candidates]
-    progress, headers = Progress("image files looked at", len(paths)), []
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        for header in pool.map(_header, paths, candidates, chunksize=64):
-            headers.append(header)
-            progress.step()
-    progress.clear()
-    kept: tuple[list, list, list] = [], [], []
-    for image, header, path, place in zip(candidates, headers, paths, names, strict=True):
-        record, reason = f"image {image['id']} ({path})" if not raw.named else f"{place} ({path})", ""
-        if isinstance(header, FileNotFoundError):
-            reason, detail = "missing image", "the file is missing"
-        elif isinstance(header, OSError):
-            reason, detail = "unreadable image", str(header)
-        elif (header.height, header.width) != (image["height"], image["width"]):
-            reason = "image size differs"
-            stated = f"{image['width']} x {image['height']}"
-            detail = f"the file has {header.width} x {header.height}, the annotations {stated}"
-            if header.orientation >= 5:
-                detail += "; its EXIF orientation turns it, store it upright"
-        if reason:
-            problems.add(reason, record, detail)
-            dropped.add(image["id"])
-        else:
-            for column, value in zip(kept, (image, header, path), strict=True):
-                column.append(value)
-    return *kept, dropped - {image["id"] for image in kept[0]}
+# Annotations
 
 
-def _check_links(annotation: Any, seen: set, index_of: dict, class_of: dict) -> tuple[str, str] | None:
-    """(reason, detail) if ids of an annotation are missing, repeated or unknown."""
-    if not isinstance(annotation, dict) or not is_integer(annotation.get("id")):
-        return "bad annotation record", "needs an integer 'id'"
-    if annotation["id"] in seen:
-        return "duplicate annotation id", f"duplicate annotation id {annotation['id']}"
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        return "bad annotation record", f"iscrowd is {annotation['iscrowd']!r}, needs 0 or 1"
-    for key, known, reason in (("image_id", index_of, "unknown image"), ("category_id", class_of, "unknown category")):
-        if not is_integer(annotation.get(key)) or annotation[key] not in known:
-            return reason, f"{reason} id {annotation.get(key)!r}"
-    return None
+class CheckedAnnotation(NamedTuple):
+    """An annotation of a kept image: as its file says with links and crowd mended, what its mask is, the box and area
+    to use (x, y, width, height; pixels), its name in messages, and whether an error was found in it."""
+
+    record: dict[str, Any]
+    mask: CheckedMask
+    bbox: list[float]
+    area: float
+    place: str
+    bad: bool
 
 
-def keep_annotations(raw: RawSet, images: list[dict], dropped: set[int], problems: Problems) -> list[tuple]:
-    """Rows (image index, class, crowd, box, frame, COCO bbox, id, area, segmentation) of the annotations in order.
+def check_annotations(
+    raw: RawSet,
+    images: dict[int, dict],
+    image_target: dict[int, int],
+    category_target: dict[int, int],
+    findings: Findings,
+    thorough: bool = False,
+) -> Iterator[CheckedAnnotation]:
+    """Look at every annotation, in order.
 
-    Annotations of images in `dropped` are left out; they are counted only where bad records are skipped.
+    Args:
+        raw: the set.
+        images: records of the kept images by id.
+        image_target: for each known image id the id under which its objects are kept; -1: the image was left out.
+        category_target: for each known category id the id to keep.
+        findings: where defects are noted.
+        thorough: as of `check_mask`.
+
+    Yields:
+        Those of kept images that have a mask.
     """
-    index_of = {image["id"]: index for index, image in enumerate(images)}
-    class_of = {number: i for i, number in enumerate(sorted(c["id"] for c in raw.categories), 1)}
-    seen, rows = set(), []
+    seen: set[int] = set()
+    next_id = 1 + max((a["id"] for a in raw.annotations if isinstance(a, dict) and is_id(a.get("id"))), default=0)
     progress = Progress("annotations looked at", len(raw.annotations))
     for annotation, place in zip(raw.annotations, raw.annotation_places, strict=True):
         progress.step()
+        number = annotation.get("id") if isinstance(annotation, dict) else None
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if is_integer(image_id) and image_id in dropped:
-            if problems.skip:  # in error mode the image itself is the one line to read
-                problems.add("annotation of an image left out", place, "its image was left out")
+        if is_id(image_id) and image_target.get(image_id) == -1:
+            continue  # the image was named already
+        if not is_id(number):
+            known = isinstance(number, int | float | str) and not isinstance(number, bool)
+            detail = f"'id' {brief(number)} is no integer id" if isinstance(annotation, dict) else "not a record"
+            findings.add("unusable-id" if known else "bad-annotation-record", place, detail)
             continue
-        record = place
-        if isinstance(annotation, dict) and not raw.named:
-            record += f" (id {annotation.get('id')}, image {image_id})"
-        if problem := _check_links(annotation, seen, index_of, class_of):
-            problems.add(problem[0], record, problem[1])
-            continue
-        seen.add(annotation["id"])
-        index = index_of[image_id]
         if not raw.named:
-            record = f"{place} (id {annotation['id']}, {images[index]['file_name']})"
-        height, width = images[index]["height"], images[index]["width"]
-        try:
-            reason = "bad segmentation"
-            segmentation = parse_segmentation(annotation.get("segmentation"), height, width)
-            reason = "bad box"
-            box = parse_box(annotation.get("bbox"), height, width)
-        except ValueError as error:
-            problems.add(reason, record, str(error))
+            place = f"{place} (id {number})"
+        if not is_id(image_id) or image_id not in image_target:
+            findings.add("unknown-image", place, f"unknown image id {brief(image_id)}")
             continue
-        area = annotation.get("area")
-        if not isinstance(area, int | float):
-            area = area_of(segmentation, height, width)
-        frame = mask_frame(segmentation, box, height, width)
-        crowd, number = bool(annotation.get("iscrowd", 0)), class_of[annotation["category_id"]]
-        rows.append((index, number, crowd, box, frame, annotation["bbox"], annotation["id"], area, segmentation))
+        record, image = dict(annotation), images[image_target[image_id]]
+        if not raw.named:
+            place = f"{place[:-1]}, {image['file_name']})"
+        bad = False
+
+        def note(code: str, detail: str, place: str = place) -> None:
+            nonlocal bad
+            bad |= DEFECTS[code].grade == ERROR
+            findings.add(code, place, detail)
+
+        if number in seen:
+            note("duplicate-annotation-id", f"duplicate annotation id {number}")
+            record["id"], next_id = next_id, next_id + 1
+        seen.add(record["id"])
+        category = record.get("category_id")
+        if not is_id(category) or category not in category_target:
+            note("unknown-category", f"unknown category id {brief(category)}")
+            continue
+        record["image_id"], record["category_id"] = image["id"], category_target[category]
+        if record.get("iscrowd", 0) not in (0, 1):
+            note("bad-iscrowd", f"iscrowd is {brief(record['iscrowd'])}, needs 0 or 1")
+            record["iscrowd"] = 0
+        record["iscrowd"] = int(record.get("iscrowd", 0))
+        mask = check_mask(record.get("segmentation"), image["height"], image["width"], note, thorough)
+        if mask is None:
+            continue
+        bbox = check_box(record.get("bbox"), mask, image["height"], image["width"], note)
+        area = check_area(record.get("area"), mask, note, thorough)
+        yield CheckedAnnotation(record, mask, bbox, area, place, bad)
     progress.clear()
-    return rows
 
 
-def area_of(segmentation: Segmentation, height: int, width: int) -> float:
-    """Pixels of a parsed segmentation, as pycocotools draws it."""
-    if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    return float(mask_utils.area(segmentation))
+def check_box(bbox: Any, mask: CheckedMask, height: int, width: int, note: Note) -> list[float]:
+    """The box to keep, x, y, width, height; that of the mask where the given one is wrong."""
+    wanted = np.array(mask.bounds)
+    tight = [float(v) for v in (wanted[0], wanted[1], wanted[2] - wanted[0], wanted[3] - wanted[1])]
+    try:
+        x, y, w, h = parse_box(bbox)
+    except Flaw as flaw:
+        note(flaw.code, str(flaw))
+        return tight
+    mask_box = f"the mask's is {[round(v, 1) for v in tight]}"
+    allowed = max(_BOX_PIXELS, _BOX_SHARE * max(tight[2:]))
+    sides = np.array([x, y, x + w, y + h])
+
+    def fits(corners: np.ndarray) -> bool:
+        return bool(np.abs(np.clip(corners, 0, (width, height) * 2) - wanted).max() <= allowed)
+
+    if fits(sides) and w > 0 and h > 0:
+        if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
+            note("box-over-border", f"bbox {bbox} in an image of {width} x {height}")
+        x0, y0, x1, y1 = np.clip(sides, 0, (width, height) * 2).tolist()
+        return list(bbox) if (x0, y0, x1, y1) == tuple(sides) else [x0, y0, x1 - x0, y1 - y0]
+    if max(map(abs, (x, y, w, h))) <= 1 and fits(sides * np.tile([width, height], 2)):
+        note("box-as-shares", f"bbox {bbox} is in shares of the image; {mask_box}")
+    elif fits(np.array([x, y, w, h])):
+        note("box-as-corners", f"bbox {bbox} is x0, y0, x1, y1; {mask_box}")
+    elif w <= 0 or h <= 0:
+        note("box-without-area", f"bbox {bbox} has no area; {mask_box}")
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        note("box-outside", f"bbox {bbox} lies outside the image of {width} x {height}")
+    else:
+        note("box-mask-differ", f"bbox {[round(v, 1) for v in (x, y, w, h)]}; {mask_box}")
+    return tight

@@ -8,10 +8,18 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from kmaskrcnn.data.image_files import ImageHeader, decode_file
-from kmaskrcnn.data.sets.check_record import Problems
-from kmaskrcnn.data.sets.check_set import check_categories, keep_annotations, keep_images
-from kmaskrcnn.data.sets.masks import CropCache, Segmentation, rasterize_polygons, resample_area
+from kmaskrcnn.data.image_files import decode_file
+from kmaskrcnn.data.sets.check_record import is_id
+from kmaskrcnn.data.sets.check_set import (
+    CheckedImages,
+    check_annotations,
+    check_categories,
+    check_images,
+    error_lines,
+    raise_errors,
+)
+from kmaskrcnn.data.sets.defects import DEFECTS, WARNING, Findings
+from kmaskrcnn.data.sets.masks import CropCache, Segmentation, mask_frame, rasterize_polygons, resample_area
 from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.errors import DataError
 
@@ -27,25 +35,30 @@ class CocoDataset:
         spans: (len, 2) int64, where in its file an image lies: offset and length in bytes; length -1: all of it.
         sizes: (len, 2) int32 height, width.
         by_pillow: (len,) bool, files that TensorFlow's decoders do not read.
+        turns: (len,) int32, the EXIF orientation that is undone: 1 where the pixels are taken as stored.
         boxes: (A, 4) float32 yxyx pixels of every instance, clipped to its image; instances of one image together.
         classes: (A,) int32 in 1..C.
         is_crowd: (A,) bool.
         frames: (A, 4) float32 yxyx, the rectangle that each mask is cropped to: it covers box and segmentation.
         segmentations: A polygon lists or RLE.
-        report: number of records left out, by reason.
+        report: number of records left out, by the name of the defect.
+        warnings: number of records that were taken with a doubt, by the name of the defect.
     """
 
-    def __init__(self, images: list[dict], headers: list[ImageHeader], paths: list[str], categories: list[dict]):
+    def __init__(self, checked: CheckedImages, categories: list[dict]):
+        images = checked.records
         self.categories = sorted(categories, key=lambda c: c["id"])
         self.class_names = [c["name"] for c in self.categories]
         self.category_ids = [c["id"] for c in self.categories]
         self.image_ids = np.array([i["id"] for i in images], np.int64)
-        self.paths = paths
-        self.sizes = np.array([h[:2] for h in headers], np.int32).reshape(-1, 2)
-        self.by_pillow = np.array([h.by_pillow for h in headers], bool)
+        self.paths = checked.paths
+        self.sizes = np.array([(i["height"], i["width"]) for i in images], np.int32).reshape(-1, 2)
+        self.by_pillow = np.array([h.by_pillow for h in checked.headers], bool)
+        self.turns = np.array(checked.turns, np.int32)
         spans = [(i["offset"], i["length"]) if "shard" in i else (0, -1) for i in images]
         self.spans = np.array(spans, np.int64).reshape(-1, 2)
         self.report: collections.Counter[str] = collections.Counter()
+        self.warnings: collections.Counter[str] = collections.Counter()
         self.file_names = [i["file_name"] for i in images]
         self.segmentations: list[Segmentation] = []
         self._cache = CropCache()
@@ -101,9 +114,9 @@ class CocoDataset:
         }
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB pixels of one image, as stored."""
-        by_pillow = tf.constant(bool(self.by_pillow[index]))
-        return decode_file(tf.constant(self.paths[index]), by_pillow, tf.constant(self.spans[index])).numpy()
+        """(H, W, 3) uint8 RGB pixels of one image, as its annotations mean it."""
+        path, by_pillow = tf.constant(self.paths[index]), tf.constant(bool(self.by_pillow[index]))
+        return decode_file(path, by_pillow, tf.constant(self.spans[index]), int(self.turns[index])).numpy()
 
     def read_problem(self, index: int) -> str:
         """Why the pixels of an image cannot be read as they are stated, in words; empty where they can."""
@@ -153,22 +166,50 @@ class CocoDataset:
             f"{len(self)} images ({empty} without objects), {len(self.classes)} instances "
             f"({int(self.is_crowd.sum())} crowd), {len(self.class_names)} classes"
         ]
-        lines += [f"left out: {count} x {reason}" for reason, count in sorted(self.report.items())]
+        lines += [f"left out: {count} x {_title(code)}" for code, count in sorted(self.report.items())]
+        lines += [f"taken all the same: {count} x {_title(code)}" for code, count in sorted(self.warnings.items())]
         print("\n".join(lines))
         return "\n".join(lines)
 
 
 def dataset_of(raw: RawSet, on_bad_record: str = "error") -> CocoDataset:
     """Check a raw set; raises as `load_dataset` does."""
-    check_categories(raw.source, raw.categories)
-    problems = Problems(raw.source, skip=on_bad_record == "skip")
-    for problem in raw.problems:
-        problems.add(*problem)
-    images, headers, paths, dropped = keep_images(raw, problems)
-    dataset = CocoDataset(images, headers, paths, raw.categories)
-    dataset._set_annotations(keep_annotations(raw, images, dropped, problems))
-    problems.finish()
+    findings, skip = Findings(), on_bad_record == "skip"
+    findings.all += raw.problems
+    categories, category_target = check_categories(raw, findings)
+    images = check_images(raw, findings)
+    dataset = CocoDataset(images, categories)
+    index_of = {image["id"]: index for index, image in enumerate(images.records)}
+    class_of = {number: i for i, number in enumerate(dataset.category_ids, 1)}
+    target = dict.fromkeys(images.dropped, -1) | {number: number for number in index_of}
+    rows = []
+    for one in check_annotations(raw, {i["id"]: i for i in images.records}, target, category_target, findings):
+        if one.bad:
+            continue
+        index = index_of[one.record["image_id"]]
+        height, width = (int(side) for side in dataset.sizes[index])
+        x, y, w, h = map(float, one.record["bbox"])
+        box = max(y, 0.0), max(x, 0.0), min(y + h, float(height)), min(x + w, float(width))
+        frame = mask_frame(one.mask.segmentation, box, height, width)
+        number, crowd = class_of[one.record["category_id"]], bool(one.record["iscrowd"])
+        links = (one.record["bbox"], one.record["id"], one.area, one.mask.segmentation)
+        rows.append((index, number, crowd, box, frame, *links))
+    dataset._set_annotations(rows)
+    if not skip:
+        raise_errors(findings, raw.source)
     if not len(dataset):
-        raise DataError("\n".join([*problems.lines, f"{raw.source}: no usable image is left"]))
-    dataset.report = problems.counts
+        raise DataError("\n".join([*error_lines(findings, raw.source), f"{raw.source}: no usable image is left"]))
+    dataset.report = collections.Counter(f.code for f in findings.errors())
+    if lost := sum(_image_of(a) in images.dropped for a in raw.annotations):
+        dataset.report["annotation of an image left out"] = lost
+    dataset.warnings = collections.Counter(f.code for f in findings.all if DEFECTS[f.code].grade == WARNING)
     return dataset
+
+
+def _image_of(annotation: object) -> int | None:
+    number = annotation.get("image_id") if isinstance(annotation, dict) else None
+    return number if is_id(number) else None
+
+
+def _title(code: str) -> str:
+    return f"{code}: {DEFECTS[code].title}" if code in DEFECTS else code

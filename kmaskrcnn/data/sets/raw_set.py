@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from kmaskrcnn.data.sets.check_record import is_id
+from kmaskrcnn.data.sets.defects import Finding
 from kmaskrcnn.errors import DataError
-
-
-class Problem(NamedTuple):
-    """A record that cannot be used: the reason in general, which record, and what was found."""
-
-    reason: str
-    place: str
-    detail: str
 
 
 @dataclasses.dataclass
@@ -28,7 +22,8 @@ class RawSet:
         source: file or folder that messages name first.
         images_dir: folder that `file_name` starts from.
         images, annotations, categories: COCO's records, unchecked. An image inside a TFRecord shard has also "shard",
-            "offset" and "length" (bytes) and "by_pillow".
+            "offset" and "length" (bytes), "by_pillow", and "turn", the EXIF orientation to undo. What a LabelMe file
+            embeds is told in the same way.
         image_places, annotation_places: what a message calls each record.
         problems: what the reader itself could not use.
         named: the files give names of classes only, and the category ids were dealt out here.
@@ -41,7 +36,7 @@ class RawSet:
     categories: list[dict]
     image_places: list[str]
     annotation_places: list[str]
-    problems: list[Problem] = dataclasses.field(default_factory=list)
+    problems: list[Finding] = dataclasses.field(default_factory=list)
     named: bool = False
 
 
@@ -80,13 +75,13 @@ class SetBuilder:
         )
         self.raw.annotation_places.append(place)
 
-    def problem(self, reason: str, place: str, detail: str) -> None:
-        """Note a record that cannot be used."""
-        self.raw.problems.append(Problem(reason, place, detail))
+    def problem(self, code: str, place: str, detail: str) -> None:
+        """Note a record that cannot be used; `code` is one of `defects.DEFECTS`."""
+        self.raw.problems.append(Finding(code, place, detail))
 
-    def finish(self) -> RawSet:
-        """The set, its classes numbered from 1 in the order of their names."""
-        names = sorted({a["category_id"] for a in self.raw.annotations})
+    def finish(self, names: Sequence[str] = ()) -> RawSet:
+        """The set, its classes numbered from 1 in the order of `names`; default: alphabetically."""
+        names = names or sorted({a["category_id"] for a in self.raw.annotations})
         number = {name: i for i, name in enumerate(names, 1)}
         self.raw.categories = [{"id": i, "name": name} for name, i in number.items()]
         for annotation in self.raw.annotations:
@@ -99,7 +94,10 @@ def box_of(segmentation: list[list[float]] | dict[str, Any]) -> list[float]:
     if isinstance(segmentation, dict):
         return [float(v) for v in mask_utils.toBbox(segmentation)]
     x, y = (np.concatenate([np.asarray(p[axis::2], np.float64) for p in segmentation]) for axis in (0, 1))
-    return [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
+    if not x.size or not y.size:
+        return [0.0, 0.0, 0.0, 0.0]
+    with np.errstate(over="ignore", invalid="ignore"):  # coordinates of any size are named when the set is checked
+        return [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -108,21 +106,42 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
+def encode_part(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """`encode_mask` of a (height, width) mask that is `part` (h, w) bool at row `top`, column `left`, else empty.
+
+    Takes memory for the part alone; what lies outside is cut off.
+    """
+    part = part[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+    columns, rows = np.nonzero(part.T)
+    places = (columns + max(left, 0)).astype(np.int64) * height + rows + max(top, 0)
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    if places.size:
+        starts, ends = places[np.concatenate([[0], breaks])], places[np.concatenate([breaks - 1, [-1]])] + 1
+        edges = np.stack([starts, ends], axis=1).reshape(-1)
+    else:
+        edges = np.zeros(0, np.int64)
+    counts = np.diff(np.concatenate([[0], edges, [height * width]]))
+    counts = counts[:-1] if counts[-1] == 0 else counts
+    rle = mask_utils.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
 def rename_classes(raw: RawSet, class_map: Mapping[str, str]) -> None:
     """Give classes other names, in place: two that get one name become one class, an empty name drops a class.
 
     Raises DataError where the set has none of the classes.
     """
-    names = [c["name"] for c in raw.categories]
+    sound, broken = _sound_classes(raw)
+    names = [c["name"] for c in sound]
     if class_map and not set(class_map) & set(names):
         raise DataError(f"{raw.source}: class_map: no class {', '.join(map(repr, class_map))} (has {', '.join(names)})")
     first: dict[str, int] = {}  # id by new name
     replaced: dict[int, int | None] = {}
-    for category in sorted(raw.categories, key=lambda c: c["id"]):
+    for category in sorted(sound, key=lambda c: c["id"]):
         name = class_map.get(category["name"], category["name"])
         replaced[category["id"]] = first.setdefault(name, category["id"]) if name else None
     kept = {number: name for name, number in first.items()}
-    raw.categories = [{**c, "name": kept[c["id"]]} for c in raw.categories if c["id"] in kept]
+    raw.categories = [{**c, "name": kept[c["id"]]} for c in sound if c["id"] in kept] + broken
     if raw.named:
         order = {c["id"]: i for i, c in enumerate(sorted(raw.categories, key=lambda c: c["name"]), 1)}
         raw.categories = [{**c, "id": order[c["id"]]} for c in raw.categories]
@@ -138,11 +157,19 @@ def order_classes(raw: RawSet, names: Sequence[str], ids: Sequence[int] | None =
     if len(set(names)) != len(names):
         raise DataError(f"class_names: {', '.join(names)}: a name occurs twice")
     number = dict(zip(names, ids or range(1, len(names) + 1), strict=True))
-    change = {
-        c["id"]: (number.get(c["name"]), f"class {c['name']!r} is not among the class names") for c in raw.categories
-    }
-    raw.categories = [{"id": i, "name": name} for name, i in number.items()]
+    sound, broken = _sound_classes(raw)
+    change = {c["id"]: (number.get(c["name"]), f"class {c['name']!r} is not among the class names") for c in sound}
+    raw.categories = [{"id": i, "name": name} for name, i in number.items()] + broken
     _renumber(raw, change)
+
+
+def _sound_classes(raw: RawSet) -> tuple[list[dict], list]:
+    """The categories with id and name, and the others, which are named when the set is checked."""
+
+    def sound(category: Any) -> bool:
+        return isinstance(category, dict) and is_id(category.get("id")) and isinstance(category.get("name"), str)
+
+    return [c for c in raw.categories if sound(c)], [c for c in raw.categories if not sound(c)]
 
 
 def _renumber(raw: RawSet, change: dict[int, tuple[int | None, str]]) -> None:
@@ -150,12 +177,13 @@ def _renumber(raw: RawSet, change: dict[int, tuple[int | None, str]]) -> None:
     annotations, places = [], []
     for annotation, place in zip(raw.annotations, raw.annotation_places, strict=True):
         number, detail = None, ""
-        known = isinstance(annotation, dict) and annotation.get("category_id") in change
+        known = isinstance(annotation, dict) and is_id(annotation.get("category_id"))
+        known = known and annotation["category_id"] in change
         if known:
             number, detail = change[annotation["category_id"]]
         if known and number is None:
             if detail:
-                raw.problems.append(Problem("unknown class", place, detail))
+                raw.problems.append(Finding("unknown-class", place, detail))
             continue
         annotations.append({**annotation, "category_id": number} if known else annotation)
         places.append(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -134,6 +135,19 @@ def tree_of(raw: RawSet, folder: str) -> Tree:
     name = {path: path if files.is_remote(path) else os.path.relpath(path, folder) for path in shards}
     images = [{**image, "shard": name[image["shard"]]} for image in raw.images]
     return {"shards": {name[path]: files.size(path) for path in sorted(shards)}, **tree, "images": images}
+
+
+def with_records(raw: RawSet, part: Tree) -> RawSet:
+    """A set with the images and annotations of a part of it, as they were named."""
+    images = dict(zip(map(id, raw.images), raw.image_places, strict=True))
+    annotations = dict(zip(map(id, raw.annotations), raw.annotation_places, strict=True))
+    return dataclasses.replace(
+        raw,
+        images=part["images"],
+        annotations=part["annotations"],
+        image_places=[images[id(record)] for record in part["images"]],
+        annotation_places=[annotations[id(record)] for record in part["annotations"]],
+    )
 
 
 def write_tree(path: str, tree: Tree) -> None:

@@ -11,14 +11,14 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import load_coco, make_shapes
-from kmaskrcnn.data.doctor.defects import DEFECTS
 from kmaskrcnn.data.doctor.examine import examine, examine_pair
-from kmaskrcnn.data.doctor.masks import find_crossing
 from kmaskrcnn.data.doctor.repair import write_repaired
 from kmaskrcnn.data.doctor.report import report_page
 from kmaskrcnn.data.doctor.statistics import best_anchor_iou, coverage, measure
 from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
+from kmaskrcnn.data.sets.check_mask import find_crossing
+from kmaskrcnn.data.sets.defects import DEFECTS
 from kmaskrcnn.ops.anchors import cell_anchors, grid_anchors
 
 HEIGHT, WIDTH = 60, 80

@@ -127,15 +127,6 @@ def _delete(name):
     return lambda tree, folder: (folder / name).unlink()
 
 
-def _turn(name):
-    def change(tree, folder):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.open(folder / name).transpose(Image.Transpose.ROTATE_90).save(folder / name, exif=exif)
-
-    return change
-
-
 ANNOTATION, IMAGE = "annotations", "images"
 # change, words of the message, images left with skip, annotations left with skip
 DEFECTS = {
@@ -145,7 +136,6 @@ DEFECTS = {
     "empty image": (lambda t, f: (f / "a.png").write_bytes(b""), ["a.png", "file is empty"], 3, 3),
     "no image": (lambda t, f: (f / "a.png").write_text("hello"), ["a.png", "not an image"], 3, 3),
     "other size": (_set(IMAGE, 0, "height", 41), ["a.png", "60 x 40"], 3, 3),
-    "turned": (_turn("b.jpg"), ["b.jpg", "EXIF"], 3, 3),
     "duplicate image": (_set(IMAGE, 1, "id", 10), ["images[1]", "duplicate image id 10"], 3, None),
     "unknown category": (_set(ANNOTATION, 0, "category_id", 99), ["annotations[0]", "category id 99"], 4, 4),
     "unknown image": (_set(ANNOTATION, 0, "image_id", 99), ["annotations[0]", "image id 99"], 4, 4),

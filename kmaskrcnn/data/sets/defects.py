@@ -1,9 +1,11 @@
-"""The defects that the doctor knows, and the list of those it found."""
+"""The defects of data sets that loader and doctor know, and the list of those found."""
 
 from __future__ import annotations
 
 import collections
 from typing import NamedTuple
+
+from kmaskrcnn.errors import printable
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
@@ -23,15 +25,19 @@ DEFECTS: dict[str, Defect] = {
     "empty-image-file": Defect(ERROR, "the image file is empty", _OUT),
     "not-an-image": Defect(ERROR, "the file is no image that can be read", _OUT),
     "truncated-image": Defect(ERROR, "the image file is cut short or damaged", _OUT),
+    "huge-image": Defect(ERROR, "an image of more pixels than can be handled", _OUT),
+    "unreadable-pixels": Defect(ERROR, "pixels of a kind that has no sure reading as 8-bit RGB", _OUT),
     "image-size-differs": Defect(ERROR, "the image has another size than the annotations say", _OUT),
+    "other-file-name": Defect(WARNING, "the file name is spelled otherwise on disk", "the name of the file"),
     "exif-rotation": Defect(WARNING, "an EXIF orientation turns the image in some programs only", "stored upright"),
-    "duplicate-content": Defect(WARNING, "the same picture under two names", "the first is kept"),
-    "leak": Defect(ERROR, "a training picture is in the validation set too", "left out of the training set"),
+    "duplicate-content": Defect(WARNING, "the same image under two names", "the first is kept"),
+    "leak": Defect(ERROR, "a training image is in the validation set too", "left out of the training set"),
     "wrong-file-ending": Defect(NOTE, "the file is of another format than its name says", "kept"),
     "unusual-pixels": Defect(NOTE, "CMYK, 16 bits, transparency or an animation: colours change on reading", "kept"),
     "unlisted-image": Defect(NOTE, "an image file that no record names", "not copied"),
     # Image records.
     "bad-image-record": Defect(ERROR, "an image record without id, size or file name", _OUT),
+    "unusable-id": Defect(ERROR, "an id that is no integer of 64 bits", "a new id"),
     "duplicate-image-id": Defect(ERROR, "two image records with one id", "the first is kept"),
     "duplicate-file-name": Defect(WARNING, "two image records of one file", "the first takes all objects"),
     "image-without-objects": Defect(NOTE, "an image without objects (a valid negative)", "kept"),
@@ -46,6 +52,7 @@ DEFECTS: dict[str, Defect] = {
     "duplicate-annotation-id": Defect(ERROR, "two annotations with one id", "a new id"),
     "unknown-image": Defect(ERROR, "an annotation of an image that is not listed", _OUT),
     "unknown-category": Defect(ERROR, "an annotation of a category that is not listed", _OUT),
+    "unknown-class": Defect(ERROR, "an object of a class that is not among the class names", _OUT),
     "bad-iscrowd": Defect(ERROR, "iscrowd is neither 0 nor 1", "taken for 0"),
     "crowd": Defect(NOTE, "a crowd region: counts neither for nor against a detection", "kept"),
     # Boxes.
@@ -62,6 +69,10 @@ DEFECTS: dict[str, Defect] = {
     "short-polygon": Defect(ERROR, "a polygon of fewer than 3 points", "that polygon is left out"),
     "bad-polygon": Defect(ERROR, "a polygon whose coordinates are not finite numbers", "that polygon is left out"),
     "flat-polygon": Defect(ERROR, "a polygon without area", "that polygon is left out"),
+    "needless-polygon": Defect(
+        WARNING, "a polygon without area beside others of its object", "that polygon is left out"
+    ),
+    "long-polygon": Defect(ERROR, "a polygon whose outline is too long to be drawn", _OUT),
     "crossing-polygon": Defect(WARNING, "a polygon that crosses itself", "stored as the mask that is drawn"),
     "polygon-over-border": Defect(
         WARNING, "a polygon that sticks out of the image", "stored as the mask that is drawn"
@@ -74,6 +85,7 @@ DEFECTS: dict[str, Defect] = {
     "area-differs": Defect(WARNING, "the stated area is not the mask's", "the mask's area"),
     "duplicate-instance": Defect(WARNING, "the same object twice", "the first is kept"),
     # What a reader could not make sense of.
+    "smooth-mask": Defect(ERROR, "a mask file with gray edges in place of one value an object", _OUT),
     "unreadable-record": Defect(ERROR, "a record that the reader of this form cannot use", _OUT),
 }
 
@@ -86,6 +98,15 @@ class Finding(NamedTuple):
     detail: str
 
 
+_MOST_CHARACTERS = 600
+
+
+def _one_line(text: str) -> str:
+    """Text of one line that no name or value of a file makes longer than a screen."""
+    text = printable(text).replace("\n", "\\n")
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:400]} ... {text[-100:]}"
+
+
 class Findings:
     """What was found in a set, in order."""
 
@@ -95,12 +116,16 @@ class Findings:
     def add(self, code: str, place: str, detail: str) -> None:
         """Note a defect, one of DEFECTS."""
         assert code in DEFECTS, code
-        self.all.append(Finding(code, place, detail))
+        self.all.append(Finding(code, _one_line(place), _one_line(detail)))
 
     def counts(self) -> dict[str, int]:
         """Number of each defect that was found, in the order of DEFECTS."""
         found = collections.Counter(f.code for f in self.all)
         return {code: found[code] for code in DEFECTS if found[code]}
+
+    def errors(self) -> list[Finding]:
+        """The findings that stop training."""
+        return [f for f in self.all if DEFECTS[f.code].grade == ERROR]
 
     def of(self, code: str) -> list[Finding]:
         """The findings of one defect."""

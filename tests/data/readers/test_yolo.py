@@ -1,0 +1,119 @@
+"""YOLO segmentation sets, read as Ultralytics lays them out and written from any other form."""
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from kmaskrcnn.config import Config
+from kmaskrcnn.data import DataError, load_coco, load_dataset, make_shapes, open_dataset
+from kmaskrcnn.data.readers import recognise
+from kmaskrcnn.data.readers.write_yolo import write_yolo
+
+HEIGHT, WIDTH = 40, 80
+SQUARE = "0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75"
+
+
+def _set(folder, labels, names=None, **changes):
+    for split, text in labels.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / split / "a.jpg")
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / split / "negative.jpg")
+        (folder / "labels" / split / "a.txt").write_text(text)
+    tree = {"path": ".", **{split: f"images/{split}" for split in labels}, "names": names or ["cat", "dog"], **changes}
+    (folder / "data.yaml").write_text(yaml.safe_dump(tree))
+    return str(folder / "data.yaml")
+
+
+def test_a_set_is_read_by_its_splits(tmp_path):
+    path = _set(tmp_path, {"train": f"1 {SQUARE}\n0 {SQUARE}\n\n", "val": f"1 {SQUARE}\n"}, ["zebra", "ant"])
+    assert recognise(path) == recognise(str(tmp_path)) == "yolo"
+    train = load_dataset(path)
+    assert (len(train), train.class_names, train.classes.tolist()) == (2, ["zebra", "ant"], [2, 1])
+    np.testing.assert_allclose(train.boxes[0], [10, 20, 30, 40])
+    assert load_dataset(f"{path}@val").classes.tolist() == [2]
+    config = Config()
+    config = type(config)(**{**vars(config), "data": type(config.data)(train_annotations=path, val_annotations=path)})
+    assert len(open_dataset(config, "train").classes) == 2
+    assert len(open_dataset(config, "val").classes) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": {0: "cat", 1: "dog"}},
+        {"path": "/gone/elsewhere"},
+        {"path": "", "train": "../images/train"},
+        {"train": ["images/train"]},
+        {"train": "list.txt"},
+    ],
+)
+def test_ways_to_name_classes_and_images(tmp_path, changes):
+    path = _set(tmp_path, {"train": f"0 {SQUARE}\n"}, **changes)
+    (tmp_path / "list.txt").write_text("./images/train/a.jpg\n")
+    dataset = load_dataset(path)
+    assert dataset.class_names == ["cat", "dog"]
+    assert dataset.classes.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("2 " + SQUARE, "class '2' is none of 0..1"),
+        ("x " + SQUARE, "could not convert|not a number"),
+        ("0 0.5 0.5 0.2 0.2", "a box x, y, width, height without an outline"),
+        ("0 0.1 0.1 0.5 0.5 0.2", "5 numbers are no outline"),
+        ("0 10 10 20 10 20 20", "no shares of the sides"),
+        ("0 nan 0.1 0.2 0.1 0.2 0.2", "not finite"),
+    ],
+)
+def test_lines_that_are_no_outlines_are_named(tmp_path, line, words):
+    path = _set(tmp_path, {"train": f"0 {SQUARE}\n{line}\n"})
+    with pytest.raises(DataError, match=words) as error:
+        load_dataset(path)
+    assert "labels/train/a.txt: line 2: " in str(error.value)
+    assert len(load_dataset(path, on_bad_record="skip").classes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("names: [", "cannot be read"),
+        ("- 1", "not a YOLO data.yaml"),
+        ("train: images", "'names'"),
+        ("names: [a, a]\ntrain: x", "twice"),
+        ("names: [a]\nval: images", "no images of the split 'train' \\(has val\\)"),
+        ("names: [a]\ntrain: nowhere", "there is no .*nowhere"),
+        ("names: !!python/object/apply:os.system [id]", "cannot be read"),
+    ],
+)
+def test_damaged_yaml_is_named(tmp_path, text, words):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=words) as error:
+        load_dataset(tmp_path / "data.yaml")
+    assert str(error.value).startswith(str(tmp_path / "data.yaml"))
+
+
+def _iou(dataset, row, other, other_row, size):
+    masks = []
+    for one, r in ((dataset, row), (other, other_row)):
+        rle = one.segmentations[r]
+        rle = mask_utils.merge(mask_utils.frPyObjects(rle, *size)) if isinstance(rle, list) else rle
+        masks.append(mask_utils.decode(rle).astype(bool))
+    return (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+
+
+def test_a_set_that_was_written_comes_back(tmp_path):
+    dataset = load_coco(make_shapes(tmp_path / "shapes", 4, 96, seed=2))
+    path = write_yolo({"train": dataset, "val": dataset}, str(tmp_path / "yolo"))
+    for split in ("train", "val"):
+        again = load_dataset(f"{path}@{split}")
+        assert again.class_names == dataset.class_names
+        assert again.classes.tolist() == dataset.classes.tolist()
+        for row in range(len(dataset.classes)):
+            assert _iou(dataset, row, again, row, (96, 96)) > 0.9
+        np.testing.assert_array_equal(again.image(1), dataset.image(1))
+    with pytest.raises(DataError, match="there is a set already"):
+        write_yolo({"train": dataset}, str(tmp_path / "yolo"))

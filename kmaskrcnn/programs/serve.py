@@ -1,6 +1,6 @@
 """Serve an exported model on this machine: `kmaskrcnn serve --model=exported/mine`.
 
-Takes and answers what the REST API of TensorFlow Serving does, and shows a page to drop images on: docs/guide/serving.md
+Takes and answers what the REST API of TensorFlow Serving does; a page takes dropped images. docs/guide/serving.md.
 """
 
 from __future__ import annotations

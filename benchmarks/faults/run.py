@@ -32,6 +32,7 @@ KINDS = {
     "hostile_requests": 5000,
     "hostile_annotations": 720,
     "lost_images": 20,
+    "weight_files": 300,
 }
 TIMEOUT = 1200.0  # seconds of one kind
 

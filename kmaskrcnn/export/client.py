@@ -31,6 +31,7 @@ from kmaskrcnn.export.answers import (
     read,
     to_predictions,
 )
+from kmaskrcnn.export.gpu_client import LiteRTGpuClient
 from kmaskrcnn.export.http_post import Poster
 from kmaskrcnn.export.litert_client import LiteRTClient
 from kmaskrcnn.export.retries import Deadline, retry
@@ -43,6 +44,7 @@ __all__ = [
     "GrpcClient",
     "ImageError",
     "LiteRTClient",
+    "LiteRTGpuClient",
     "RestClient",
     "ServerBusyError",
     "ServingError",

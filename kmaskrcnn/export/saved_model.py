@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -282,9 +282,8 @@ def export_saved_model(
         raise ConfigError(
             f"full-size masks are pasted with pixel_centers alone, not mask_paste={config.model.mask_paste}"
         )
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    version = max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=0) + 1
     functions = ServingFunctions(
         model, config.data, max_pixels, full_size_masks, max_images, max_request_bytes, compact_masks
     )
@@ -293,15 +292,16 @@ def export_saved_model(
     archive.add_endpoint("serving_default", functions.serving_default)
     archive.add_endpoint("serving_tensor", functions.serving_tensor)
     # Serving must not find a version that is half written.
-    temporary = directory / f"part-{version}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    archive.write_out(str(temporary), verbose=False)
-    extra = temporary / "assets.extra"
-    extra.mkdir(exist_ok=True)
-    (extra / "config.json").write_text(config.to_json())
-    write_labels(extra, labels)
-    write_warmup(extra / "tf_serving_warmup_requests", warmup_images or gray_images(config.data), directory.name)
-    os.replace(temporary, directory / str(version))
+    with tempfile.TemporaryDirectory(prefix="part-", dir=directory, ignore_cleanup_errors=True) as folder:
+        whole = Path(folder) / "model"
+        archive.write_out(str(whole), verbose=False)
+        extra = whole / "assets.extra"
+        extra.mkdir(exist_ok=True)
+        (extra / "config.json").write_text(config.to_json())
+        write_labels(extra, labels)
+        write_warmup(extra / "tf_serving_warmup_requests", warmup_images or gray_images(config.data), directory.name)
+        version = max((int(p.name) for p in directory.iterdir() if p.name.isdecimal()), default=0) + 1
+        os.replace(whole, directory / str(version))
     return directory / str(version)
 
 

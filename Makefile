@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint types format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +69,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# mypy; its findings are not all mended yet, so it is not part of lint.
+types: $(READY)
 	$(BIN)/mypy
 
 # The site of docs/ in site/; a dead link or a name without a docstring fails it.
@@ -130,11 +133,44 @@ litert-versions: $(READY)
 			--tolerance=$(TOLERANCE); \
 	done
 
-# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE. Needs npm and chromium.
+# The server of `kmaskrcnn serve`, in an environment of its own; its tests, and load and faults on it.
+.venv-serving/.ready: requirements.txt requirements-serving.txt
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/pip install --quiet --disable-pip-version-check -r requirements-serving.txt pytest "locust>=2.40,<3"
+	touch $@
+
+test-serving: .venv-serving/.ready
+	.venv-serving/bin/python -m pytest tests/serving -m ""
+
+load-test: .venv-serving/.ready
+	.venv-serving/bin/python -m benchmarks.serving.load_test --table=$(RUNS)/load_test.md
+
+# The SavedModel in five releases of TensorFlow: what this one exports, and what each exports itself.
+SERVING_VERSIONS ?= 2.17 2.18 2.19 2.20
+serving-versions: $(READY)
+	rm -rf $(RUNS)/serving_versions
+	$(BIN)/python -m benchmarks.serving_versions --write=$(RUNS)/serving_versions
+	set -e; for version in $(SERVING_VERSIONS); do \
+		test -d .venv-tf-$$version || $(PYTHON) -m venv .venv-tf-$$version; \
+		.venv-tf-$$version/bin/pip install --quiet --disable-pip-version-check \
+			"tensorflow==$$version.*" "keras>=3.15,<4" pycocotools absl-py pillow matplotlib; \
+		.venv-tf-$$version/bin/python -m benchmarks.serving_versions --check=$(RUNS)/serving_versions; \
+	done
+
+# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE ACCELERATOR=wasm|webgpu. Needs npm and chromium.
+ACCELERATOR ?= wasm
 browser: $(READY)
 	cd demo/browser && npm install --silent --no-fund --no-audit
 	mkdir -p $(RUNS)
-	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
+	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --accelerator=$(ACCELERATOR) \
+		--screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
+
+# Files for the CPU and the GPU of devices beside the model: sizes, differences, AP. MODEL_DIR=FOLDER IMAGES=FOLDER, and
+# ANNOTATIONS=FILE for AP. The GPU's rows need a GPU or SwiftShader (docs/guide/export.md).
+MOBILE_SIZE ?= 320
+mobile: $(READY)
+	$(BIN)/python -m benchmarks.mobile --model_dir=$(MODEL_DIR) --images=$(IMAGES) --size=$(MOBILE_SIZE) \
+		$(if $(ANNOTATIONS),--annotations=$(ANNOTATIONS)) --output=$(RUNS)/mobile
 
 clean:
 	rm -rf $(VENV) .venv-beam .venv-oldest $(RUNS) site

@@ -1,6 +1,8 @@
 """Run a .tflite in headless Chromium on the page of demo/browser, compare with LiteRT here and take a screenshot.
 
-    python -m benchmarks.browser MODEL.tflite PICTURE [--screenshot=browser.png] [--chromium=chromium]
+    python -m benchmarks.browser MODEL.tflite PICTURE [--accelerator=wasm] [--screenshot=browser.png]
+
+--accelerator=webgpu takes a file of --format=tflite_gpu and runs it on SwiftShader, in software, where there is no GPU.
 
 Needs the page's one package (cd demo/browser && npm install) and Chromium. Browsers scale pictures in their own way, so
 the picture is scaled here and both get the same pixels. Exit code 1 where detections differ by more than --tolerance.
@@ -22,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.runtimes import worst_differences
-from kmaskrcnn.export.litert_client import LiteRTClient, decode_picture
+from kmaskrcnn.export.gpu_client import LiteRTGpuClient
+from kmaskrcnn.export.litert_client import LiteRTClient, decode_picture, letterbox, read_metadata
 
 PAGE = pathlib.Path(__file__).parents[1] / "demo" / "browser"
 
@@ -63,12 +66,15 @@ def main():
     parser.add_argument("--screenshot", default="browser.png")
     parser.add_argument("--chromium", default="chromium")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the picture")
+    parser.add_argument("--accelerator", choices=("wasm", "webgpu"), default="wasm")
     parser.add_argument("--timeout", type=float, default=120, help="seconds")
     options = parser.parse_args()
     if not (PAGE / "node_modules").is_dir():
         sys.exit(f"error: {PAGE}: run npm install there first")
-    client = LiteRTClient(options.model)
-    canvas, scaled = client.letterbox(decode_picture(pathlib.Path(options.picture).read_bytes()))
+    for_gpu = "host" in read_metadata(options.model)
+    client = LiteRTGpuClient(options.model, "cpu") if for_gpu else LiteRTClient(options.model)
+    original = decode_picture(pathlib.Path(options.picture).read_bytes())
+    canvas, scaled = letterbox(original, client.height, client.width, (0, 0, 0))
     pixels = canvas[: scaled[0], : scaled[1]]
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "PNG")
@@ -86,8 +92,13 @@ def main():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(PAGE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     page = f"http://127.0.0.1:{server.server_port}/index.html?image=picture.png&report=report"
+    page += f"&accelerator={options.accelerator}"
     with tempfile.TemporaryDirectory() as profile:
-        command = [options.chromium, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        command = [options.chromium, "--headless=new", "--no-sandbox", f"--user-data-dir={profile}"]
+        if options.accelerator == "webgpu":
+            command += ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+        else:
+            command += ["--disable-gpu"]
         command += [f"--screenshot={options.screenshot}", "--window-size=900,1100", page]
         try:
             subprocess.run(command, capture_output=True, check=True, timeout=options.timeout)

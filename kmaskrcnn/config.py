@@ -262,7 +262,9 @@ class TrainConfig:
 
     model_dir: str = _setting("", "Folder for checkpoints, config.json, logs and pictures.")
     init_weights: str = _setting(
-        "", "Weights to start from: a backbone file (.npz, .pth), 'imagenet' or 'none', or a kmaskrcnn folder or file."
+        "",
+        "Weights to start from: 'imagenet', 'imagenet_v2' or a backbone file (.npz, .pth, .safetensors, .pkl); the "
+        "name of a COCO preset, hf://OWNER/NAME, a kmaskrcnn folder or .weights.h5; 'none'. Downloads what is absent.",
     )
     batch_size: int = _setting(2, "Images a step, over all devices, workers and accumulated parts.", **_POSITIVE)
     accumulate_steps: int = _setting(

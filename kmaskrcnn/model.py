@@ -283,22 +283,27 @@ class MaskRCNN(KerasInterface):
         return ops.sum(losses * weights) / normalizer
 
     @classmethod
-    def from_preset(cls, name_or_path: str, **settings: Any) -> MaskRCNN:
-        """A model with published or converted weights; nothing is downloaded.
+    def from_preset(
+        cls, name_or_path: str, mirror: str | None = None, offline: bool | None = None, **settings: Any
+    ) -> MaskRCNN:
+        """A model with published or converted weights; a published file is downloaded and converted the first time.
 
         Args:
-            name_or_path: a name in `kmaskrcnn.weights.presets.PRESETS`, a weight file of torchvision, Detectron2 or
-                matterport, or a model folder of ours.
+            name_or_path: a name in `kmaskrcnn.weights.presets.PRESETS`, hf://OWNER/NAME of a model folder on the
+                Hugging Face Hub, a weight file of torchvision, Detectron2 or matterport, or a model folder of ours.
+            mirror: base address of the files in the place of their own; default: KMASKRCNN_MIRROR, or none.
+            offline: never touch the network, take what is in the cache; default: KMASKRCNN_OFFLINE.
             **settings: in place of the file's own. Another num_classes keeps everything but the last layers.
 
         Raises:
-            WeightsError: no such file, with the address to download it from, or one that does not fit.
+            WeightsError: no such file, or none to be had, with the address and where to put it; or one that does not
+                fit.
             ConfigError: an impossible setting.
         """
         # Imported here, since the importers build models.
         from kmaskrcnn.weights.convert import open_model
 
-        return open_model(name_or_path, **settings)
+        return open_model(name_or_path, mirror, offline, **settings)
 
 
 def _count(flags: Tensor) -> Tensor:

@@ -29,8 +29,10 @@ KINDS = {
     "kills_workers": 10,
     "stops": 3,
     "damaged_checkpoints": 240,
+    "hostile_requests": 5000,
     "hostile_annotations": 720,
     "lost_images": 20,
+    "weight_files": 300,
 }
 TIMEOUT = 1200.0  # seconds of one kind
 

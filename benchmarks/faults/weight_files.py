@@ -1,40 +1,34 @@
-"""Hostile weight files through the importers: python -m benchmarks.faults.weight_files [--seed=N].
+"""Weight files made to harm, or damaged at random, through the importers, each in a process of its own.
 
-Each file of tests/weights/hostile.py is imported in a process of its own. None may end by a signal or a traceback,
-take 2 GB of memory or 20 seconds of processor time, or print anything but one line that names it.
+None may end by a signal or a traceback, take 2 GB of memory or 20 seconds of processor time, or say anything but one
+line that names it. What they are is in tests/weights/hostile.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import pathlib
 import signal
 import sys
-import tempfile
+from pathlib import Path
+
+from benchmarks.faults import Row, tally
 
 BYTES, SECONDS = 2 << 30, 20
 
 
-def main() -> int:
-    """Print a line for each fault and one with the counts; exit code 1 where there is a fault."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def run(count: int, folder: Path) -> list[Row]:
+    """The first `count` of the hostile files."""
+    import kmaskrcnn.weights.convert  # noqa: F401  once, before the forks
     from tests.weight_files import hostile
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the damaged bytes")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = hostile.write_all(pathlib.Path(folder), arguments.seed)
-        faults = [line for line in map(check, paths) if line]
-    for line in faults:
-        print(line)
-    print(f"{len(paths)} hostile weight files: {len(paths) - len(faults)} ended in one line, {len(faults)} did not")
-    return 1 if faults else 0
+    paths = hostile.write_all(folder)[:count]
+    wrong = [line for line in map(check, paths) if line]
+    right = "each ended in one line that names it, under 2 GB and 20 s"
+    return [tally("hostile weight files (.pth, .pkl, .npz, .safetensors, .h5)", wrong, len(paths), right)]
 
 
-def check(path: pathlib.Path) -> str:
+def check(path: Path) -> str:
     """Import one file in a fork; what was wrong with its end, or an empty string."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -55,7 +49,7 @@ def check(path: pathlib.Path) -> str:
     return ""
 
 
-def _import(path: pathlib.Path, writer: int) -> None:
+def _import(path: Path, writer: int) -> None:
     from kmaskrcnn.errors import WeightsError
     from kmaskrcnn.weights.convert import import_file
 
@@ -71,9 +65,3 @@ def _import(path: pathlib.Path, writer: int) -> None:
             answer = f"Traceback {type(error).__name__}: {error}"
         os.write(writer, answer.encode(errors="replace")[:4000])
     os._exit(0)
-
-
-if __name__ == "__main__":
-    import kmaskrcnn.weights.convert  # noqa: F401  once, before the forks
-
-    sys.exit(main())

@@ -1,79 +1,112 @@
 // A .tflite exported by kmaskrcnn in LiteRT.js: pictures in, boxes and masks in their own pixels out.
+// A file of --format=tflite_gpu runs in WebGPU or WebAssembly, one of --format=tflite in WebAssembly.
 import { loadAndCompile, loadLiteRt, Tensor } from "@litertjs/core";
+import { covers, detect } from "./host.js";
+
+let runtime;
 
 export class MaskRCNN {
-  // `url` is that of the .tflite; its metadata are in the file beside it, NAME.metadata.json.
-  static async load(url, wasm = "node_modules/@litertjs/core/wasm/") {
-    await loadLiteRt(wasm);
+  // `url` is that of the .tflite; its metadata are in the file beside it, NAME.metadata.json. `accelerator` is "webgpu"
+  // or "wasm".
+  static async load(url, accelerator = "wasm", wasm = "node_modules/@litertjs/core/wasm/") {
+    runtime ??= loadLiteRt(wasm);
+    await runtime;
     const model = new MaskRCNN();
     model.metadata = await (await fetch(url.replace(/\.tflite$/, ".metadata.json"))).json();
     [, model.height, model.width] = model.metadata.input.shape;
-    model.compiled = await loadAndCompile(url, { accelerator: "wasm" });
+    if (accelerator === "webgpu" && !model.metadata.host) {
+      throw new Error("this file is for the CPU: export it with --format=tflite_gpu for WebGPU");
+    }
+    model.compiled = await loadAndCompile(url, { accelerator });
+    if (accelerator === "webgpu" && !model.compiled.isFullyAccelerated) {
+      throw new Error("WebGPU does not take the whole model here: choose WebAssembly");
+    }
     return model;
   }
 
-  // The picture scaled to fit, top left, and the rest filled: (height * width * 3) uint8.
+  // The picture scaled to fit, top left, and the rest filled: RGB in 0..255, and its height and width there.
   letterbox(picture) {
     const scale = Math.min(this.height / picture.height, this.width / picture.width);
     const scaled = [picture.height, picture.width].map((side) => Math.max(Math.round(side * scale), 1));
     const canvas = new OffscreenCanvas(this.width, this.height);
     const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.fillStyle = `rgb(${this.metadata.pad_value.join(",")})`;
-    context.fillRect(0, 0, this.width, this.height);
     context.imageSmoothingQuality = "high";
     context.drawImage(picture, 0, 0, scaled[1], scaled[0]);
     const rgba = context.getImageData(0, 0, this.width, this.height).data;
-    const pixels = new Uint8Array(this.height * this.width * 3);
-    for (let from = 0, to = 0; from < rgba.length; from += 4) {
-      pixels[to++] = rgba[from];
-      pixels[to++] = rgba[from + 1];
-      pixels[to++] = rgba[from + 2];
+    const pixels = new (this.metadata.host ? Float32Array : Uint8Array)(this.height * this.width * 3);
+    const padding = this.metadata.pad_value;
+    for (let y = 0, to = 0; y < this.height; y++) {
+      for (let x = 0; x < this.width; x++) {
+        const inside = y < scaled[0] && x < scaled[1];
+        const from = 4 * (y * this.width + x);
+        for (let c = 0; c < 3; c++) pixels[to++] = inside ? rgba[from + c] : padding[c];
+      }
     }
     return { pixels, scaled };
+  }
+
+  // Run one of the graphs of a file for the GPU; outputs by name, as typed arrays.
+  async run(graph, values) {
+    const { host } = this.metadata;
+    const [name, shape] = {
+      pyramid: ["images", [1, this.height, this.width, 3]],
+      boxes: ["pooled", [host.rpn_post_nms_top_k, host.box_pool_size, host.box_pool_size, host.channels]],
+      masks: ["pooled", [host.max_detections, host.mask_pool_size, host.mask_pool_size, host.channels]],
+    }[graph];
+    return this.#call({ [name]: new Tensor(values, shape) }, graph);
+  }
+
+  async #call(inputs, signature) {
+    const outputs = await (signature ? this.compiled.run(signature, inputs) : this.compiled.run(inputs));
+    const values = {};
+    for (const [name, tensor] of Object.entries(outputs)) {
+      const here = await tensor.moveTo("wasm"); // takes the tensor along
+      values[name] = here.toTypedArray().slice();
+      here.delete();
+    }
+    for (const tensor of Object.values(inputs)) if (!tensor.deleted) tensor.delete();
+    return values;
   }
 
   // `picture` is anything that drawImage takes. Boxes are [y0, x0, y1, x1] in its pixels; masks are side x side
   // probabilities over each box.
   async predict(picture) {
     const { pixels, scaled } = this.letterbox(picture);
-    const input = new Tensor(pixels, [1, this.height, this.width, 3]);
     const start = performance.now();
-    const outputs = await this.compiled.run({ images: input });
+    const found = this.metadata.host
+      ? await detect((graph, values) => this.run(graph, values), pixels, scaled, this.metadata.host)
+      : await this.#whole(pixels, scaled);
     const milliseconds = performance.now() - start;
-    const values = {};
-    for (const [name, tensor] of Object.entries(outputs)) {
-      values[name] = Array.from(tensor.toTypedArray());
-      tensor.delete();
-    }
-    input.delete();
-    const count = values.num_detections[0];
-    const side = Math.round(Math.sqrt(values.detection_masks.length / values.detection_scores.length));
-    const stretch = [(this.height / scaled[0]) * picture.height, (this.width / scaled[1]) * picture.width];
-    const objects = [];
-    for (let i = 0; i < count; i++) {
-      const number = values.detection_classes[i];
-      objects.push({
-        score: values.detection_scores[i],
-        name: this.metadata.class_names[number - 1],
-        box: values.detection_boxes.slice(4 * i, 4 * i + 4).map((v, axis) => v * stretch[axis % 2]),
-        mask: values.detection_masks.slice(side * side * i, side * side * (i + 1)),
-        side,
-      });
-    }
+    const count = found.scores.length;
+    const side = count ? Math.round(Math.sqrt(found.masks.length / count)) : 0;
+    const size = [picture.height, picture.width];
+    const objects = Array.from({ length: count }, (_, i) => ({
+      score: found.scores[i],
+      name: this.metadata.class_names[found.classes[i] - 1],
+      box: Array.from(found.boxes.subarray(4 * i, 4 * i + 4), (v, axis) =>
+        Math.min((v / scaled[axis % 2]) * size[axis % 2], size[axis % 2]),
+      ),
+      mask: Array.from(found.masks.subarray(side * side * i, side * side * (i + 1))),
+      side,
+    }));
     return { objects, milliseconds };
   }
-}
 
-// Whether pixel (y, x) belongs to an object: its mask at the pixel's centre, bilinear, nothing outside the box.
-export function covers(object, y, x) {
-  const { box, mask, side } = object;
-  const v = ((y + 0.5 - box[0]) / (box[2] - box[0])) * side - 0.5;
-  const u = ((x + 0.5 - box[1]) / (box[3] - box[1])) * side - 0.5;
-  const [row, column] = [Math.floor(v), Math.floor(u)];
-  const at = (i, j) => (i < 0 || j < 0 || i >= side || j >= side ? 0 : mask[i * side + j]);
-  const top = at(row, column) * (1 - u + column) + at(row, column + 1) * (u - column);
-  const bottom = at(row + 1, column) * (1 - u + column) + at(row + 1, column + 1) * (u - column);
-  return top * (1 - v + row) + bottom * (v - row) >= 0.5;
+  // A file for the CPU: the whole model is one graph. Boxes in pixels of the input.
+  async #whole(pixels, scaled) {
+    const values = await this.#call({
+      images: new Tensor(pixels, [1, this.height, this.width, 3]),
+      image_shape: new Tensor(Int32Array.from(scaled), [1, 2]),
+    });
+    const count = values.num_detections[0];
+    const cells = values.detection_masks.length / values.detection_scores.length;
+    return {
+      boxes: values.detection_boxes.subarray(0, 4 * count).map((v, i) => v * (i % 2 ? this.width : this.height)),
+      scores: values.detection_scores.subarray(0, count),
+      classes: values.detection_classes.subarray(0, count),
+      masks: values.detection_masks.subarray(0, cells * count),
+    };
+  }
 }
 
 // Paint the masks and boxes over the picture that a canvas shows.
@@ -100,5 +133,11 @@ export function draw(context, objects) {
     const [y0, x0, y1, x1] = object.box;
     context.strokeStyle = `rgb(${color(i).join(",")})`;
     context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+    const label = `${object.name} ${object.score.toFixed(2)}`;
+    context.font = "12px system-ui, sans-serif";
+    context.fillStyle = context.strokeStyle;
+    context.fillRect(x0, Math.max(y0 - 15, 0), context.measureText(label).width + 6, 15);
+    context.fillStyle = "#000";
+    context.fillText(label, x0 + 3, Math.max(y0 - 15, 0) + 11);
   });
 }

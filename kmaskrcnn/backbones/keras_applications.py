@@ -9,6 +9,7 @@ import numpy as np
 
 from kmaskrcnn.backbones import pixels
 from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.weight_files.download import cache_folder, is_offline
 
 _EPSILON = 1e-5  # of the backbone's normalisations
 _CONSTRUCTORS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
@@ -18,8 +19,11 @@ def download_resnet(name: str, advice: str) -> dict[str, np.ndarray]:
     """The tensors of keras.applications' ResNet with ImageNet weights, downloaded or from Keras' cache.
 
     Raises:
-        WeightsError: the download failed; the message ends with `advice`.
+        WeightsError: the download failed, or the network is off and Keras' cache has no file of them; the message ends
+            with `advice`.
     """
+    if is_offline() and not list(cache_folder().glob(f"{name}_weights_*_notop.h5")):
+        raise WeightsError(f"{name}: the network is off and Keras' cache has no file of keras.applications; {advice}")
     try:
         model = getattr(keras.applications, _CONSTRUCTORS[name])(include_top=False, weights="imagenet")
     # keras.utils.get_file raises plain Exception for every failure of the network.

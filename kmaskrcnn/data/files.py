@@ -6,10 +6,12 @@ import contextlib
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 import tensorflow as tf
+
+from kmaskrcnn.outputs import OutputError, Outputs
 
 
 def is_remote(path: str) -> bool:
@@ -70,6 +72,35 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_text(path: str, text: str) -> None:
     """Write a UTF-8 text file anew."""
     write_bytes(path, text.encode())
+
+
+class RemoteOutputs(Outputs):
+    """Outputs behind tf.io.gfile, where nothing that exists is ever replaced."""
+
+    def _open(self) -> None:
+        """Nothing is read."""
+
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[str]:
+        """The path to write to."""
+        path = self._claim(name)
+        make_folder(os.path.dirname(path))
+        yield path
+
+    def write_bytes(self, name: str, data: bytes) -> str:
+        """Write a file; returns its path."""
+        with self.file(name) as path:
+            write_bytes(path, data)
+        return path
+
+    def _check(self, name: str) -> None:
+        if exists(self.path(name)):
+            raise OutputError(f"{self.path(name)}: exists already; choose another output, or remove it")
+
+
+def open_outputs(folder: str, program: str, read: Iterable[str] = ()) -> Outputs:
+    """As `Outputs`, local or behind tf.io.gfile."""
+    return (RemoteOutputs if is_remote(folder) else Outputs)(folder, program, read)
 
 
 def join(folder: str, name: str) -> str:

@@ -6,8 +6,8 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.inference.predictor import Predictor
+from kmaskrcnn.outputs import Outputs, output_names
 from kmaskrcnn.progress import Progress, phase
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction
@@ -67,14 +68,42 @@ class Evaluation:
         lines.append(f"masks with a score above 0.5, TP / (TP + FP + FN): {overlaps}")
         return "\n".join(lines)
 
-    def write(self, directory: str | Path) -> None:
-        """Write scores.json, results.json (COCO's result form) and the pictures into a folder."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "scores.json").write_text(json.dumps(self.scalars(), indent=2) + "\n")
-        (directory / "results.json").write_text(json.dumps(self.results))
-        for name, picture in self.pictures.items():
-            Image.fromarray(picture).save(directory / f"{Path(name).stem}.png")
+    def write(self, directory: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
+        """Write scores.json, results.json (COCO's result form) and the pictures into a folder.
+
+        Args:
+            directory: the folder; made where it is not there.
+            read: files that were read, which no output replaces.
+
+        Raises:
+            OutputError: a file is in the way that an earlier evaluation did not write.
+        """
+        outputs, names = evaluation_outputs(directory, list(self.pictures), read)
+        outputs.write_text("scores.json", json.dumps(self.scalars(), indent=2) + "\n")
+        outputs.write_text("results.json", json.dumps(self.results))
+        for name, picture in zip(names, self.pictures.values(), strict=True):
+            with outputs.file(name) as path:
+                Image.fromarray(picture).save(path)
+
+
+def evaluation_outputs(
+    directory: str | os.PathLike, file_names: Sequence[str], read: Iterable[str | os.PathLike] = (), page: str = ""
+) -> tuple[Outputs, list[str]]:
+    """Where an evaluation is written, and the names of the overlays, seen to be free before the work.
+
+    Args:
+        directory: the folder.
+        file_names: of the images whose overlays are written.
+        read: files that were read, which no output replaces.
+        page: name of a further file, if there is one.
+
+    Raises:
+        OutputError: a file is in the way that an earlier evaluation did not write.
+    """
+    outputs = Outputs(directory, "evaluate", read)
+    names = [f"{name}.png" for name in output_names(file_names)]
+    outputs.check(["scores.json", "results.json", *names, *([page] if page else [])])
+    return outputs, names
 
 
 def check_categories(labels: Labels, dataset: CocoDataset) -> None:

@@ -19,7 +19,7 @@ from kmaskrcnn.data import CocoDataset
 from kmaskrcnn.evaluation import report_figures as figures
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.evaluation.error_kinds import ImageMatches, calibration, confusion_matrix, match_images, to_rle
-from kmaskrcnn.evaluation.evaluator import Evaluation
+from kmaskrcnn.evaluation.evaluator import Evaluation, evaluation_outputs
 from kmaskrcnn.progress import Progress
 from kmaskrcnn.results.draw import draw_instances
 from kmaskrcnn.results.labels import Labels
@@ -64,6 +64,7 @@ def write_report(
     name: str,
     max_detections: int = 100,
     compare: str | Path = "",
+    read: Iterable[str | Path] = (),
 ) -> Path:
     """Write report.html, with results.json and scores.json, so that another report can compare with this one.
 
@@ -75,19 +76,23 @@ def write_report(
         name: of the run.
         max_detections: as of `score`.
         compare: folder with the results.json of another run on the same data set; empty: none.
+        read: files that were read besides the images, such as the annotations; no output replaces them.
 
     Returns:
         The page.
 
     Raises:
         ConfigError: there are no results to compare with, or they are of other images.
+        OutputError: a file is in the way that an earlier evaluation did not write.
     """
-    directory = Path(directory)
+    compared = Path(compare) / "results.json"
+    read = [*dataset.paths, *read, *([compared] if compare else [])]
+    outputs, _ = evaluation_outputs(directory, list(evaluation.pictures), read, "report.html")
     ids = dataset.image_ids[: evaluation.images].tolist()
     truth = dataset.coco_dict
     own = _Run(name, evaluation.box, evaluation.mask, match_images(truth, evaluation.results, ids))
     other = _read_run(compare, truth, ids, max_detections) if compare else None
-    evaluation.write(directory)
+    evaluation.write(directory, read)
     sections = {
         "Average precision": _precision_section(own, other, truth, evaluation),
         "Precision and recall": _curves_section(own, other),
@@ -106,9 +111,8 @@ def write_report(
     if other:
         sections["Images that changed most"] = _changes_section(own, other, changed, dataset, progress)
     progress.clear()
-    page = directory / "report.html"
-    page.write_text(_page(f"Evaluation of {name}", _headline(own, other, evaluation), sections), encoding="utf-8")
-    return page
+    page = _page(f"Evaluation of {name}", _headline(own, other, evaluation), sections)
+    return Path(outputs.write_text("report.html", page))
 
 
 def _read_run(directory: str | Path, truth: dict, ids: list[int], max_detections: int) -> _Run:

@@ -8,39 +8,77 @@ prediction.to_coco(17)      # COCO results with RLE masks
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from kmaskrcnn.export.answers import OUTPUTS, SIGNATURE, SIZES, ImageError, Picture, ServingError, read, to_predictions
+from kmaskrcnn.export.answers import (
+    COMPACT_MASKS,
+    COMPACT_OUTPUTS,
+    OUTPUTS,
+    SIGNATURE,
+    SIZES,
+    ImageError,
+    Picture,
+    ServerBusyError,
+    ServingError,
+    ServingTimeoutError,
+    checked,
+    read,
+    to_predictions,
+)
+from kmaskrcnn.export.gpu_client import LiteRTGpuClient
+from kmaskrcnn.export.http_post import Poster
 from kmaskrcnn.export.litert_client import LiteRTClient
+from kmaskrcnn.export.retries import Deadline, retry
 from kmaskrcnn.results.labels import Labels, read_labels
 from kmaskrcnn.results.prediction import Prediction
 
-__all__ = ["Client", "GrpcClient", "ImageError", "LiteRTClient", "RestClient", "ServingError", "read_labels"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "GrpcClient",
+    "ImageError",
+    "LiteRTClient",
+    "LiteRTGpuClient",
+    "RestClient",
+    "ServerBusyError",
+    "ServingError",
+    "ServingTimeoutError",
+    "read_labels",
+]
+
+# What a server takes unless it was exported otherwise.
+_MAX_IMAGES, _MAX_BYTES = 16, 64 << 20
 
 
 class Client:
-    """What the clients of SavedModels share.
+    """What the clients of SavedModels share; any thread may use one.
 
     Attributes:
         labels: classes of the model.
         mask_paste: its setting of that name; an imported torchvision model has its own.
+        timeout: seconds for one request, tries and waits included.
+        retries: how often a request is sent again where the server was busy or away.
+        max_images, max_bytes: what one request may hold; more pictures are sent in several.
     """
 
     labels: Labels
     mask_paste: str = "pixel_centers"
+    timeout: float = 60.0
+    retries: int = 3
+    max_images: int = _MAX_IMAGES
+    max_bytes: int = _MAX_BYTES
 
-    def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
+    def _send(self, images: list[bytes], deadline: Deadline) -> Mapping[str, Any]:
         raise NotImplementedError
 
     def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction | ImageError]:
-        """Send pictures in one request.
+        """Send pictures, in one request if they fit.
 
         Args:
             pictures: paths of image files, or their bytes. The server reads JPEG, PNG, WebP, GIF and BMP.
@@ -49,14 +87,12 @@ class Client:
             For each picture its prediction in its own upright frame, or an ImageError that says why there is none.
 
         Raises:
-            ServingError: the server cannot be reached or refused the request.
+            ServerBusyError: the server takes no more requests or cannot be reached, also at the last try.
+            ServingTimeoutError: there was no answer in time.
+            ServingError: the server refused a request, or its answer makes no sense.
             OSError: a file cannot be read.
         """
-        images = [read(picture) for picture in pictures]
-        if not images:
-            return []
-        outputs = self._run(images)
-        return to_predictions(outputs, np.asarray(outputs[SIZES], np.int64).tolist(), self.labels, self.mask_paste)
+        return [result for images in self._requests(pictures) for result in self._predict(images)]
 
     def predict(self, picture: Picture) -> Prediction:
         """Find the objects of one picture; raises what `predict_batch` does, and ImageError."""
@@ -64,6 +100,49 @@ class Client:
         if isinstance(result, ImageError):
             raise result
         return result
+
+    def _requests(self, pictures: Sequence[Picture]) -> Iterator[list[bytes]]:
+        images: list[bytes] = []
+        for picture in pictures:
+            image = read(picture)
+            if images and (len(images) == self.max_images or sum(map(len, images)) + len(image) > self.max_bytes):
+                yield images
+                images = []
+            images.append(image)
+        if images:
+            yield images
+
+    def _predict(self, images: list[bytes]) -> list[Prediction | ImageError]:
+        deadline = Deadline(self.timeout)
+        outputs = retry(lambda: self._send(images, deadline), deadline, self.retries)
+        try:
+            outputs = checked(outputs, len(images), self.labels)
+        except ValueError as error:
+            raise ServingError(f"an answer that makes no sense: {error}") from None
+        return to_predictions(outputs, outputs[SIZES].astype(np.int64).tolist(), self.labels, self.mask_paste)
+
+
+class AsyncClient:
+    """Any of the clients for asyncio: requests run in threads, with the errors and deadlines of the client.
+
+    Args:
+        client: a RestClient or GrpcClient.
+        connections: requests under way at once; more wait.
+    """
+
+    def __init__(self, client: Client, connections: int = 16):
+        self.client = client
+        self._free = asyncio.Semaphore(connections)
+
+    async def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction | ImageError]:
+        """As `Client.predict_batch`."""
+        async with self._free:
+            return await asyncio.to_thread(self.client.predict_batch, pictures)
+
+    async def predict(self, picture: Picture) -> Prediction:
+        """As `Client.predict`."""
+        async with self._free:
+            return await asyncio.to_thread(self.client.predict, picture)
 
 
 class RestClient(Client):
@@ -74,8 +153,12 @@ class RestClient(Client):
         model: its name there.
         labels: classes of the model, from `assets.extra` of the exported folder (`read_labels`).
         version: a version of the model; None: the newest.
-        timeout: seconds.
+        timeout, retries, max_images, max_bytes: as of `Client`.
         layout: "row" sends a list of instances, "column" named inputs; the answers are the same.
+        max_answer_bytes: longer answers are refused.
+
+    Raises:
+        ValueError: the URL is none.
     """
 
     def __init__(
@@ -86,28 +169,43 @@ class RestClient(Client):
         version: int | None = None,
         timeout: float = 60.0,
         layout: Literal["row", "column"] = "row",
+        retries: int = 3,
+        max_images: int = _MAX_IMAGES,
+        max_bytes: int = _MAX_BYTES,
+        max_answer_bytes: int = 1 << 28,
     ):
         chosen = "" if version is None else f"/versions/{version}"
         self.url = f"{url.rstrip('/')}/v1/models/{model}{chosen}:predict"
         self.labels, self.timeout, self.layout = labels, timeout, layout
+        self.retries, self.max_images, self.max_bytes = retries, max_images, max_bytes
+        self._poster = Poster(self.url, {"Content-Type": "application/json"}, max_answer_bytes)
 
-    def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
+    def _send(self, images: list[bytes], deadline: Deadline) -> Mapping[str, Any]:
         encoded = [{"b64": base64.b64encode(image).decode()} for image in images]
         body: dict[str, Any] = {"signature_name": SIGNATURE}
         body |= {"instances": encoded} if self.layout == "row" else {"inputs": {"image_bytes": encoded}}
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        data = self._poster.post(json.dumps(body).encode(), deadline)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                answer = json.load(response)
-        except urllib.error.HTTPError as error:
-            raise ServingError(f"{self.url}: {error.code} {error.read().decode(errors='replace')[:500]}") from None
-        except (OSError, ValueError) as error:
-            raise ServingError(f"{self.url}: {error}") from None
+            return self._outputs(json.loads(data), len(images))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ServingError(f"{self.url}: an answer that makes no sense ({reason})") from None
+
+    def _outputs(self, answer: Any, count: int) -> Mapping[str, Any]:
         if self.layout == "column":
-            return answer["outputs"]
-        rows = answer["predictions"]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+            outputs = dict(answer["outputs"])
+        else:
+            rows = answer["predictions"]
+            if len(rows) != count:
+                raise ValueError(f"{len(rows)} predictions for {count} images")
+            outputs = {name: [row[name] for row in rows] for name in rows[0]}
+        if COMPACT_MASKS in outputs:
+            outputs[COMPACT_MASKS] = [base64.b64decode(value["b64"], validate=True) for value in outputs[COMPACT_MASKS]]
+        return outputs
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._poster.close()
 
 
 class GrpcClient(Client):
@@ -117,36 +215,59 @@ class GrpcClient(Client):
         target: host:port, such as localhost:8500.
         model: its name there.
         labels: classes of the model.
-        timeout: seconds.
+        timeout, retries, max_images, max_bytes: as of `Client`.
         credentials: of `grpc.ssl_channel_credentials`; None: an open channel.
+        compact_masks: the model was exported with them.
+        max_answer_bytes: longer answers are refused.
     """
 
-    def __init__(self, target: str, model: str, labels: Labels, timeout: float = 60.0, credentials: Any = None):
+    def __init__(
+        self,
+        target: str,
+        model: str,
+        labels: Labels,
+        timeout: float = 60.0,
+        credentials: Any = None,
+        retries: int = 3,
+        max_images: int = _MAX_IMAGES,
+        max_bytes: int = _MAX_BYTES,
+        compact_masks: bool = False,
+        max_answer_bytes: int = 1 << 28,
+    ):
         import grpc
 
         from kmaskrcnn.export import serving_protos
 
         self._grpc, self._protos = grpc, serving_protos
         self.target, self.model, self.labels, self.timeout = target, model, labels, timeout
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self.retries, self.max_images, self.max_bytes = retries, max_images, max_bytes
+        # Not the full-size masks that a server may have: they are large, and pasted here.
+        self._names = COMPACT_OUTPUTS if compact_masks else OUTPUTS
+        options = [("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1)]
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
             self._channel = grpc.secure_channel(target, credentials, options)
-        self._predict = self._channel.unary_unary(
+        self._call = self._channel.unary_unary(
             serving_protos.PREDICT_METHOD,
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=serving_protos.PredictResponse.FromString,
         )
 
-    def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
+    def _send(self, images: list[bytes], deadline: Deadline) -> Mapping[str, Any]:
+        code = self._grpc.StatusCode
         try:
-            # Not the full-size masks that a server may have: they are large, and pasted here.
-            request = self._protos.predict_request(images, self.model, OUTPUTS)
-            response = self._predict(request, timeout=self.timeout)
+            request = self._protos.predict_request(images, self.model, self._names)
+            return self._protos.outputs_of(self._call(request, timeout=deadline.left()))
         except self._grpc.RpcError as error:
-            raise ServingError(f"{self.target}: {error.code().name}: {error.details()}") from None
-        return self._protos.outputs_of(response)
+            message = f"{self.target}: {error.code().name}: {error.details()}"
+            if error.code() == code.DEADLINE_EXCEEDED:
+                raise ServingTimeoutError(message) from None
+            if error.code() in (code.UNAVAILABLE, code.RESOURCE_EXHAUSTED):
+                raise ServerBusyError(message) from None
+            raise ServingError(message) from None
+        except ValueError as error:
+            raise ServingError(f"{self.target}: an answer that makes no sense ({error})") from None
 
     def close(self) -> None:
         """Close the channel."""

@@ -16,14 +16,13 @@ from kmaskrcnn.export import image_headers
 OK = ""
 NOT_AN_IMAGE = "not a JPEG, PNG, WebP, GIF or BMP image"
 TOO_LARGE = "too large"
+TOO_LONG = "more bytes than an image of its size can need"
 TOO_MANY_SCANS = "a JPEG of too many scans"
 UNDECODABLE = "damaged image, or a kind of its format that is not read"
 
 # Every scan of a progressive JPEG is a pass over the whole image; the usual encoders make about ten. Images of the
 # largest size may have fewer.
 _MAX_SCANS, _MAX_SCANS_OF_LARGEST = 40, 16
-# Files longer than their pixels would be at 16 bits RGBA are refused; short ones may hold any metadata.
-_BYTES_A_PIXEL, _SMALL_FILE = 8, 1 << 20
 
 
 class Header(NamedTuple):
@@ -44,19 +43,22 @@ class Header(NamedTuple):
 
 def read_header(image: tf.Tensor, max_pixels: int) -> Header:
     """Judge one encoded image () by its header; nothing is decoded."""
-    too_long = tf.strings.length(image) > max(_BYTES_A_PIXEL * max_pixels, _SMALL_FILE)
-    image = tf.where(too_long, b"", image)
     found = image_headers.read(image)
-    size, scans = tf.cast(found.size, tf.int64), tf.cast(found.scans, tf.int64)
-    slow = (scans > _MAX_SCANS) | (scans * size[0] * size[1] > _MAX_SCANS_OF_LARGEST * max_pixels)
+    pixels = tf.reduce_prod(tf.cast(found.size, tf.int64))
+    too_long = tf.cast(tf.strings.length(image), tf.int64) > found.longest
+
+    def many_scans() -> tf.Tensor:
+        scans = tf.cast(image_headers.jpeg_scans(image), tf.int64)
+        slow = (scans > _MAX_SCANS) | (scans * pixels > _MAX_SCANS_OF_LARGEST * max_pixels)
+        return tf.where(slow, TOO_MANY_SCANS, OK)
+
     problem = tf.case(
         [
-            (too_long, lambda: TOO_LARGE),
-            (size[0] * size[1] == 0, lambda: tf.where(found.known, UNDECODABLE, NOT_AN_IMAGE)),
-            (size[0] * size[1] > max_pixels, lambda: TOO_LARGE),
-            (slow, lambda: TOO_MANY_SCANS),
+            (pixels == 0, lambda: tf.where(found.known, UNDECODABLE, NOT_AN_IMAGE)),
+            (pixels > max_pixels, lambda: TOO_LARGE),
+            (too_long, lambda: TOO_LONG),
         ],
-        default=lambda: OK,
+        default=many_scans,
     )
     upright = tf.where(found.orientation >= 5, tf.reverse(found.size, [0]), found.size)
     return Header(tf.where(problem == OK, upright, 0), found.orientation, found.end, problem)

@@ -1,6 +1,7 @@
 """Headers of image files, read with TensorFlow operations: size and orientation before anything is decoded.
 
-Loops over the parts of a file are bounded, whatever it holds; numbers beyond its end read as 0.
+Loops over the parts of a file are bounded, whatever it holds; numbers beyond its end read as 0. Only the first
+HEADER_BYTES are looked at, but for the scans of a JPEG.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ import tensorflow as tf
 Tensor = tf.Tensor
 
 _HEAD_BYTES = 32
+# Metadata and previews of cameras and editors come before the picture; photographs have up to some hundred kilobytes.
+HEADER_BYTES = 1 << 22
+# A file may have this many bytes for each pixel that it states (16 bits RGBA), besides its metadata.
+_BYTES_A_PIXEL = 8
+# What may follow the pixels of a PNG. Its decoder unpacks all that stands there, to a thousand times its size.
+_PNG_TAIL = 1 << 16
 # Parts of a file that are looked at: segments of a JPEG, chunks of a PNG or WebP; photographs have tens.
 _MAX_PARTS = 1024
 # Blocks of 255 bytes in the first frame of a GIF.
@@ -28,48 +35,55 @@ class Found(NamedTuple):
         known: () bool, it begins as a format that is read.
         size: (2,) int32 height and width as stored; 0 where that cannot be told.
         orientation: () int32 EXIF orientation 1..8.
-        scans: () int32 of a JPEG, at most; else 0.
         end: () int32 number of its first bytes that hold the picture; 0: all.
+        longest: () int64 bytes that a file with what it states can need.
     """
 
     known: Tensor
     size: Tensor
     orientation: Tensor
-    scans: Tensor
     end: Tensor
+    longest: Tensor
 
 
 def read(image: Tensor) -> Found:
     """What an encoded image () states of itself."""
+    image = tf.strings.substr(image, 0, HEADER_BYTES)
     head = _bytes_of(tf.strings.substr(image, 0, _HEAD_BYTES))
-    zero, one, none = tf.constant(0), tf.constant(1), tf.zeros((2,), tf.int32)
+    yes, zero, one = tf.constant(True), tf.constant(0), tf.constant(1)
+
+    def room(size: Tensor) -> Tensor:
+        pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+        return _BYTES_A_PIXEL * pixels + HEADER_BYTES
 
     def jpeg() -> Found:
         data = _bytes_of(image)
         size, exif = _jpeg_parts(data)
-        # Places instead of a sum, which would first be four bytes for each of the file.
-        scans = tf.shape(tf.where((data[:-1] == 0xFF) & (data[1:] == 0xDA)))[0]
-        return Found(tf.constant(True), size, _orientation(data, exif), scans, zero)
+        return Found(yes, size, _orientation(data, exif), zero, room(size))
 
     def png() -> Found:
         data = _bytes_of(image)
         exif = _find_chunk(data, 8, b"eXIf", b"IDAT", _png_chunk)
-        return Found(
-            tf.constant(True), _number(head, tf.constant([20, 16]), 4, False), _orientation(data, exif), zero, zero
-        )
+        start = _find_chunk(data, 8, b"IDAT", b"IEND", _png_chunk)
+        size = tf.where(start > 0, _number(head, tf.constant([20, 16]), 4, False), 0)
+        longest = tf.cast(start, tf.int64) + _png_bytes(head, size) + _PNG_TAIL
+        return Found(yes, size, _orientation(data, exif), zero, longest)
 
     def webp() -> Found:
         data = _bytes_of(image)
         exif = _find_chunk(data, 12, b"EXIF", b"none", _webp_chunk)
         exif += tf.where(_holds(data, exif, b"Exif\0\0"), 6, 0)
-        return Found(tf.constant(True), _webp_size(head), _orientation(data, exif), zero, zero)
+        size = _webp_size(head)
+        return Found(yes, size, _orientation(data, exif), zero, room(size))
 
     def gif() -> Found:
         size, end = _gif_first_frame(_bytes_of(image))
-        return Found(tf.constant(True), size, one, zero, end)
+        # Of any length: all but the first frame is cut off.
+        return Found(yes, size, one, end, tf.constant(tf.int64.max))
 
     def bmp() -> Found:
-        return Found(tf.constant(True), _bmp_size(_bytes_of(image)), one, zero, zero)
+        size = _bmp_size(_bytes_of(image))
+        return Found(yes, size, one, zero, room(size))
 
     found = tf.case(
         [
@@ -79,9 +93,30 @@ def read(image: Tensor) -> Found:
             (_holds(head, 0, b"GIF87a") | _holds(head, 0, b"GIF89a"), gif),
             (_holds(head, 0, b"BM"), bmp),
         ],
-        default=lambda: Found(tf.constant(False), none, one, zero, zero),
+        default=lambda: Found(tf.constant(False), tf.zeros((2,), tf.int32), one, zero, tf.constant(tf.int64.max)),
     )
     return found._replace(size=tf.where(tf.reduce_all(found.size > 0), found.size, 0))
+
+
+def jpeg_scans(image: Tensor) -> Tensor:
+    """() int32: how many scans an encoded image () has at most if it is a JPEG, else 0."""
+
+    def count() -> Tensor:
+        data = _bytes_of(image)
+        # Places instead of a sum, which would first be four bytes for each of the file.
+        return tf.shape(tf.where((data[:-1] == 0xFF) & (data[1:] == 0xDA)))[0]
+
+    return tf.cond(tf.strings.substr(image, 0, 2) == b"\xff\xd8", count, lambda: tf.constant(0))
+
+
+def _png_bytes(head: Tensor, size: Tensor) -> Tensor:
+    """() int64: the most bytes that a PNG of this size can need from its first pixels to its last."""
+    bits, kind = _number(head, 24, 1, False), _number(head, 25, 1, False)
+    # Gray, RGB, palette, gray with alpha, RGBA; interlaced rows begin with their filter eight times.
+    channels = tf.gather(tf.constant([1, 4, 3, 1, 2, 4, 4], tf.int64), tf.minimum(kind, 6))
+    height, width = tf.unstack(tf.cast(size, tf.int64))
+    rows = height * (width * channels * tf.cast(tf.minimum(bits, 16), tf.int64) // 8 + 9)
+    return rows + rows // 16
 
 
 def _bytes_of(image: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,12 +25,14 @@ from kmaskrcnn.results.prediction import Prediction
 class LiteRTClient:
     """A .tflite file of ours in the LiteRT runtime (`pip install ai-edge-litert`).
 
+    One client may be called from several threads; its calls then run one after the other, each on `threads` cores.
+
     Args:
         path: of the file; labels and the size of the input are read from inside it.
         threads: of the runtime.
 
     Raises:
-        ValueError: the file holds no metadata of ours.
+        ValueError: the file holds no metadata of ours, or was exported before images had a shape of their own.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 2):
@@ -36,23 +40,35 @@ class LiteRTClient:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise ImportError("LiteRTClient needs the runtime: pip install ai-edge-litert") from None
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self.metadata = json.loads(archive.read("metadata.json"))
-        except (zipfile.BadZipFile, KeyError):
-            raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
+        self.metadata = read_metadata(path)
+        if "host" in self.metadata:
+            raise ValueError(f"{os.fspath(path)}: exported with --format=tflite_gpu, use LiteRTGpuClient")
         self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
+        self._lock = threading.Lock()  # an interpreter keeps the tensors of one call
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
         self._signature = self._interpreter.get_signature_runner(SIGNATURE)
+        if "image_shape" not in self._signature.get_input_details():
+            raise ValueError(
+                f"{os.fspath(path)}: it takes padding for image (no input image_shape): export the model again"
+            )
         _, self.height, self.width, _ = self.metadata["input"]["shape"]
 
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """`letterbox` to the size of the input."""
         return letterbox(pixels, self.height, self.width, self.metadata["pad_value"])
 
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The raw outputs by name, for an input (height, width, 3) or (1, height, width, 3) uint8."""
-        return self._signature(images=images.reshape(1, self.height, self.width, 3))
+    def run(self, images: np.ndarray, image_shape: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The raw outputs by name.
+
+        Args:
+            images: (height, width, 3) or (1, height, width, 3) uint8.
+            image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: all of
+                the input is image.
+        """
+        images = images.reshape(1, self.height, self.width, 3)
+        shape = np.array([image_shape or (self.height, self.width)], np.int32)
+        with self._lock:
+            return self._signature(images=images, image_shape=shape)
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
         """Find the objects of one picture.
@@ -66,18 +82,26 @@ class LiteRTClient:
         """
         pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
         canvas, scaled = self.letterbox(pixels)
-        return self.interpret(self.run(canvas), pixels.shape[:2], scaled)
+        return self.interpret(self.run(canvas, scaled), pixels.shape[:2], scaled)
 
     def interpret(self, outputs: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
         """The raw outputs for a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
-        # Boxes are in 0..1 of the input. One that reaches from the picture into the padding is not cut there: its
-        # mask lies over all of it.
+        # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
-        outputs = {**outputs, BOXES: outputs[BOXES] * stretch}
+        outputs = {**outputs, BOXES: np.minimum(outputs[BOXES] * stretch, 1.0)}
         (prediction,) = to_predictions(
             outputs, [(int(size[0]), int(size[1]))], self.labels, self.metadata.get("mask_paste", "pixel_centers")
         )
         return prediction
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata.json inside a .tflite of ours; raises ValueError where there is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("metadata.json"))
+    except (zipfile.BadZipFile, KeyError):
+        raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
 
 
 def letterbox(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kmaskrcnn.data.resize import resize
 from kmaskrcnn.data.sizes import NATIVE_STEPS, long_sides
 from kmaskrcnn.export import encoded_images, serving_protos
 from kmaskrcnn.export.client import Client
+from kmaskrcnn.export.retries import Deadline
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.results.labels import Labels, parse_labels, write_labels
 
@@ -24,10 +25,15 @@ Tensor = tf.Tensor
 
 # Encoded images with more pixels than this are refused before they are decoded.
 MAX_PIXELS = 40_000_000
-# Requests with more images are refused: without batching the server bounds them by nothing else.
+# Requests with more images, or more bytes of images, are refused: a server bounds them by nothing else.
 MAX_IMAGES = 16
+MAX_REQUEST_BYTES = 64 << 20
 # Images of a request that are decoded at once: each may take ten bytes a pixel for that.
 DECODED_AT_ONCE = 4
+# The smallest canvas, which stands for images that are refused.
+_NO_CANVAS = (32, 32)
+# Steps of a compact mask's probabilities: none is one half, and 100 masks of noise fit in 100 kB of base64.
+_COMPACT_LEVELS = 17
 # With resize_mode=native nothing else bounds what the network is given.
 MAX_NATIVE_SIDE = 2048
 
@@ -42,12 +48,17 @@ class ServingFunctions:
     full_size_masks there is detection_masks_reframed (B, D, H, W) uint8 as well, the masks at the size of the largest
     sent image, each in the top left of its own.
 
+    A refused image takes no part in what follows: the others are padded, batched and answered as without it.
+
     Args:
         model: with its weights.
         config: how images are resized.
         max_pixels: encoded images that state more are left out.
         full_size_masks: paste the masks in the graph too: D bytes for each pixel of the largest image of a batch.
         max_images: larger batches are an error.
+        max_request_bytes: so are batches whose encoded images have more bytes together.
+        compact_masks: `serving_default` answers detection_masks_png_bytes (B,) in place of detection_masks: a gray PNG
+            of the masks one below the other, (num_detections * M, M), 255 for 1; see `answers.unpack_masks`.
     """
 
     def __init__(
@@ -57,10 +68,13 @@ class ServingFunctions:
         max_pixels: int = MAX_PIXELS,
         full_size_masks: bool = False,
         max_images: int = MAX_IMAGES,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        compact_masks: bool = False,
     ):
         # Evaluation sizes: those drawn in training would only widen the padding.
         self.model, self.config = model, dataclasses.replace(config, min_size_train=())
         self.max_pixels, self.full_size_masks, self.max_images = max_pixels, full_size_masks, max_images
+        self.max_request_bytes, self.compact_masks = max_request_bytes, compact_masks
         image_bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
         images_spec = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
         self.serving_default = tf.function(self._serving_default, input_signature=[image_bytes_spec])
@@ -71,8 +85,7 @@ class ServingFunctions:
             header = encoded_images.read_header(encoded, self.max_pixels)
             large = self._too_large(self._scaled(header.size))
             problem = tf.where(large & (header.problem == ""), encoded_images.TOO_LARGE, header.problem)
-            # What is refused must not widen the padding of the others.
-            canvas = tf.cond(problem == "", lambda: self._canvas(header.size), lambda: tf.constant([32, 32]))
+            canvas = tf.cond(problem == "", lambda: self._canvas(header.size), lambda: tf.constant(_NO_CANVAS))
             return (*header._replace(problem=problem), canvas)
 
         def load(row: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -80,12 +93,15 @@ class ServingFunctions:
             pixels, problem = encoded_images.decode(encoded, encoded_images.Header(*header))
             sent = tf.shape(pixels)[:2]
             shape = self._scaled(sent)
-            shape = tf.where(problem == "", shape, tf.minimum(shape, 32))
+            shape = tf.where(problem == "", shape, tf.minimum(shape, _NO_CANVAS))
             return tf.ensure_shape(self._fit(pixels, shape, canvas), (None, None, 3)), shape, sent, problem
 
         pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
         text, pixels = tf.TensorSpec((), tf.string), tf.TensorSpec((None, None, 3), tf.uint8)
-        with tf.control_dependencies([self._bounded(image_bytes)]):
+        length = tf.reduce_sum(tf.cast(tf.strings.length(image_bytes), tf.int64))
+        message = [f"a request may hold {self.max_request_bytes} bytes of images, this one holds:", length]
+        long = tf.debugging.Assert(length <= self.max_request_bytes, message)
+        with tf.control_dependencies([self._bounded(image_bytes), long]):
             # A map over nothing has no shape, so one element more goes through it, which is no image.
             more = tf.concat([image_bytes, [""]], axis=0)
         *headers, canvases = tf.map_fn(measure, more, fn_output_signature=(pair, number, number, text, pair))
@@ -96,9 +112,21 @@ class ServingFunctions:
             fn_output_signature=(pixels, pair, pair, text),
             parallel_iterations=DECODED_AT_ONCE,
         )
-        images, shapes, sent, problems = (x[:-1] for x in loaded)
-        outputs = self._detect(images, shapes, sent, problems == "")
-        return {**outputs, "image_errors": problems}
+        images, shapes, sent, problems = loaded
+        good = problems == ""
+        rows = tf.where(good)[:, 0]
+        # Of those whose headers promised more than could be decoded nothing may be left, not even the padding.
+        height, width = tf.unstack(tf.maximum(tf.reduce_max(tf.gather(canvases, rows), axis=0), _NO_CANVAS))
+        images = tf.gather(images, rows)[:, :height, :width]
+        found = self._detect(images, tf.gather(shapes, rows), tf.gather(sent, rows))
+        count = tf.shape(rows)[0]
+        source = tf.where(good, tf.cumsum(tf.cast(good, tf.int32)) - 1, count)[:-1]
+        # A row of zeros behind the last is what refused images get.
+        outputs = {n: tf.gather(tf.pad(x, [(0, 1)] + [(0, 0)] * (x.shape.rank - 1)), source) for n, x in found.items()}
+        if self.compact_masks:
+            masks = outputs.pop("detection_masks")
+            outputs["detection_masks_png_bytes"] = _pack_masks(masks, outputs["num_detections"])
+        return {**outputs, "image_errors": problems[:-1]}
 
     def _serving_tensor(self, images: Tensor) -> dict[str, Tensor]:
         count, size = tf.shape(images)[0], tf.shape(images)[1:3]
@@ -107,7 +135,7 @@ class ServingFunctions:
         with tf.control_dependencies([oversize, self._bounded(images)]):
             canvas = self._canvas(size)
         shapes, sent = (tf.tile(x[None], (count, 1)) for x in (shape, size))
-        return self._detect(self._fit(images, shape, canvas), shapes, sent, tf.ones((count,), tf.bool))
+        return self._detect(self._fit(images, shape, canvas), shapes, sent)
 
     def _bounded(self, batch: Tensor) -> tf.Operation:
         count = tf.shape(batch)[0]
@@ -155,30 +183,44 @@ class ServingFunctions:
         batch = [(0, 0)] * (pixels.shape.rank - 3)
         return tf.pad(resized, [*batch, (0, canvas[0] - shape[0]), (0, canvas[1] - shape[1]), (0, 0)])
 
-    def _detect(self, images: Tensor, shapes: Tensor, sent: Tensor, good: Tensor) -> dict[str, Tensor]:
+    def _detect(self, images: Tensor, shapes: Tensor, sent: Tensor) -> dict[str, Tensor]:
         count = tf.shape(images)[0]
         # TensorFlow's convolutions on the CPU fail on an empty batch: it becomes one blank image, left out at the end.
         blank = tf.cast(count == 0, tf.int32)
         images = tf.pad(images, [(0, blank), (0, 0), (0, 0), (0, 0)])
         shapes, sent = (tf.pad(x, [(0, blank), (0, 0)], constant_values=1) for x in (shapes, sent))
-        good = tf.pad(good, [(0, blank)])
         found = self.model({"images": images, "image_shapes": shapes}, training=False)
         rows = tf.range(found["boxes"].shape[1])[None] < found["num_detections"][:, None]
-        rows = tf.cast(rows & good[:, None], tf.float32)  # (B, D)
+        rows = tf.cast(rows, tf.float32)  # (B, D)
         limits = tf.cast(tf.concat([shapes, shapes], axis=1), tf.float32)[:, None]  # (B, 1, 4)
         boxes = tf.clip_by_value(found["boxes"] / limits, 0.0, 1.0)
         outputs = {
-            "num_detections": tf.cast(found["num_detections"], tf.float32) * tf.cast(good, tf.float32),
+            "num_detections": tf.cast(found["num_detections"], tf.float32),
             "detection_boxes": boxes * rows[..., None],
             "detection_scores": found["scores"] * rows,
             "detection_classes": tf.cast(found["classes"], tf.float32) * rows,
             "detection_masks": tf.cast(found["masks"], tf.float32) * rows[:, :, None, None],
-            "image_sizes": tf.cast(sent, tf.float32) * tf.cast(good, tf.float32)[:, None],
+            "image_sizes": tf.cast(sent, tf.float32),
         }
         if self.full_size_masks:
             masks, boxes = outputs["detection_masks"], outputs["detection_boxes"]
             outputs["detection_masks_reframed"] = _paste(masks, boxes, sent)
         return {name: value[:count] for name, value in outputs.items()}
+
+
+def _pack_masks(masks: Tensor, counts: Tensor) -> Tensor:
+    """Masks (B, D, M, M) in 0..1, of which each image has a count (B,) -> (B,) PNG files; without masks of one row."""
+    cells = masks.shape[-1]
+    # The rounding is to fewer steps than the file has, so that it packs.
+    gray = tf.cast(tf.round(tf.round(masks * _COMPACT_LEVELS) * (255 / _COMPACT_LEVELS)), tf.uint8)
+
+    def pack(arguments: tuple[Tensor, Tensor]) -> Tensor:
+        stack, count = arguments
+        rows = tf.reshape(stack, (-1, cells, 1))[: tf.maximum(tf.cast(count, tf.int32) * cells, 1)]
+        return tf.io.encode_png(rows, compression=9)
+
+    more = (tf.pad(gray, [(0, 1), (0, 0), (0, 0), (0, 0)]), tf.pad(counts, [(0, 1)]))
+    return tf.map_fn(pack, more, fn_output_signature=tf.TensorSpec((), tf.string))[:-1]
 
 
 def _paste(masks: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -217,6 +259,8 @@ def export_saved_model(
     max_pixels: int = MAX_PIXELS,
     full_size_masks: bool = False,
     max_images: int = MAX_IMAGES,
+    max_request_bytes: int = MAX_REQUEST_BYTES,
+    compact_masks: bool = False,
 ) -> Path:
     """Write a SavedModel into the next numbered folder of `directory`, which TensorFlow Serving watches.
 
@@ -225,7 +269,7 @@ def export_saved_model(
         directory: the model's base path.
         warmup_images: encoded images that Serving runs before it takes the version into use; default: a gray one of
             each shape that the network is given.
-        max_pixels, full_size_masks, max_images: as of `ServingFunctions`.
+        max_pixels, full_size_masks, max_images, max_request_bytes, compact_masks: as of `ServingFunctions`.
 
     Returns:
         The folder of the version. Besides the graph it holds assets.extra/labels.json, config.json and
@@ -238,24 +282,26 @@ def export_saved_model(
         raise ConfigError(
             f"full-size masks are pasted with pixel_centers alone, not mask_paste={config.model.mask_paste}"
         )
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    version = max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=0) + 1
-    functions = ServingFunctions(model, config.data, max_pixels, full_size_masks, max_images)
+    functions = ServingFunctions(
+        model, config.data, max_pixels, full_size_masks, max_images, max_request_bytes, compact_masks
+    )
     archive = keras.export.ExportArchive()
     # Not tracked by hand: the archive finds the variables in the graphs, and would write them twice.
     archive.add_endpoint("serving_default", functions.serving_default)
     archive.add_endpoint("serving_tensor", functions.serving_tensor)
     # Serving must not find a version that is half written.
-    temporary = directory / f"part-{version}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    archive.write_out(str(temporary), verbose=False)
-    extra = temporary / "assets.extra"
-    extra.mkdir(exist_ok=True)
-    (extra / "config.json").write_text(config.to_json())
-    write_labels(extra, labels)
-    write_warmup(extra / "tf_serving_warmup_requests", warmup_images or gray_images(config.data), directory.name)
-    os.replace(temporary, directory / str(version))
+    with tempfile.TemporaryDirectory(prefix="part-", dir=directory, ignore_cleanup_errors=True) as folder:
+        whole = Path(folder) / "model"
+        archive.write_out(str(whole), verbose=False)
+        extra = whole / "assets.extra"
+        extra.mkdir(exist_ok=True)
+        (extra / "config.json").write_text(config.to_json())
+        write_labels(extra, labels)
+        write_warmup(extra / "tf_serving_warmup_requests", warmup_images or gray_images(config.data), directory.name)
+        version = max((int(p.name) for p in directory.iterdir() if p.name.isdecimal()), default=0) + 1
+        os.replace(whole, directory / str(version))
     return directory / str(version)
 
 
@@ -274,7 +320,7 @@ class SavedModelClient(Client):
         with tf.io.gfile.GFile(os.path.join(extra, "config.json")) as file:
             self.mask_paste = Config.from_json(file.read()).model.mask_paste
 
-    def _run(self, images: list[bytes]) -> Mapping[str, np.ndarray]:
+    def _send(self, images: list[bytes], deadline: Deadline) -> Mapping[str, np.ndarray]:
         outputs = self._model.signatures["serving_default"](image_bytes=tf.constant(images, tf.string))
         return {name: value.numpy() for name, value in outputs.items()}
 

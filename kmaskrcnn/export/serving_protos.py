@@ -7,7 +7,7 @@ both are loaded. Fields that are not listed are kept as unknown ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,8 @@ def _build() -> dict[str, Any]:
 
 
 _CLASSES = _build()
-PredictResponse = _CLASSES["PredictResponse"]
+PredictRequest, PredictResponse = _CLASSES["PredictRequest"], _CLASSES["PredictResponse"]
+PredictionLog = _CLASSES["PredictionLog"]
 
 
 def predict_request(
@@ -92,6 +93,35 @@ def prediction_log(request: Message) -> Message:
     log = _CLASSES["PredictionLog"]()
     log.predict_log.request.CopyFrom(request)
     return log
+
+
+def images_of(request: Message) -> list[bytes]:
+    """The encoded images of a PredictRequest; raises ValueError where its one input is anything else."""
+    if [item.key for item in request.inputs] != ["image_bytes"]:
+        raise ValueError("the request must have the one input image_bytes")
+    tensor = request.inputs[0].value
+    images = list(tensor.string_val)
+    if tensor.dtype != DT_STRING or [dim.size for dim in tensor.tensor_shape.dim] not in ([], [len(images)]):
+        raise ValueError("image_bytes must be strings of shape (N,)")
+    return images
+
+
+def predict_response(outputs: Mapping[str, np.ndarray], model_name: str, version: int) -> Message:
+    """A PredictResponse with float32, uint8 and text tensors by name."""
+    response = PredictResponse()
+    response.model_spec.name, response.model_spec.version.value = model_name, version
+    response.model_spec.signature_name = "serving_default"
+    for name, values in outputs.items():
+        tensor = response.outputs.add(key=name).value
+        for size in values.shape:
+            tensor.tensor_shape.dim.add(size=size)
+        if values.dtype == object:
+            tensor.dtype = DT_STRING
+            tensor.string_val.extend(values.reshape(-1).tolist())
+        else:
+            tensor.dtype = {"float32": DT_FLOAT, "uint8": DT_UINT8}[values.dtype.name]
+            tensor.tensor_content = np.ascontiguousarray(values).tobytes()
+    return response
 
 
 def outputs_of(response: Message) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
+from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.results.labels import Labels
 
 QUANTIZE = ("none", "float16", "dynamic", "int8")
@@ -38,7 +39,10 @@ MOBILE_SETTINGS = {"dtype": "float32", "roi_align_implementation": "lookup"}
 
 
 class MobileFunction:
-    """The graph: `images` (1, H, W, 3) uint8 RGB -> detections with boxes in 0..1 of the input.
+    """The graph: an image -> detections with boxes in 0..1 of the input.
+
+    Inputs: `images` (1, H, W, 3) uint8 RGB, the image top left; `image_shape` (1, 2) int32, height and width of the
+    image in it. What lies beyond is padding: the network sees zeros there, and boxes end at the image.
 
     Args:
         model: built with MOBILE_SETTINGS.
@@ -48,11 +52,12 @@ class MobileFunction:
     def __init__(self, model: MaskRCNN, height: int, width: int):
         self.model, self.size = model, (height, width)
         model.static_shapes = True  # no shape may depend on the number of detections
-        spec = tf.TensorSpec((1, height, width, 3), tf.uint8, name="images")
-        self.serving_default = tf.function(self._detect, input_signature=[spec])
+        images = tf.TensorSpec((1, height, width, 3), tf.uint8, name="images")
+        image_shape = tf.TensorSpec((1, 2), tf.int32, name="image_shape")
+        self.serving_default = tf.function(self._detect, input_signature=[images, image_shape])
 
-    def _detect(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = self.model(images, training=False)
+    def _detect(self, images: tf.Tensor, image_shape: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = self.model({"images": images, "image_shapes": image_shape}, training=False)
         boxes = found["boxes"] / tf.constant([*self.size, *self.size], tf.float32)
         return {
             "num_detections": tf.cast(found["num_detections"], tf.float32),
@@ -105,7 +110,7 @@ def convert(
         except Exception as error:  # the converter has no exception of its own
             raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
     content = _with_builtin_lookups(content)
-    return content if quantize == "none" else _quantize(content, quantize, images, model.config.backbone)
+    return content if quantize == "none" else quantized(content, quantize, images, model.config.backbone)
 
 
 def _with_builtin_lookups(content: bytes) -> bytes:
@@ -146,16 +151,16 @@ _INT8_OPERATIONS = {
 }
 
 
-def _quantize(content: bytes, quantize: str, images: list[np.ndarray], backbone: str) -> bytes:
+def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), backbone: str = "") -> bytes:
     """Keep the weights of convolutions and fully connected layers in fewer bits; boxes, scores and RoIAlign stay float.
 
     The converter's own float16 and dynamic modes would round every table, the anchors too: by up to an eighth of a
     pixel and by more than a pixel at 320 pixels.
     """
     try:
-        from ai_edge_quantizer import calibrator, qtyping, quantizer
+        from litert_quantizer import calibrator, qtyping, quantizer
     except ImportError:
-        raise ExportError(f"quantize={quantize} needs the quantiser: pip install ai-edge-quantizer") from None
+        raise ExportError(f"quantize={quantize} needs the quantiser: pip install litert-quantizer") from None
     quantiser = quantizer.Quantizer(content)
     names = qtyping.TFLOperationName
     if quantize == "float16":
@@ -180,7 +185,8 @@ def _quantize(content: bytes, quantize: str, images: list[np.ndarray], backbone:
         if quantize == "int8":
             # The other mode keeps every tensor of the graph: gigabytes for a ResNet-50.
             mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
-            inputs = {"serving_default": [{"images": image} for image in images]}
+            whole = np.array([images[0].shape[1:3]], np.int32)
+            inputs = {"serving_default": [{"images": image, "image_shape": whole} for image in images]}
             ranges = quantiser.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
         return bytes(quantiser.quantize(ranges).quantized_model)
 
@@ -213,14 +219,21 @@ def operations(content: bytes) -> collections.Counter[str]:
     return collections.Counter(details["op_name"] for details in _interpreter(content)._get_ops_details())
 
 
+def open_output(path: str | os.PathLike) -> tuple[Outputs, str]:
+    """Where a .tflite file and the two beside it go, and its name; raises OutputError where a file is in the way."""
+    folder, name = split_file(path)
+    outputs = Outputs(folder, "export")
+    outputs.check([name, *(f"{Path(name).stem}.{file}" for file in ("labels.txt", "metadata.json"))])
+    return outputs, name
+
+
 def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
     """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
+        "image_shape": "(1, 2) int32, height and width of the image inside the padding",
         "outputs": {
             "num_detections": "(1,) float32",
             "detection_boxes": "(1, D, 4) float32, y0 x0 y1 x1 in 0..1 of the input",
@@ -228,12 +241,18 @@ def write(
             "detection_classes": "(1, D) float32, from 1; line of labels.txt",
             "detection_masks": "(1, D, M, M) float32, probabilities over each box",
         },
-        "padding": "scale the picture to fit, put it top left, fill the rest with pad_value",
+        "padding": "scale the image to fit, put it top left, fill the rest with pad_value",
         "pad_value": pad_value(config),
         "mask_paste": config.model.mask_paste,
         "quantize": quantize,
         **dataclasses.asdict(labels),
     }
+    write_with_metadata(content, Path(path), metadata, labels)
+
+
+def write_with_metadata(content: bytes, path: Path, metadata: dict[str, Any], labels: Labels) -> None:
+    """Write a .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
+    outputs, file_name = open_output(path)
     files = {
         "labels.txt": "\n".join(labels.class_names) + "\n",
         "metadata.json": json.dumps(metadata, indent=2) + "\n",
@@ -242,11 +261,9 @@ def write(
     with zipfile.ZipFile(packed, "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content + packed.getvalue())
-    os.replace(temporary, path)
-    for name, text in files.items():
-        path.with_name(f"{path.stem}.{name}").write_text(text)
+    outputs.write_bytes(file_name, content + packed.getvalue())
+    for file, text in files.items():
+        outputs.write_text(f"{Path(file_name).stem}.{file}", text)
 
 
 def pad_value(config: Config) -> list[int]:

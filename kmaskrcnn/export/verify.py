@@ -1,4 +1,4 @@
-"""An exported artifact beside the model that it came from, on real pictures."""
+"""An exported artifact beside the model that it came from, on real images."""
 
 from __future__ import annotations
 
@@ -57,13 +57,15 @@ BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome: lines of a table, and what is past its bound."""
+    """The outcome: lines of a table, what is past its bound, and whether the artifact can be used all the same."""
 
     lines: tuple[str, ...]
     problems: tuple[str, ...]
+    verdict: str
 
     def __str__(self) -> str:
-        return "\n".join((*self.lines, *(f"PAST ITS BOUND: {problem}" for problem in self.problems)))
+        problems = (f"PAST ITS BOUND: {problem}" for problem in self.problems)
+        return "\n".join((*self.lines, *problems, f"verdict                    {self.verdict}"))
 
 
 class Differences:
@@ -120,7 +122,7 @@ def verify(
     Args:
         pictures: files.
         reference: the model in this process.
-        artifact: what was exported, in its own runtime; an ImageError of it leaves the picture out.
+        artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
         bounds: what it may differ by.
         truth: a COCO instances dict and the image id of each picture, for AP.
     """
@@ -144,21 +146,42 @@ def verify(
             for list_, prediction in zip(results, (expected, found), strict=True):
                 list_ += prediction.to_coco(ids[-1])
     lines, problems = _judge(differences, bounds)
+    fails = bool(differences.expected) and len(differences.box) < bounds.matched * differences.expected
     if ids:
         for kind in ("box", "mask"):
             own, other = (score(truth[0], r, kind, _most(r), image_ids=ids).summary["AP"] for r in results)
-            lines.append(f"{kind} AP on {len(ids)} pictures     {own:.4f} in the model, {other:.4f} exported")
+            lines.append(f"{kind} AP on {len(ids)} images       {own:.4f} in the model, {other:.4f} exported")
             if own - other > bounds.ap:
                 problems.append(f"{kind} AP falls by {own - other:.4f}, more than {bounds.ap}")
+                fails = True
     if seconds[0]:
         own, other = (statistics.median(s) * 1000 for s in seconds)
         lines.append(
-            f"milliseconds a picture     {own:.0f} in the model, {other:.0f} exported (median, files included)"
+            f"milliseconds an image      {own:.0f} in the model, {other:.0f} exported (median, files included)"
         )
     lines += [f"refused: {line}" for line in refused]
     if not differences.images:
         problems.append("no picture could be compared")
-    return Report(tuple(lines), tuple(problems))
+    elif not differences.expected:
+        problems.append(f"the model finds nothing with a score of at least {MIN_SCORE} in these images")
+    return Report(tuple(lines), tuple(problems), _verdict(differences, problems, fails, bool(ids)))
+
+
+def _verdict(d: Differences, problems: list[str], fails: bool, with_truth: bool) -> str:
+    """Whether the artifact can be used, and otherwise what to do."""
+    if not d.images:
+        return "not known: give images that the exported model can read"
+    if not d.expected:
+        return "not known, nothing was compared: train on, or verify on images with objects that the model finds"
+    if not problems:
+        return "usable: it finds what the model finds"
+    if fails:
+        return (
+            "not usable: it does not find what the model finds; quantize less, or calibrate on more images like yours"
+        )
+    if with_truth:
+        return "usable: single detections differ by more than they should, but AP holds"
+    return "not known: verify on images with ground truth, and use it if AP holds"
 
 
 def _most(results: list[dict]) -> int:
@@ -171,12 +194,14 @@ def _most(results: list[dict]) -> int:
 
 def _judge(d: Differences, bounds: Bounds) -> tuple[list[str], list[str]]:
     matched = len(d.box)
-    share = matched / d.expected if d.expected else 1.0
     lines = [
         f"pictures compared          {d.images}",
         f"detections above {MIN_SCORE}       {d.expected} in the model, {d.found} exported",
-        f"found again                {matched} ({share:.1%}), at least {bounds.matched:.0%}",
     ]
+    if not d.expected:
+        return lines, []
+    share = matched / d.expected
+    lines.append(f"found again                {matched} ({share:.1%}), at least {bounds.matched:.0%}")
     problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are found again"]
     for name, values, bound in (
         ("box (share of side)", d.box, bounds.box),

@@ -2,49 +2,119 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
-from collections.abc import Sequence
+import unicodedata
+import urllib.parse
+from collections.abc import Iterator, Sequence
 
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.inference.video import VIDEO_SUFFIXES
+from kmaskrcnn.outputs import images_written, output_names
 
 # Files of a folder with other endings are passed over.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 
 
-def find_pictures(inputs: Sequence[str]) -> list[tuple[str, str]]:
-    """Pictures and videos that files, folders (with those below) and globs name, and a name for the output of each.
+def find_pictures(
+    inputs: str | Sequence[str], output: str = "", left_out: list[str] | None = None
+) -> list[tuple[str, str]]:
+    """Images and videos that files, folders (with those below) and globs name, and a name for the output of each.
+
+    In folders and globs the files that earlier predictions and evaluations wrote are left out, as is the output folder
+    where it lies below the folder that is searched. A name is also found where it is written as a URL (`%20`), with
+    backslashes, or in another form of Unicode than on the disk.
+
+    Args:
+        inputs: one or several.
+        output: folder that the outputs go into; empty: none.
+        left_out: extended by the files left out, if given.
 
     Returns:
-        (path, name) in order, each picture once; names have no suffix, differ, and keep the folders below an input.
+        (path, name) in order, each file once; names as of `kmaskrcnn.outputs.output_names`.
 
     Raises:
-        ConfigError: one of the inputs names no picture.
+        ConfigError: one of the inputs names no image.
     """
+    inputs = [inputs] if isinstance(inputs, str) else list(inputs)
     if not inputs:
-        raise ConfigError("--input is missing: pictures as files, folders or globs")
-    found: dict[str, str] = {}
-    taken: set[str] = set()
+        raise ConfigError("--input is missing: images as files, folders or globs")
+    roots: dict[str, str] = {}  # of each file, by its path
+    seen: set[str] = set()
+    skipped: list[str] = []
     for item in inputs:
-        if os.path.isdir(item):
-            paths = sorted(glob.glob(os.path.join(glob.escape(item), "**", "*"), recursive=True))
-            paths = [p for p in paths if p.lower().endswith(PICTURE_SUFFIXES + VIDEO_SUFFIXES)]
-            root = item
+        paths, root, named = _search(item)
+        out = set() if named else _outputs_among(paths, root, output)
+        skipped += [path for path in paths if path in out]
+        if not out.issuperset(paths):
+            paths = [path for path in paths if path not in out]
         else:
-            paths = [item] if os.path.isfile(item) else sorted(glob.glob(item, recursive=True))
-            paths = [p for p in paths if os.path.isfile(p)]
-            root = ""
-        if not paths:
-            raise ConfigError(f"--input={item}: no picture there")
+            there = f" but outputs of earlier runs ({len(out)} files)" if out else ""
+            raise ConfigError(f"--input={item}: no image there{there}")
         for path in paths:
-            if path in found:
-                continue
-            whole = os.path.relpath(path, root) if root else os.path.basename(path)
-            stem, suffix = os.path.splitext(whole)
-            name = stem if stem not in taken else f"{stem}_{suffix[1:]}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            found[path] = name
-    return list(found.items())
+            if os.path.abspath(path) not in seen:
+                seen.add(os.path.abspath(path))
+                roots[path] = root
+    if left_out is not None:
+        left_out += [path for path in dict.fromkeys(skipped) if path not in roots]
+    return list(zip(roots, output_names(list(roots), list(roots.values())), strict=True))
+
+
+def _search(item: str) -> tuple[list[str], str, bool]:
+    """The files that an input names, in order, the folder that was searched, and whether it is one file's name."""
+    for spelling in _spellings(item):
+        if os.path.isfile(spelling):
+            return [spelling], os.path.dirname(spelling), True
+        if os.path.isdir(spelling):
+            return sorted(_images_below(spelling)), spelling, False
+        # Only what is not there as it is written is a pattern.
+        root, pattern = spelling, ""
+        while root and not os.path.isdir(root):
+            root, name = os.path.split(root.rstrip("/"))
+            pattern = os.path.join(name, pattern) if pattern else name
+        found = glob.glob(pattern, root_dir=root or None, recursive=True) if glob.has_magic(pattern) else []
+        paths = sorted(path for path in (os.path.join(root, name) for name in found) if os.path.isfile(path))
+        if paths:
+            return paths, root, False
+    return [], "", False
+
+
+def _spellings(item: str) -> Iterator[str]:
+    """An input as it is written, and what else it may mean."""
+    item = os.path.expanduser(item)
+    yield item
+    if item.startswith("file://"):
+        yield urllib.parse.unquote(urllib.parse.urlsplit(item).path)
+    for other in (item, item.replace("\\", "/"), urllib.parse.unquote(item)):
+        yield from (unicodedata.normalize(form, other) for form in ("NFC", "NFD"))
+
+
+def _images_below(folder: str) -> Iterator[str]:
+    """The images and videos in a folder and those below it; what is hidden is passed over."""
+    visited = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(path))
+        folders[:] = [n for n in folders if n[0] != "." and os.path.realpath(os.path.join(path, n)) not in visited]
+        for name in names:
+            if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES + VIDEO_SUFFIXES):
+                yield os.path.join(path, name)
+
+
+def _outputs_among(paths: list[str], root: str, output: str) -> set[str]:
+    """Those of the files that earlier runs wrote, or that lie in the output folder where it is below the root."""
+    real = functools.cache(os.path.realpath)
+    top, own = real(root or "."), real(os.path.expanduser(output)) if output else ""
+    below = own + os.sep if own.startswith(os.path.join(top, "")) and own != top else ""
+    lists = {own} - {""}
+    for folder in {real(os.path.dirname(path) or ".") for path in paths}:
+        while folder not in lists:
+            lists.add(folder)
+            folder = os.path.dirname(folder) if folder.startswith(top) and folder != top else folder
+    written = {os.path.join(folder, name) for folder in lists for name in images_written(folder)}
+    out = set()
+    for path in paths:
+        place = os.path.join(real(os.path.dirname(path) or "."), os.path.basename(path))
+        if place in written or (below and place.startswith(below)):
+            out.add(path)
+    return out

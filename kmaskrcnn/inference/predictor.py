@@ -83,12 +83,13 @@ class Predictor:
         return self.predict_batch(batch)[0]
 
     def predict_many(
-        self, inputs: Iterable[str | os.PathLike | np.ndarray]
+        self, inputs: str | os.PathLike | np.ndarray | Iterable[str | os.PathLike | np.ndarray]
     ) -> Iterator[tuple[str, Prediction | OSError]]:
         """Find the objects of pictures one after the other.
 
         Args:
-            inputs: files, folders (with those below), globs, videos (each of their frames), arrays as of `predict`.
+            inputs: files, folders (with those below), globs, videos (each of their frames), arrays as of `predict`; one
+                or several.
 
         Yields:
             For each picture its path (of a frame path#number, of an array its number), and its prediction, or what kept
@@ -97,6 +98,8 @@ class Predictor:
         Raises:
             ConfigError: an input names no picture, or a video needs a package.
         """
+        if isinstance(inputs, (str, os.PathLike)) or (isinstance(inputs, np.ndarray) and inputs.ndim < 4):
+            inputs = [inputs]
         for number, item in enumerate(inputs):
             if isinstance(item, np.ndarray):
                 yield str(number), self.predict(item)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -73,13 +72,6 @@ def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int
     return ops.reshape(taps, shape), ops.reshape(weights, shape)  # (K, P * s, 2) -> (K, P, 2 * s)
 
 
-def _merge_equal(taps: Tensor, weights: Tensor) -> Tensor:
-    """Weights (K, P, n) such that of equal taps (K, P, n) the first has the sum and the others have 0."""
-    equal = ops.cast(taps[..., :, None] == taps[..., None, :], weights.dtype)  # (K, P, n, n)
-    earlier = ops.sum(equal * np.tril(np.ones(equal.shape[-2:], np.float32), -1), axis=-1)
-    return ops.where(earlier > 0.0, 0.0, ops.sum(equal * weights[..., None, :], axis=-1))
-
-
 def _taps(
     boxes: Tensor,
     first_row: Tensor,
@@ -88,19 +80,15 @@ def _taps(
     size: int,
     ratio: int,
     aligned: bool,
-    merge: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Row of the flattened map and weight of every value that a bin reads, both (K, P, P, 4 * s * s).
 
-    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each () or (K,). With merge,
-    a row that a bin reads more than once has all its weight where it comes first, and 0 after that.
+    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each () or (K,).
     """
     start, bins = _bins(boxes, scale, size, aligned)
     height, width = map_shape
     y, y_weight = _axis_taps(start[:, 0], bins[:, 0], height, size, ratio)
     x, x_weight = _axis_taps(start[:, 1], bins[:, 1], width, size, ratio)
-    if merge:
-        y_weight, x_weight = _merge_equal(y, y_weight), _merge_equal(x, x_weight)
     y = first_row[:, None, None] + y * ops.cast(width, "int32")[..., None, None]
     rows = y[:, :, None, :, None] + x[:, None, :, None, :]  # (K, P, P, 2s, 2s)
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
@@ -189,10 +177,10 @@ def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
     return ops.fori_loop(0, _whole(ops.shape(y_weights)[-1]) * columns, add, empty)
 
 
-def _table_and_taps(inputs: RoIAlignInputs, merge: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def _table_and_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
     """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as of `_taps`."""
     table, first_row, scale, shape = _table(inputs)
-    options = (inputs.output_size, inputs.sampling_ratio, inputs.aligned, merge)
+    options = (inputs.output_size, inputs.sampling_ratio, inputs.aligned)
     return table, *_taps(ops.stop_gradient(inputs.boxes), first_row, shape, scale, *options)
 
 
@@ -220,26 +208,29 @@ def roi_align_lookup(inputs: RoIAlignInputs) -> Tensor:
     """RoIAlign for TFLite, in float32, with a known number of RoIs and a sampling ratio above 0; as `roi_align_gather`.
 
     The sum of weighted rows is a function with the inputs of TFLite's EMBEDDING_LOOKUP_SPARSE, which the exporter puts
-    in its place: that reads each value once and writes each result once, where gathering moves 16 copies of the output
-    through memory. Its time goes by the values it reads, so those that a bin would read twice are read once, and those
-    of weight 0 not at all: half of them or so (docs/guide/export.md has the times).
+    in its place: that reads each value and writes each result once, where gathering moves 16 copies of the output
+    through memory. Values of weight 0 are read too: to leave them out would give tensors a size that depends on the
+    image (docs/guide/export.md has the times).
     """
     import tensorflow as tf
 
-    table, rows, weights = _table_and_taps(inputs, merge=True)
+    table, rows, weights = _table_and_taps(inputs)
     taps, output_size = weights.shape[-1], inputs.output_size
     bins = inputs.boxes.shape[0] * output_size * output_size
-    # (K, P, P, 4ss) -> (K * P * P, 4ss)
-    rows, weights = ops.reshape(rows, (bins, taps)), ops.reshape(weights, (bins, taps))
-    used = tf.cast(tf.where(weights != 0.0), tf.int32)  # (values read, 2): bin and tap
+    count = bins * taps  # values read
+    # The bin that each value goes to, twice, for the second column is not read. They are made from the rows, for as a
+    # constant they would be as large in the file as the weights of a small model.
+    bin_numbers = ops.reshape(rows, (bins, taps))[:, 0] * 0 + tf.range(bins)
+    places = tf.reshape(tf.tile(tf.stack([bin_numbers, bin_numbers], axis=1), (1, taps)), (count, 2))
+    ids, weights = ops.reshape(rows, (count,)), ops.reshape(weights, (count,))  # (K, P, P, 4ss) -> (K * P * P * 4ss,)
 
     @tf.function(experimental_implements=f'name: "{LOOKUP_SUM}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}')
     def lookup_sum(ids: Tensor, indices: Tensor, shape: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-        places = tf.cast(tf.stack([indices[:, 0], ids], axis=1), tf.int64)
-        matrix = tf.SparseTensor(places, weights, (bins, table.shape[0]))
+        cells = tf.cast(tf.stack([indices[:, 0], ids], axis=1), tf.int64)
+        matrix = tf.SparseTensor(cells, weights, (bins, table.shape[0]))
         return tf.sparse.sparse_dense_matmul(matrix, table)
 
-    pooled = lookup_sum(tf.gather_nd(rows, used), used, tf.constant([bins, taps]), tf.gather_nd(weights, used), table)
+    pooled = lookup_sum(ids, places, tf.constant([bins, taps]), weights, table)
     return tf.reshape(pooled, (-1, output_size, output_size, table.shape[-1]))  # (K * P * P, C) -> (K, P, P, C)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmaskrcnn.config import Config
+from kmaskrcnn.outputs import Outputs
 
 if TYPE_CHECKING:
     from kmaskrcnn.cluster import Cluster
@@ -65,10 +66,12 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
     model_dir = Path(config.train.model_dir)
     if config.data.on_bad_record == "skip":
         raw.problems.clear()  # counted when the parts are read
-    tree = tree_of(raw, str(model_dir / _SPLIT))
+    outputs = Outputs(model_dir / _SPLIT, "train", [config.data.train_annotations])
+    outputs.check(["train.json", "val.json"])
+    tree = tree_of(raw, outputs.folder)
     print(f"no validation set is given: {kept} of {count} images, drawn by --seed, are kept for it")
     for name, part in zip(("train", "val"), split_coco(tree, kept, config.train.seed), strict=True):
-        write_tree(_split_path(model_dir, name), part)
+        write_tree(outputs, f"{name}.json", part)
     return config.replace(
         train_annotations=_split_path(model_dir, "train"),
         train_images=raw.images_dir,

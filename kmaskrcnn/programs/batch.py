@@ -42,13 +42,12 @@ def program(name: str, arguments: list[str]) -> int:
 
 def main(name: str, arguments: list[str]) -> int:
     """Run the pipeline; returns 1 where not one image could be predicted."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options, rest = _arguments(name, arguments)
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise ConfigError("Apache Beam is not installed: pip install -r requirements-beam.txt") from None
+        raise ConfigError("Apache Beam is not installed: pip install 'kmaskrcnn[beam]'") from None
     from kmaskrcnn.beam import pipeline as stages
     from kmaskrcnn.beam.model import DetectorHandler
 
@@ -103,7 +102,7 @@ def _check(options: argparse.Namespace) -> list[int]:
     for pattern in [p for p in options.input if stages.is_pattern(p)] + options.input_csv + options.input_tfrecord:
         if not found(pattern):
             raise ConfigError(f"{pattern}: nothing there")
-    if found(f"{options.output.rstrip('/')}/{stages.DETECTIONS}-*"):
+    if any(found(f"{options.output.rstrip('/')}/{name}-*") for name in (stages.DETECTIONS, stages.FAILURES)):
         raise ConfigError(f"--output={options.output} holds the results of another run: choose another folder")
     try:
         return [stages.csv_column(path, options.csv_column) for path in options.input_csv]

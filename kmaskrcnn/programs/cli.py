@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 
 import kmaskrcnn
+from kmaskrcnn.console import steady_output
+from kmaskrcnn.programs.quiet import quiet_tensorflow
 
 # Command -> (module, function in it that takes the command's name and its arguments, what it does)
 COMMANDS = {
@@ -21,6 +23,7 @@ COMMANDS = {
     "merge": ("data_tools", "merge", "merge data sets"),
     "convert": ("data_tools", "convert", "convert a data set to TFRecord"),
     "weights": ("convert_weights", "program", "convert a torchvision, Detectron2 or matterport checkpoint"),
+    "serve": ("serve", "program", "serve an exported model over REST, with a page to try it"),
     "batch": ("batch", "program", "predict many images with Apache Beam"),
 }
 
@@ -33,6 +36,8 @@ def run_command(command: str, arguments: Sequence[str], name: str = "") -> None:
         arguments: what follows it on the command line.
         name: how the user called it, for help and messages; default: "kmaskrcnn COMMAND".
     """
+    quiet_tensorflow()
+    steady_output()
     module, function, _ = COMMANDS[command]
     program = getattr(importlib.import_module(f"kmaskrcnn.programs.{module}"), function)
     sys.exit(program(name or f"kmaskrcnn {command}", list(arguments)))

@@ -1,4 +1,10 @@
-"""Convert a Mask R-CNN of another program: `kmaskrcnn weights SOURCE --output=DIR`."""
+"""Weights of other programs, and models that people share.
+
+kmaskrcnn weights SOURCE --output=DIR                convert a Mask R-CNN of another program, or a preset
+kmaskrcnn weights pull hf://OWNER/NAME [--output=DIR]
+kmaskrcnn weights push DIR hf://OWNER/NAME           share a model folder on the Hugging Face Hub
+kmaskrcnn weights export DIR --to=torchvision|detectron2 --output=FILE.pth
+"""
 
 from __future__ import annotations
 
@@ -12,32 +18,77 @@ from kmaskrcnn.programs import flags
 FORMAT = absl_flags.DEFINE_enum(
     "format", "auto", ["auto", "torchvision", "detectron2", "matterport"], "The program that wrote SOURCE."
 )
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for config.json, labels.json and best.weights.h5.")
+OUTPUT = absl_flags.DEFINE_string(
+    "output", "", "Folder for config.json, labels.json and best.weights.h5; export: the .pth file."
+)
 NORM_EPSILON = absl_flags.DEFINE_float(
     "norm_epsilon", None, "torchvision: epsilon of its frozen normalisations; 0 if fine-tuned from COCO_V1."
 )
+PRIVATE = absl_flags.DEFINE_boolean("private", False, "push: make a new repository visible to its owner alone.")
+SOURCE_CONFIG = absl_flags.DEFINE_string(
+    "source_config", "", "detectron2: the config.yaml that training wrote beside the checkpoint."
+)
+FRESH_MASKS = absl_flags.DEFINE_boolean("fresh_masks", False, "Load a Faster R-CNN, with a new mask head to train.")
+TO = absl_flags.DEFINE_enum("to", None, ["torchvision", "detectron2"], "export: the program that is to load it.")
 RGB = absl_flags.DEFINE_boolean("rgb", None, "detectron2: trained on RGB pixels instead of BGR.")
 
-
-ABOUT = "Convert a checkpoint of torchvision, Detectron2 or matterport to a model folder."
+ABOUT = """Convert a checkpoint of torchvision, Detectron2 or matterport, or a preset, to a model folder.
+`export DIR --to=torchvision|detectron2 --output=FILE.pth` is the way back.
+`pull hf://OWNER/NAME` and `push DIR hf://OWNER/NAME` share model folders on the Hugging Face Hub."""
 TOPICS = {
-    "Checkpoint": ["format", "norm_epsilon", "rgb", "class_names"],
-    "Output": ["output"],
+    "Checkpoint": ["format", "source_config", "norm_epsilon", "rgb", "fresh_masks", "class_names"],
+    "Output": ["output", "to", "private"],
+    "Network": ["offline", "mirror"],
 }
 
 
 def main(sources: list[str]) -> int:
-    """Convert one file; the settings of the model are told from it, and any may be given as a flag."""
+    """Run one command; the settings of a converted model are told from its file, and any may be given as a flag."""
     from kmaskrcnn.weights.transfer import MisfitError
 
     try:
-        return _convert(sources)
+        return _run(sources)
     except MisfitError as error:
         print(f"error: {error}", file=sys.stderr)
         for title in ("missing", "left_over", "misshapen"):
             for line in getattr(error, title):
                 print(f"  {title.replace('_', ' ')}: {line}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: list[str]) -> int:
+    from kmaskrcnn.weight_files import hub
+
+    command = arguments[0] if arguments else ""
+    if command == "push":
+        folder, address = _operands(arguments, "FOLDER hf://OWNER/NAME", 2)
+        print(f"{folder} is at {hub.push(folder, address, PRIVATE.value)}")
+    elif command == "pull":
+        (address,) = _operands(arguments, "hf://OWNER/NAME", 1)
+        print(f"{address} is in {hub.pull(address, OUTPUT.value or None)}")
+    elif command == "export":
+        (folder,) = _operands(arguments, "FOLDER --to=torchvision|detectron2 --output=FILE.pth", 1)
+        _export(folder)
+    else:
+        return _convert(arguments)
+    return 0
+
+
+def _export(folder: str) -> None:
+    from kmaskrcnn.model_folder import load_model
+    from kmaskrcnn.weights.export import write_state_dict
+
+    if not OUTPUT.value or not TO.value:
+        raise ConfigError("--to or --output is missing: torchvision or detectron2, and the .pth file to write")
+    for line in write_state_dict(load_model(folder)[0], OUTPUT.value, TO.value, bool(RGB.value)):
+        print(f"note: {line}")
+    print(f"{OUTPUT.value}: a state dict of {TO.value}")
+
+
+def _operands(arguments: list[str], form: str, count: int) -> list[str]:
+    if len(arguments) != count + 1:
+        raise ConfigError(f"write: {arguments[0]} {form}")
+    return arguments[1:]
 
 
 def _convert(sources: list[str]) -> int:
@@ -53,11 +104,15 @@ def _convert(sources: list[str]) -> int:
     options = {name: value for name, value in options.items() if value is not None}
     settings = flags.given_settings()
     class_names = parse_class_names(settings.pop("class_names", ()))
-    imported = import_file(sources[0], FORMAT.value, class_names, options, **settings)
+    imported = import_file(
+        sources[0], FORMAT.value, class_names, options, SOURCE_CONFIG.value, FRESH_MASKS.value, **settings
+    )
     folder = write_folder(imported, OUTPUT.value)
     config, report = imported.config.model, imported.report
     print(report)
     print(f"{config.backbone}, {config.num_classes} classes: {', '.join(imported.labels.class_names[:3])}, ...")
+    for line in imported.assumptions:
+        print(f"assumed: {line}" if "usual for" in line else f"set: {line}")
     for line in imported.differences:
         print(f"differs: {line}")
     print(f"{folder}: open it with kmaskrcnn.Predictor.from_directory, or give it to evaluate.py and predict.py")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.programs import flags
 
 FLAGS = absl_flags.FLAGS
@@ -28,9 +29,11 @@ def _split() -> None:
     if FLAGS.to == "yolo":
         _split_as_yolo()
         return
-    tree = tree_of(_read_set(), FLAGS.output)
-    for name, part in zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
-        write_tree(os.path.join(FLAGS.output, f"{name}.json"), part)
+    names = ("train.json", "val.json")
+    outputs = _outputs("split", FLAGS.output, names)
+    tree = tree_of(_read_set(), outputs.folder)
+    for name, part in zip(names, split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
+        write_tree(outputs, name, part)
 
 
 def _split_as_yolo() -> None:
@@ -58,8 +61,10 @@ def sample(name: str, arguments: list[str]) -> int:
 def _sample() -> None:
     from kmaskrcnn.data.sets.subsets import sample_coco, tree_of, write_tree
 
-    tree = tree_of(_read_set(), os.path.dirname(FLAGS.output))
-    write_tree(FLAGS.output, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
+    folder, name = split_file(FLAGS.output)
+    outputs = _outputs("sample", folder, [name])
+    tree = tree_of(_read_set(), outputs.folder)
+    write_tree(outputs, name, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
 
 
 def merge(name: str, arguments: list[str]) -> int:
@@ -78,9 +83,11 @@ def _merge() -> None:
     others, folders = FLAGS["with"].value, FLAGS.with_images or [""] * len(FLAGS["with"].value)
     if len(folders) != len(others):
         raise ConfigError(f"--with_images is given {len(folders)} times, --with {len(others)} times")
+    folder, name = split_file(FLAGS.output)
+    outputs = _outputs("merge", folder, [name], others)
     raws = [_read_set(), *(_read_set(*pair) for pair in zip(others, folders, strict=True))]
     datasets = [dataset_of(raw, FLAGS.on_bad_record) for raw in raws]
-    write_tree(FLAGS.output, merge_coco(datasets, os.path.dirname(FLAGS.output) or "."))
+    write_tree(outputs, name, merge_coco(datasets, outputs.folder))
 
 
 def convert(name: str, arguments: list[str]) -> int:
@@ -105,7 +112,7 @@ def _convert() -> None:
     if FLAGS.to == "yolo":
         print(f"train with --train_annotations={write_yolo({'train': dataset}, FLAGS.output)}")
         return
-    paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads)
+    paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads, [FLAGS.annotations])
     megabytes = sum(map(files.size, paths)) / 1e6
     print(f"{len(paths)} shards, {megabytes:.0f} MB together; train with --train_annotations={FLAGS.output}")
 
@@ -123,6 +130,15 @@ def _define_set_flags() -> None:
     define.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "Stop at bad records or leave them out.")
     define.DEFINE_string("output", None, "Folder or file to write.", required=True)
     define.DEFINE_integer("seed", 0, "The same seed gives the same draw.")
+
+
+def _outputs(program: str, folder: str, names: Sequence[str], read: Sequence[str] = ()) -> Outputs:
+    """Where a program writes, with these files seen to be free before the work."""
+    from kmaskrcnn.data.files import open_outputs
+
+    outputs = open_outputs(folder, program, [FLAGS.annotations, *read])
+    outputs.check(names)
+    return outputs
 
 
 def _read_set(path: str | None = None, images_dir: str | None = None):

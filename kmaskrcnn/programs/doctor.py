@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from kmaskrcnn.data import files
 from kmaskrcnn.programs import flags
 
 if TYPE_CHECKING:
@@ -37,9 +36,17 @@ def main() -> int:
     from kmaskrcnn.data import open_raw
     from kmaskrcnn.data.doctor.examine import examine_pair
     from kmaskrcnn.data.doctor.repair import write_repaired
-    from kmaskrcnn.data.doctor.report import report_page, write_report
+    from kmaskrcnn.data.doctor.report import report_page
+    from kmaskrcnn.data.files import open_outputs
     from kmaskrcnn.data.sets.defects import ERROR
+    from kmaskrcnn.outputs import split_file
 
+    written = {}  # a file in the way is told before the work
+    for flag in (REPORT, FLAGFILE):
+        if flag.value:
+            folder, name = split_file(flag.value)
+            written[flag.name] = open_outputs(folder, "doctor"), name
+            written[flag.name][0].check([name])
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])
     for name, examined in sets:
@@ -60,11 +67,12 @@ def main() -> int:
     config, text = _recipe(config.replace(**place), given, on_repaired=bool(REPAIR.value))
     print("suggested flagfile:\n" + "".join(f"  {line}\n" for line in text.splitlines()), end="")
     if FLAGFILE.value:
-        files.write_text(FLAGFILE.value, text)
-        print(f"flagfile: {FLAGFILE.value}")
+        outputs, name = written[FLAGFILE.name]
+        print(f"flagfile: {outputs.write_text(name, text)}")
     if REPORT.value:
-        write_report(REPORT.value, report_page(train, val, config, text.splitlines(), config.train.seed))
-        print(f"report: {REPORT.value}")
+        page = report_page(train, val, config, text.splitlines(), config.train.seed)
+        outputs, name = written[REPORT.name]
+        print(f"report: {outputs.write_text(name, page)}")
     return 1 if any(examined.findings.number(ERROR) for _, examined in sets) else 0
 
 

@@ -38,6 +38,7 @@ def main() -> int:
     from kmaskrcnn.cluster import open_cluster
     from kmaskrcnn.data import open_dataset
     from kmaskrcnn.evaluation import evaluate
+    from kmaskrcnn.evaluation.evaluator import evaluation_outputs
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.programs.launcher import follow_launcher, launch
 
@@ -53,17 +54,22 @@ def main() -> int:
         if dataset is None:
             raise ConfigError("--val_annotations is missing: the COCO JSON to score on")
         dataset.summary()
+        read = [predictor.config.data.val_annotations, *dataset.paths]
+        pictured = dataset.file_names[: predictor.config.evaluation.eval_pictures]
+        for folder, extra in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
+            if folder and cluster.is_chief:
+                evaluation_outputs(folder, pictured, read, extra)  # a file in the way is told before the work
         result = evaluate(predictor, dataset, predictor.config, cluster)
         print(result.table())
         if OUTPUT.value and cluster.is_chief:
-            result.write(OUTPUT.value)
+            result.write(OUTPUT.value, read)
             print(f"written to {OUTPUT.value}")
         if REPORT.value and cluster.is_chief:
             from kmaskrcnn.evaluation.report import write_report
 
             limit = predictor.config.evaluation.eval_max_detections
             page = write_report(
-                REPORT.value, result, dataset, predictor.labels, settings["model_dir"], limit, COMPARE.value
+                REPORT.value, result, dataset, predictor.labels, settings["model_dir"], limit, COMPARE.value, read
             )
             print(f"report: {page}")
     return 0

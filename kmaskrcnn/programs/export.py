@@ -1,4 +1,4 @@
-"""Export a trained model: `kmaskrcnn export --model_dir=DIR --output=DIR --format=saved_model|tflite`."""
+"""Export a trained model: `kmaskrcnn export --model_dir=DIR --output=DIR --format=saved_model|tflite|tflite_gpu`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags
 
 FORMAT = absl_flags.DEFINE_enum(
-    "format", "saved_model", ["saved_model", "tflite"], "saved_model for TensorFlow Serving, tflite for devices."
+    "format",
+    "saved_model",
+    ["saved_model", "tflite", "tflite_gpu"],
+    "saved_model for TensorFlow Serving, tflite for the CPU of devices, tflite_gpu for their GPU.",
 )
 OUTPUT = absl_flags.DEFINE_string(
     "output", "", "saved_model: the folder that gets a numbered version; tflite: the file to write."
@@ -33,6 +36,12 @@ FULL_SIZE_MASKS = absl_flags.DEFINE_bool(
 )
 MAX_PIXELS = absl_flags.DEFINE_integer("max_pixels", 40_000_000, "saved_model: larger pictures are refused undecoded.")
 MAX_IMAGES = absl_flags.DEFINE_integer("max_images", 16, "saved_model: requests with more pictures are refused.")
+MAX_REQUEST_BYTES = absl_flags.DEFINE_integer(
+    "max_request_bytes", 64 << 20, "saved_model: requests whose encoded pictures have more bytes together are refused."
+)
+COMPACT_MASKS = absl_flags.DEFINE_bool(
+    "compact_masks", False, "saved_model: give the masks as a PNG, below 100 kB for 100 objects in place of 300 kB."
+)
 VERIFY = absl_flags.DEFINE_bool("verify", True, "Run what was exported on pictures and compare it with the model.")
 VERIFY_IMAGES = absl_flags.DEFINE_list(
     "verify_images", [], "Pictures to verify on (files, folders, globs); default: those of the evaluation set, with AP."
@@ -42,7 +51,7 @@ ABOUT = "Export a trained model to SavedModel or .tflite, and verify the file in
 TOPICS = {
     "Model": ["model_dir", "which"],
     "Output": ["format", "output"],
-    "SavedModel": ["full_size_masks", "max_pixels", "max_images"],
+    "SavedModel": ["full_size_masks", "compact_masks", "max_pixels", "max_images", "max_request_bytes"],
     "TFLite": ["input_height", "input_width", "quantize", "calibration_images"],
     "Verification": ["verify", "verify_images", "verify_count", "val_annotations", "val_images"],
 }
@@ -59,22 +68,29 @@ def main() -> int:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
     if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
         raise ConfigError("--quantize is for --format=tflite")
-    for bound in (MAX_PIXELS, MAX_IMAGES):
+    if FORMAT.value == "tflite_gpu" and QUANTIZE.value not in ("none", "float16"):
+        raise ConfigError(f"--quantize={QUANTIZE.value}: --format=tflite_gpu takes none or float16")
+    for bound in (MAX_PIXELS, MAX_IMAGES, MAX_REQUEST_BYTES):
         if bound.value < 1:
             raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
     if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
         raise ConfigError("--quantize=int8 needs --calibration_images: pictures like those to come")
-    from kmaskrcnn.export.tflite import MOBILE_SETTINGS
+    from kmaskrcnn.export.tflite import MOBILE_SETTINGS, open_output
     from kmaskrcnn.model_folder import load_model
 
     # A server's processor need not know bfloat16.
     fixed = {"dtype": "float32"} if FORMAT.value == "saved_model" else MOBILE_SETTINGS
-    if FORMAT.value == "tflite":
+    if FORMAT.value != "saved_model":
         clash = sorted(name for name in MOBILE_SETTINGS if name in settings)
         if clash:
-            raise ConfigError(f"--{clash[0]} is fixed for --format=tflite")
+            raise ConfigError(f"--{clash[0]} is fixed for --format={FORMAT.value}")
+    if FORMAT.value != "saved_model":
+        open_output(OUTPUT.value)  # a file in the way is told before the work
     model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
-    export = _export_saved_model if FORMAT.value == "saved_model" else _export_tflite
+    if config.evaluation.tile_size or config.evaluation.augmented:
+        print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)
+    exports = {"saved_model": _export_saved_model, "tflite": _export_tflite, "tflite_gpu": _export_tflite_gpu}
+    export = exports[FORMAT.value]
     with contextlib.ExitStack() as stack:
         pictures, truth = _verification_pictures(config, stack) if VERIFY.value else ([], None)
         start = time.monotonic()
@@ -118,9 +134,11 @@ def _export_saved_model(model, config, labels, pictures):
 
     warmup = [Path(path).read_bytes() for path in pictures[:2]]
     bounds = {"max_pixels": MAX_PIXELS.value, "max_images": MAX_IMAGES.value}
-    path = export_saved_model(
-        model, config, labels, OUTPUT.value, warmup, full_size_masks=FULL_SIZE_MASKS.value, **bounds
-    )
+    bounds |= {"max_request_bytes": MAX_REQUEST_BYTES.value}
+    masks = {"full_size_masks": FULL_SIZE_MASKS.value, "compact_masks": COMPACT_MASKS.value}
+    path = export_saved_model(model, config, labels, OUTPUT.value, warmup, **masks, **bounds)
+    # An exported model looks at an image once and whole.
+    config = config.replace(tile_size=0, tta_flip=False, tta_scales=())
     return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 
@@ -140,7 +158,7 @@ def _export_tflite(model, config, labels, pictures):
         content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
     except tflite.ExportError as error:
         raise ConfigError(str(error)) from error
-    path = Path(OUTPUT.value)
+    path = Path(OUTPUT.value).expanduser()
     tflite.write(content, path, config, labels, height, width, QUANTIZE.value)
     function = tflite.MobileFunction(model, height, width).serving_default
     client = LiteRTClient(path)
@@ -148,8 +166,39 @@ def _export_tflite(model, config, labels, pictures):
     def reference(picture):
         pixels = load_image(picture)
         canvas, scaled = client.letterbox(pixels)
-        outputs = {name: np.asarray(value) for name, value in function(canvas[None]).items()}
+        shape = np.array([scaled], np.int32)
+        outputs = {name: np.asarray(value) for name, value in function(canvas[None], shape).items()}
         return client.interpret(outputs, pixels.shape[:2], scaled)
+
+    return path, reference, lambda: lambda picture: client.predict(load_image(picture))
+
+
+def _export_tflite_gpu(model, config, labels, pictures):
+    import tensorflow as tf
+
+    from kmaskrcnn.data import load_image
+    from kmaskrcnn.export import gpu_graphs, tflite
+    from kmaskrcnn.export.gpu_client import LiteRTGpuClient
+
+    height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value
+    try:
+        content, checked_by = gpu_graphs.convert(model, height, width, QUANTIZE.value)
+    except tflite.ExportError as error:
+        raise ConfigError(str(error)) from error
+    found = "fully accelerated" if checked_by == "accelerator" else "no GPU here: by their operations for a GPU"
+    print(f"graphs {', '.join(gpu_graphs.GRAPHS)}: {found}", flush=True)
+    path = Path(OUTPUT.value)
+    gpu_graphs.write(content, path, model, config, labels, height, width, QUANTIZE.value)
+    client = LiteRTGpuClient(path, "gpu" if checked_by == "accelerator" else "cpu")
+    detect = tf.function(model, autograph=False)
+
+    def reference(picture):
+        pixels = load_image(picture)
+        images, scaled = client.letterbox(pixels)
+        batch = {"images": tf.constant(images), "image_shapes": tf.constant([scaled], tf.int32)}
+        found = {name: value.numpy()[0] for name, value in detect(batch).items()}
+        count = int(found.pop("num_detections"))
+        return client.interpret({name: value[:count] for name, value in found.items()}, pixels.shape[:2], scaled)
 
     return path, reference, lambda: lambda picture: client.predict(load_image(picture))
 

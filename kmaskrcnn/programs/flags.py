@@ -13,11 +13,12 @@ from absl import flags, logging
 
 from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.console import steady_output
 from kmaskrcnn.programs.flagfiles import expand_flagfiles
 
 FLAGS = flags.FLAGS
 _arguments: list[str] = []  # as the user gave them, flagfiles not yet replaced by what they hold
+_OFFLINE = flags.DEFINE_boolean("offline", False, "Never touch the network: take weights from the cache or not at all.")
+_MIRROR = flags.DEFINE_string("mirror", "", "Base address to download weights from in the place of their own servers.")
 # Topic -> names of flags, as --help shows them.
 Topics = Mapping[str, Sequence[str]]
 
@@ -56,6 +57,14 @@ def given_settings() -> dict[str, Any]:
     return settings
 
 
+def _set_network() -> None:
+    """Make --offline and --mirror known to what downloads, in this process and those that it starts."""
+    if _OFFLINE.value:
+        os.environ["KMASKRCNN_OFFLINE"] = "1"
+    if _MIRROR.value:
+        os.environ["KMASKRCNN_MIRROR"] = _MIRROR.value
+
+
 def config_from_flags(base: Config | None = None) -> Config:
     """`base` (default: the defaults) with the given settings; raises ConfigError on an impossible one."""
     return (base or Config()).replace(**given_settings())
@@ -89,9 +98,6 @@ def run(
     Returns:
         The exit code.
     """
-    # TensorFlow's own log tells of missing GPUs and cost estimates; what goes wrong comes as exceptions.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    steady_output()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file it saves
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments):
         print(_help(name, about, topics, positional, "--helpfull" in arguments))
@@ -103,6 +109,7 @@ def run(
         return _fail(f"{' '.join(str(error).split())} ({name} --help shows the flags)")
     if rest and not positional:
         return _fail(f"unexpected argument {rest[0]!r}; every setting is a flag, --NAME=VALUE")
+    _set_network()
     code = _guarded((lambda: main(rest)) if positional else main)
     if code and "TF_CONFIG" in os.environ:
         # The other workers may be gone, and TensorFlow would wait for them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags
 
 INPUT = absl_flags.DEFINE_list("input", [], "Pictures and videos: files, folders, globs, with commas between.")
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for what --outputs names.")
+OUTPUT = absl_flags.DEFINE_string("output", "predictions", "Folder for what --outputs names.")
 OUTPUTS = absl_flags.DEFINE_list(
     "outputs",
     ["overlay", "coco"],
@@ -23,13 +22,18 @@ OUTPUTS = absl_flags.DEFINE_list(
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
 CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")
 TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
+FONT = absl_flags.DEFINE_string("font", "", "Font file of the captions; empty: an installed one with their letters.")
+TRACK = absl_flags.DEFINE_bool("track", False, "Of a video give each object one id in all frames (package trackers).")
 FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Of a video take every so many-th frame.", lower_bound=1)
+PRESET = absl_flags.DEFINE_string(
+    "preset", "", "In the place of --model_dir: the name of published COCO weights, or hf://OWNER/NAME."
+)
 WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
 
 ABOUT = "Find objects in images and videos."
 TOPICS = {
-    "Model": ["model_dir", "which"],
-    "Input and output": ["input", "output", "outputs", "frame_step"],
+    "Model": ["model_dir", "preset", "which", "offline", "mirror"],
+    "Input and output": ["input", "output", "outputs", "font", "frame_step", "track"],
     "Which objects": ["min_score", "classes", "top_k", "max_detections"],
     "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
 }
@@ -38,8 +42,6 @@ TOPICS = {
 def main(inputs: Sequence[str]) -> int:
     """Predict every picture; one that cannot be read is named and passed over, and makes the exit code 1."""
     settings = flags.given_settings()
-    if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
     from kmaskrcnn.inference.inputs import find_pictures
@@ -49,21 +51,27 @@ def main(inputs: Sequence[str]) -> int:
     from kmaskrcnn.results.prediction import class_indices
     from kmaskrcnn.results.writers import Writer
 
-    paths = find_pictures([*INPUT.value, *inputs])
-    predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
+    left_out: list[str] = []
+    paths = find_pictures([*INPUT.value, *inputs], OUTPUT.value, left_out)
+    if left_out:
+        print(f"left out: {len(left_out)} files that earlier runs wrote, such as {left_out[0]}")
+    if TRACK.value and not any(is_video(path) for path, _ in paths):
+        raise ConfigError("--track: there is no video among the inputs")
+    predictor = Predictor.from_directory(_model_folder(settings.get("model_dir", "")), WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
-    writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels)
+    writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels, [path for path, _ in paths], FONT.value)
+    writer.check((name, is_video(path)) for path, name in paths)  # a file in the way is told before the work
 
-    def predict(picture: Any) -> Any:
-        return predictor.predict(picture).select(MIN_SCORE.value, CLASSES.value, TOP_K.value)
+    def select(prediction: Any) -> Any:
+        return prediction.select(MIN_SCORE.value, CLASSES.value, TOP_K.value)
 
     progress, failed = Progress("inputs", len(paths)), 0
     for path, name in paths:
         try:
             if is_video(path):
-                line = _video(path, name, predict, writer)
+                line = _video(path, name, predictor.predict, select, writer)
             else:
-                prediction = predict(path)
+                prediction = select(predictor.predict(path))
                 written = writer.add(path, name, prediction)
                 line = f"{len(prediction)} objects" + (f" -> {', '.join(map(str, written))}" if written else "")
         except OSError as error:
@@ -74,13 +82,32 @@ def main(inputs: Sequence[str]) -> int:
         print(line, flush=True)
         progress.step()
     progress.clear()
-    written = [str(path) for path in writer.close()] or [OUTPUT.value]
-    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(written)}")
+    sums = [str(path) for path in writer.close()] or [OUTPUT.value]
+    print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
     return 1 if failed else 0
 
 
-def _video(path: str, name: str, predict: Callable, writer: Any) -> str:
+def _model_folder(model_dir: str) -> str:
+    """The folder of --model_dir or --preset; without either, of the best published COCO weights."""
+    from kmaskrcnn.weights.convert import converted_folder
+    from kmaskrcnn.weights.presets import DEFAULT_PRESET, PRESETS
+
+    if model_dir and PRESET.value:
+        raise ConfigError(f"--model_dir={model_dir} and --preset={PRESET.value}: give one of them")
+    if model_dir:
+        return model_dir
+    if not PRESET.value:
+        preset = PRESETS[DEFAULT_PRESET]
+        print(
+            f"no --model_dir: taking {DEFAULT_PRESET}, which finds COCO's 80 classes (published box and mask AP on "
+            f"val2017 {preset.box_ap} and {preset.mask_ap})"
+        )
+    return str(converted_folder(PRESET.value or DEFAULT_PRESET))
+
+
+def _video(path: str, name: str, predict: Callable, select: Callable, writer: Any) -> str:
     """Predict the frames of a video and write them; returns what is to be told of it."""
+    from kmaskrcnn.inference.tracking import Tracker
     from kmaskrcnn.inference.video import VideoReader, VideoWriter
     from kmaskrcnn.progress import Progress
 
@@ -88,20 +115,22 @@ def _video(path: str, name: str, predict: Callable, writer: Any) -> str:
         raise ConfigError(f"--outputs=labelme needs pictures, {path} is a video: take its frames out first")
     reader = VideoReader(path)
     progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
-    target = Path(writer.directory) / f"{name}.mp4"
+    rate = reader.frames_per_second / FRAME_STEP.value
+    track = Tracker(rate, MIN_SCORE.value).update if TRACK.value else lambda prediction: prediction
     objects = 0
-    with VideoWriter(target, reader.frames_per_second / FRAME_STEP.value) as video:
+    with writer.video(name) as target, VideoWriter(target, rate) as video:
         for number, frame in enumerate(reader):
             if number % FRAME_STEP.value:
                 continue
-            prediction = predict(frame)
+            prediction = select(track(predict(frame)))
             objects += len(prediction)
             if "overlay" in writer.outputs:
-                video.add(np.asarray(prediction.draw(min_score=0.0)))
+                video.add(np.asarray(prediction.draw(min_score=0.0, font=FONT.value)))
             writer.add(f"{path}#{number}", f"{name}/{number:06d}", prediction, overlay=False)
             progress.step()
     progress.clear()
-    return f"{progress.done} frames, {objects} objects" + (f" -> {target}" if "overlay" in writer.outputs else "")
+    written = f" -> {writer.files.path(f'{name}.mp4')}" if "overlay" in writer.outputs else ""
+    return f"{progress.done} frames, {objects} objects{written}"
 
 
 def program(name: str, arguments: list[str]) -> int:

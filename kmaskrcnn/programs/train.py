@@ -152,6 +152,7 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
     from kmaskrcnn.training.callbacks import logger_callbacks
     from kmaskrcnn.training.report import verdict
     from kmaskrcnn.training.trainer import Trainer
+    from kmaskrcnn.weights.convert import starting_weights
 
     if config.train.deterministic:
         keras.utils.set_random_seed(config.train.seed)
@@ -172,7 +173,9 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
             return result.scalars(), result.pictures
 
         loggers = logger_callbacks(config) if cluster.is_chief else []
-        trainer = Trainer(config, train_set, score if val_set is not None else None, cluster, beat, loggers)
+        trainer = Trainer(
+            config, train_set, score if val_set is not None else None, cluster, beat, loggers, starting_weights
+        )
         signals.unsaved = lambda: trainer.unsaved
         outcome = trainer.train()
         if outcome.interrupted:

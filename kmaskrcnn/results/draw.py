@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
+from kmaskrcnn.results.fonts import caption_font
 from kmaskrcnn.results.mask_paste import paste_window
 from kmaskrcnn.results.pasted_masks import PastedMasks, Window
 
@@ -31,6 +32,7 @@ def draw_instances(
     masks: np.ndarray | PastedMasks,
     captions: Sequence[str] | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
+    font: str = "",
 ) -> Image.Image:
     """Draw instances on a picture.
 
@@ -41,6 +43,7 @@ def draw_instances(
         captions: N lines of text; default: none. One is left out where its object is too small for it, or where there
             is no room between those of better objects.
         colors: N RGB colours; default: `instance_color`.
+        font: file of the font of the captions; empty: an installed one that has their characters.
 
     Returns:
         The picture, enlarged by a whole factor where it is small.
@@ -58,8 +61,9 @@ def draw_instances(
         if not window.size:
             continue
         part = canvas[top : top + window.shape[0], left : left + window.shape[1]]
-        color = np.array(colors[index], np.float32)
-        part[window] = np.round((1 - _MASK_OPACITY) * part[window] + _MASK_OPACITY * color).astype(np.uint8)
+        for channel, color in enumerate(colors[index]):  # one at a time by a table, for memory on large images
+            table = np.round((1 - _MASK_OPACITY) * np.arange(256) + _MASK_OPACITY * color).astype(np.uint8)
+            np.copyto(part[..., channel], table[part[..., channel]], where=window)
         part[_contour(window, line)] = colors[index]
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
@@ -69,7 +73,7 @@ def draw_instances(
             if y1 - y0 >= 1 and x1 - x0 >= 1:
                 draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=max(1, line // 2))
     if captions:
-        _draw_captions(draw, captions, scaled, colors, size, picture.size)
+        _draw_captions(draw, captions, scaled, colors, size, picture.size, font)
     return picture
 
 
@@ -84,16 +88,16 @@ def _window(
 
 
 def _contour(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask that lie within `width` of its border."""
+    """The pixels of a mask that lie within `width` rows and columns of its border."""
     inner = np.pad(mask, width)
-    for _ in range(width):
-        kept = inner.copy()
-        kept[1:] &= inner[:-1]
-        kept[:-1] &= inner[1:]
-        kept[:, 1:] &= inner[:, :-1]
-        kept[:, :-1] &= inner[:, 1:]
-        inner = kept
-    return mask & ~inner[width:-width, width:-width]
+    for _ in range(2):  # rows, then columns
+        span, length = 1, 2 * width + 1
+        while span < length:  # a pixel stands for `span` ones that are all set
+            step = min(span, length - span)
+            inner = inner[:-step] & inner[step:]
+            span += step
+        inner = inner.T
+    return mask & ~inner
 
 
 def _draw_captions(
@@ -103,14 +107,15 @@ def _draw_captions(
     colors: Sequence[tuple[int, int, int]],
     size: int,
     canvas: tuple[int, int],
+    font_file: str,
 ) -> None:
     """Captions of the best objects first, each in the first place about its box where no other one is."""
-    font = ImageFont.load_default(size=size)
     pad = max(2, size // 5)
     placed = np.zeros((0, 4))
     for caption, (y0, x0, y1, x1), color in zip(captions, boxes.tolist(), colors, strict=True):
         if not caption:
             continue
+        font, caption = caption_font(caption, size, font_file)
         left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
         width, height = right - left + 2 * pad, bottom - top + 2 * pad
         if y1 - y0 < 1 or x1 - x0 < 1 or width > 2.5 * (x1 - x0) or height > y1 - y0:

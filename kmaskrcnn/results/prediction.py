@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import ConfigError
-from kmaskrcnn.results.draw import draw_instances
+from kmaskrcnn.results.draw import draw_instances, instance_color
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.mask_paste import paste_window, window_to_rle
 from kmaskrcnn.results.pasted_masks import PastedMasks, Window
@@ -37,6 +37,7 @@ class Prediction:
         mask_paste: how masks are pasted, as of `kmaskrcnn.results.mask_paste.paste_window`.
         image: (height, width, 3) uint8, where `Predictor.predict` was given a picture.
         pasted: masks at the picture's size, where objects were put together from tiles.
+        track_ids: (N,) int32 ids of the objects over a video, where it was tracked; -1 for one without a track.
 
     A notebook shows the picture with a table of the objects.
     """
@@ -51,6 +52,7 @@ class Prediction:
     mask_paste: str = "pixel_centers"
     image: np.ndarray | None = None
     pasted: PastedMasks | None = None
+    track_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -88,7 +90,7 @@ class Prediction:
 
     def take(self, rows: np.ndarray) -> Prediction:
         """The objects at an array of indices, or where an array of bool is set."""
-        fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted")
+        fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted", "track_ids")
         values = {name: getattr(self, name) for name in fields}
         return dataclasses.replace(self, **{n: None if v is None else v[rows] for n, v in values.items()})
 
@@ -113,11 +115,15 @@ class Prediction:
         return self.take(np.flatnonzero(keep)[: top_k or None])
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO's result form: image_id, category_id, score, bbox xywh, segmentation (compressed RLE), as for JSON."""
+        """COCO's result form: image_id, category_id, score, bbox xywh, segmentation (compressed RLE), as for JSON.
+
+        Objects of a tracked video have their `track_id` too.
+        """
         results = []
         for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
             rle = window_to_rle(*self.window(index), self.height, self.width)
             y0, x0, y1, x1 = (float(v) for v in box)
+            track = {} if self.track_ids is None else {"track_id": int(self.track_ids[index])}
             results.append(
                 {
                     "image_id": image_id,
@@ -125,15 +131,43 @@ class Prediction:
                     "score": float(score),
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                    **track,
                 }
             )
         return results
 
-    def draw(self, image: np.ndarray | None = None, min_score: float = 0.5) -> Image.Image:
+    def to_supervision(self, masks: bool = True) -> Any:
+        """`supervision.Detections`, for the trackers, annotators and metrics of that package.
+
+        Classes count from 0 there; `data["class_name"]` holds their names, `tracker_id` the ids of a tracked video.
+
+        Args:
+            masks: also hand over the masks, (N, height, width) bool.
+
+        Raises:
+            ConfigError: the package is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError:
+            raise ConfigError("to_supervision needs a package: pip install supervision") from None
+        pasted = [self.mask(i) for i in range(len(self))] if masks else []
+        return Detections(
+            xyxy=self.boxes[:, [1, 0, 3, 2]],
+            mask=np.array(pasted, bool).reshape(-1, self.height, self.width) if masks else None,
+            confidence=self.scores,
+            class_id=self.classes.astype(int) - 1,
+            tracker_id=None if self.track_ids is None else self.track_ids.astype(int),
+            data={"class_name": np.array(self.names, str)},
+        )
+
+    def draw(self, image: np.ndarray | None = None, min_score: float = 0.5, font: str = "") -> Image.Image:
         """The picture with the masks, boxes and names of the objects of at least `min_score` drawn on it.
 
         Args:
             image: (height, width, 3) uint8; default: the one predicted on.
+            min_score: the least score.
+            font: file of the font of the captions; empty: an installed one that has their characters.
 
         Raises:
             ValueError: there is no picture.
@@ -143,8 +177,12 @@ class Prediction:
             raise ValueError("this prediction was made without its picture: give it to draw(image)")
         shown = self.above(min_score)
         captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores, strict=True)]
+        colors = None
+        if shown.track_ids is not None:  # one object has one color in all frames
+            captions = [f"#{i} {c}" if i >= 0 else c for i, c in zip(shown.track_ids, captions, strict=True)]
+            colors = [instance_color(int(i)) for i in shown.track_ids]
         masks = shown.mask_probabilities if shown.pasted is None else shown.pasted
-        return draw_instances(image, shown.boxes, masks, captions)
+        return draw_instances(image, shown.boxes, masks, captions, colors, font)
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the picture with the objects; None where the picture is not at hand."""

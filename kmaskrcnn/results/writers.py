@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,88 +15,120 @@ import numpy as np
 from PIL import Image
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.outputs import Outputs
 from kmaskrcnn.results.draw import instance_color
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction, coco_dataset
 
 OUTPUTS = ("overlay", "masks", "coco", "labelme", "csv")
-CSV_COLUMNS = ("picture", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share")
+CSV_COLUMNS = ("picture", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share", "track")
 # Points of a LabelMe polygon lie at most this far from the outline that they stand for, in pixels.
 _POLYGON_TOLERANCE = 0.5
+# Larger overlays are JPEG files, a tenth of the bytes of a PNG; a JPEG has no side beyond 65,500.
+_PNG_PIXELS, _JPEG_SIDE, _JPEG_QUALITY = 4_000_000, 65_500, 90
 
 
 class Writer:
-    """Writes the predictions of pictures into a folder, in the forms that are asked for.
+    """Writes the predictions of images into a folder, in the forms that are asked for.
 
-    `add` each picture, then `close`, which writes what holds all pictures: results.json (COCO) and objects.csv.
+    `add` each image, then `close`, which writes what holds all images: results.json (COCO) and objects.csv.
 
     Args:
-        directory: the folder; made where it is not there.
+        directory: the folder; made when the first file is written.
         outputs: some of OUTPUTS.
         labels: names and COCO ids of the classes.
+        read: the input files, which no output replaces.
+        font: file of the font of the captions; empty: an installed one that has their characters.
 
     Raises:
         ConfigError: an unknown output, or one that needs a package that is not installed.
+        OutputError: a file is in the way that an earlier run did not write.
     """
 
-    def __init__(self, directory: str | os.PathLike, outputs: Sequence[str], labels: Labels):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        outputs: Sequence[str],
+        labels: Labels,
+        read: Iterable[str | os.PathLike] = (),
+        font: str = "",
+    ):
         unknown = [name for name in outputs if name not in OUTPUTS]
         if unknown or not outputs:
             raise ConfigError(f"--outputs={','.join(outputs)}: choose some of {', '.join(OUTPUTS)}")
         if "labelme" in outputs:
             _contourpy()
-        self.directory, self.outputs, self.labels = Path(directory), tuple(outputs), labels
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.files = Outputs(directory, "predict", read)
+        self.outputs, self.labels, self.font = tuple(outputs), labels, font
+        self._sums = [n for form, n in (("coco", "results.json"), ("csv", "objects.csv")) if form in self.outputs]
+        self.files.check(self._sums)
         self._records: list[tuple[str, int, int]] = []
         self._results: list[list[dict[str, Any]]] = []
         self._rows: list[list[Any]] = []
 
+    def check(self, names: Iterable[tuple[str, bool]]) -> None:
+        """See before the work that the files of (name, whether it is a video) may be written; raises OutputError."""
+        for name, is_video in names:
+            overlays = [f"{name}.mp4"] if is_video else [f"{name}.png", f"{name}.jpg"]
+            self.files.check(overlays if "overlay" in self.outputs else [])
+            self.files.check([f"{name}_masks.png"] if "masks" in self.outputs else [])
+            self.files.check([_labelme_name(name)] if "labelme" in self.outputs else [])
+
+    def video(self, name: str) -> contextlib.AbstractContextManager[str]:
+        """As `Outputs.file`, of the video with the overlays of the video `name`; "" where none are asked for."""
+        return self.files.file(f"{name}.mp4") if "overlay" in self.outputs else contextlib.nullcontext("")
+
     def add(self, path: str, name: str, prediction: Prediction, overlay: bool = True) -> list[Path]:
-        """Write one picture's files.
+        """Write one image's files.
 
         Args:
-            path: of the picture.
+            path: of the image.
             name: of its files, without a suffix; may hold folders.
-            prediction: with its picture, where overlays are asked for.
+            prediction: with its image, where overlays are asked for.
             overlay: False for a frame of a video, whose overlays make a video.
 
         Returns:
-            The files of this picture alone.
+            The files of this image alone.
+
+        Raises:
+            OutputError: one of them would replace what an earlier run did not write.
         """
-        base = self.directory / name
-        written: list[Path] = []
-        if {"overlay", "masks"} & set(self.outputs):
-            base.parent.mkdir(parents=True, exist_ok=True)
+        written = []
         if overlay and "overlay" in self.outputs:
-            written.append(base.with_name(base.name + ".png"))
-            prediction.draw(min_score=0.0).save(written[-1])
+            written.append(self._save(name, prediction.draw(min_score=0.0, font=self.font)))
         if "masks" in self.outputs:
-            written.append(base.with_name(base.name + "_masks.png"))
-            instance_mask_picture(prediction.instance_mask()).save(written[-1])
+            written.append(self._save(name + "_masks", instance_mask_picture(prediction.instance_mask()), "PNG"))
         if "labelme" in self.outputs:
             # A folder of their own, flat, is what LabelMe and the reader of training sets open.
-            written.append(self.directory / "labelme" / (name.replace("/", "__") + ".json"))
-            written[-1].parent.mkdir(exist_ok=True)
-            relative = os.path.relpath(path, written[-1].parent).replace(os.sep, "/")
-            written[-1].write_text(json.dumps(labelme_tree(prediction, relative), indent=2))
+            file = _labelme_name(name)
+            relative = os.path.relpath(path, os.path.dirname(self.files.path(file))).replace(os.sep, "/")
+            written.append(self.files.write_text(file, json.dumps(labelme_tree(prediction, relative), indent=2)))
         if "coco" in self.outputs:
             self._records.append((path, prediction.height, prediction.width))
             self._results.append(prediction.to_coco(len(self._records)))
         if "csv" in self.outputs:
             self._rows += csv_rows(path, prediction)
-        return written
+        return [Path(file) for file in written]
+
+    def _save(self, name: str, image: Image.Image, form: str = "") -> str:
+        large = image.width * image.height > _PNG_PIXELS and max(image.size) <= _JPEG_SIDE
+        form = form or ("JPEG" if large else "PNG")
+        name += ".jpg" if form == "JPEG" else ".png"
+        with self.files.file(name) as path:
+            image.save(path, form, quality=_JPEG_QUALITY)
+        return self.files.path(name)
 
     def close(self) -> list[Path]:
-        """Write the files that hold all pictures; returns them."""
-        written = []
-        if "coco" in self.outputs:
-            written.append(self.directory / "results.json")
-            written[-1].write_text(json.dumps(coco_dataset(self._records, self._results, self.labels)))
-        if "csv" in self.outputs:
-            written.append(self.directory / "objects.csv")
-            with open(written[-1], "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([CSV_COLUMNS, *self._rows])
-        return written
+        """Write the files that hold all images; returns them."""
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows([CSV_COLUMNS, *self._rows])
+        tree = coco_dataset(self._records, self._results, self.labels)
+        texts = {"results.json": json.dumps(tree), "objects.csv": table.getvalue()}
+        return [Path(self.files.write_text(name, texts[name])) for name in self._sums]
+
+
+def _labelme_name(name: str) -> str:
+    return f"labelme/{name.replace('/', '__')}.json"
 
 
 def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
@@ -112,14 +146,16 @@ def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
 def csv_rows(path: str, prediction: Prediction) -> list[list[Any]]:
     """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the picture.
 
-    mask_share is the share of the picture that the mask fills.
+    mask_share is the share of the image that the mask fills, track the id over a tracked video or empty.
     """
     rows = []
     pixels = prediction.height * prediction.width
-    columns = (prediction.names, prediction.scores, prediction.boxes, prediction.mask_areas())
-    for number, (name, score, box, area) in enumerate(zip(*columns, strict=True), 1):
+    tracks = [""] * len(prediction) if prediction.track_ids is None else prediction.track_ids.tolist()
+    columns = (prediction.names, prediction.scores, prediction.boxes, prediction.mask_areas(), tracks)
+    for number, (name, score, box, area, track) in enumerate(zip(*columns, strict=True), 1):
         y0, x0, y1, x1 = (round(float(v), 2) for v in box)
-        rows.append([path, number, name, round(float(score), 4), x0, y0, x1, y1, int(area), f"{area / pixels:.6f}"])
+        row = [path, number, name, round(float(score), 4), x0, y0, x1, y1, int(area), f"{area / pixels:.6f}", track]
+        rows.append(row)
     return rows
 
 

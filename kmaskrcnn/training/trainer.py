@@ -60,6 +60,7 @@ class Trainer:
         beat: called after each step and checkpoint, for a watchdog.
         callbacks: Keras callbacks, called as `Callbacks` says, on the first worker; `model.stop_training` ends a run of
             one worker.
+        find_weights: init_weights -> the file or folder to start from, where it names published ones.
 
     Attributes:
         unsaved: whether steps were taken since the start; a signal before that finds nothing to save.
@@ -78,6 +79,7 @@ class Trainer:
         cluster: Cluster | None = None,
         beat: Callable[[], None] = lambda: None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
+        find_weights: Callable[[str], str] = str,
     ):
         self.steps_per_epoch = steps_per_epoch(train_set, config.data, config.train.batch_size)
         if config.train.epochs:
@@ -85,6 +87,7 @@ class Trainer:
         if config.train.patience and evaluate is None:
             raise ConfigError(f"patience={config.train.patience}: needs an evaluation, so val_annotations")
         self.train_set, self.evaluate, self.beat = train_set, evaluate, beat
+        self._find_weights = find_weights
         self.cluster = cluster or Cluster(tf.distribute.get_strategy())
         self.config = config = self._with_dtype(config)
         self.slots = self.cluster.slots(config.train.batch_size, config.train.accumulate_steps)
@@ -144,7 +147,7 @@ class Trainer:
         source = self.config.train.init_weights
         if source and source != "none":
             with phase(f"reading the weights {source}"):
-                self._say(model_folder.load_initial_weights(self.model, source))
+                self._say(model_folder.load_initial_weights(self.model, self._find_weights(source)))
         self.step_function.reset_averages()
 
     def _check_workers(self) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
+from kmaskrcnn.weights.architectures import check_architecture
 from kmaskrcnn.weights.torchvision import head_sizes, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, transfer
 
@@ -33,11 +34,10 @@ DETECTRON2_SEMANTICS = {
     "rpn_post_nms_top_k_train": 1000,
     "rpn_min_size": 0.0,
     "roi_aligned": True,
+    "roi_sampling_ratio": 0,
     "binary_mask_targets": True,
 }
 DIFFERENCES = (
-    "RoIAlign takes roi_sampling_ratio (2) samples a side of each bin; Detectron2's ratio 0 takes as many as the bin "
-    "has feature cells, more than 2 in large RoIs",
     "training masks are thresholded crops of the stored masks; Detectron2 draws the polygons anew in each RoI",
 )
 _MEAN_RGB = (123.675, 116.28, 103.53)
@@ -124,26 +124,51 @@ def _is_caffe(tensors: Mapping[str, np.ndarray]) -> bool:
     return mean is not None and not np.any(mean)
 
 
-def detectron2_settings(path: str | os.PathLike) -> dict[str, Any]:
+def open_questions(path: str | os.PathLike, chosen: Container[str]) -> list[str]:
+    """The settings that neither the file nor `chosen` tells, though there are models of both kinds.
+
+    Args:
+        path: the file.
+        chosen: names of settings that the user gave, "rgb" among them.
+    """
+    tensors = read_tensors(path)
+    if _is_caffe(tensors):  # MSRA's weights leave nothing open
+        return []
+    bottleneck = "backbone.bottom_up.res2.0.conv3.weight" in tensors
+    stored = all(name in tensors for name in _PIXELS)
+    unknown = {"backbone_stride_in_1x1": bottleneck, "image_std": not stored, "rgb": not stored}
+    return [name for name, is_open in unknown.items() if is_open and name not in chosen]
+
+
+def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> dict[str, Any]:
     """The settings of the MaskRCNN that a Detectron2 file fits: DETECTRON2_SEMANTICS, sizes, pixels, anchors.
 
     Strides and pixels are not in the weights. Frozen normalisations with means of 0 tell of a backbone from MSRA's
     weights, which strides in its 1x1 convolutions and takes pixels that are not divided; any other is taken for
-    torchvision's. Where the file has pixel_mean and pixel_std, these count, and where it has anchors, those.
+    torchvision's (`open_questions` says what is taken for granted so). Where the file has pixel_mean and pixel_std,
+    these count, and where it has anchors, those.
+
+    Args:
+        path: the file.
+        fresh_masks: it holds a Faster R-CNN, which gets a new mask head of the default size.
 
     Raises:
         WeightsError: the file cannot be read, or holds no ResNet-FPN Mask R-CNN.
     """
     source = os.fspath(path)
     tensors = read_tensors(source)
+    check_architecture(tensors, source, fresh_masks)
     caffe = _is_caffe(tensors)
     has_counters = any(name.startswith(_STEM) and name.endswith("num_batches_tracked") for name in tensors)
-    frozen = not has_counters and f"{_STEM}.norm.running_mean" in tensors
+    if f"{_STEM}.norm.running_mean" not in tensors and f"{_STEM}.norm.weight" in tensors:
+        norm = "gn"
+    else:
+        norm = "bn" if has_counters else "frozen_bn"
     counts = [_count(tensors, rf"backbone\.bottom_up\.res{i}\.\d+\.conv1\.weight") for i in (2, 3, 4, 5)]
     bottleneck = "backbone.bottom_up.res2.0.conv3.weight" in tensors
     settings = DETECTRON2_SEMANTICS | {
         "backbone": resnet_of_blocks(counts, bottleneck, source),
-        "backbone_norm": "frozen_bn" if frozen else "bn",
+        "backbone_norm": norm,
         "backbone_stride_in_1x1": caffe and bottleneck,
         "image_mean": _MEAN_RGB,
         "image_std": (1.0, 1.0, 1.0) if caffe else _TORCHVISION_STD,
@@ -214,8 +239,19 @@ def _stored_anchors(tensors: Mapping[str, np.ndarray], source: str) -> dict[str,
     }
 
 
+def detectron2_entries(model: MaskRCNN, rgb: bool) -> list[Entry]:
+    """An entry for every weight of the model, by the tensors of Detectron2."""
+    config = model.config
+    heads = _head_modules(config.rpn_conv_layers, len(config.box_conv_channels), len(config.box_fc_channels))
+    return respelled(torchvision_entries(model), _spelling(rgb, heads))
+
+
 def load_detectron2(
-    model: MaskRCNN, path: str | os.PathLike, new_classes: bool = False, rgb: bool | None = None
+    model: MaskRCNN,
+    path: str | os.PathLike,
+    new_classes: bool = False,
+    rgb: bool | None = None,
+    fresh_masks: bool = False,
 ) -> LoadReport:
     """Load a Detectron2 Mask R-CNN; every weight of the model is set, or none and an error is raised.
 
@@ -225,6 +261,7 @@ def load_detectron2(
         new_classes: where the number of classes differs, load everything but the last layers.
         rgb: the model was trained on RGB pixels (INPUT.FORMAT "RGB"); None: told from pixel_mean where the file has
             it, and otherwise BGR.
+        fresh_masks: the file holds a Faster R-CNN: leave the mask head as it is.
 
     Returns:
         What was used and what was not.
@@ -235,7 +272,11 @@ def load_detectron2(
     source = os.fspath(path)
     tensors = {n: v for n, v in read_tensors(source).items() if not n.endswith("num_batches_tracked")}
     rgb = _is_rgb(tensors) if rgb is None else rgb
-    config = model.config
-    heads = _head_modules(config.rpn_conv_layers, len(config.box_conv_channels), len(config.box_fc_channels))
-    entries: list[Entry] = respelled(torchvision_entries(model), _spelling(rgb, heads))
-    return transfer(entries, tensors, source, lambda n: n in _PIXELS or n.startswith(_ANCHORS), new_classes)
+    return transfer(
+        detectron2_entries(model, rgb),
+        tensors,
+        source,
+        lambda n: n in _PIXELS or n.startswith(_ANCHORS),
+        new_classes,
+        fresh_masks,
+    )

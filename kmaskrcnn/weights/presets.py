@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kmaskrcnn.errors import WeightsError
+from kmaskrcnn.weight_files.download import Published, fetch, sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,14 @@ class Preset:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def published(self) -> Published:
+        """What to download. Of Detectron2's names it is not published what they are a checksum of."""
+        return Published(self.url, self.checksum if self.format == "torchvision" else "")
+
+    @property
     def filename(self) -> str:
         """The file's own name."""
-        return self.url.rpartition("/")[2]
+        return self.published.name
 
 
 _TORCHVISION = "https://download.pytorch.org/models"
@@ -86,6 +91,10 @@ PRESETS = {
 }
 
 
+# Of all published ones the best whose file can be checked: its name carries its SHA-256.
+DEFAULT_PRESET = "torchvision_r50_fpn_v2"
+
+
 def find_preset(path: str | os.PathLike) -> Preset | None:
     """The preset whose file this is, by its name and, where torchvision's name carries it, its SHA-256.
 
@@ -93,10 +102,8 @@ def find_preset(path: str | os.PathLike) -> Preset | None:
         WeightsError: the file has the name but not the checksum.
     """
     preset = next((p for p in PRESETS.values() if p.filename == Path(path).name), None)
-    # Of Detectron2's names it is not published what they are a checksum of.
-    if preset is not None and preset.format == "torchvision":
-        with open(path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if preset is not None and preset.published.sha256:
+        digest = sha256_of(Path(path))
         if not digest.startswith(preset.checksum):
             raise WeightsError(
                 f"{path}: its SHA-256 begins with {digest[:8]}, its name says {preset.checksum}: "
@@ -105,25 +112,24 @@ def find_preset(path: str | os.PathLike) -> Preset | None:
     return preset
 
 
-def find_file(name_or_path: str | os.PathLike) -> Path:
-    """The local file or folder of a preset, or of a path; nothing is downloaded.
+def find_file(name_or_path: str | os.PathLike, mirror: str | None = None, offline: bool | None = None) -> Path:
+    """The local file or folder of a path, or of a preset, which is downloaded the first time.
 
     The file of a preset is looked for, under its own name, in the working folder and in Keras' folder of models
-    (KERAS_HOME/models, ~/.keras/models).
+    (KERAS_HOME/models, ~/.keras/models), where a download goes to.
+
+    Args:
+        name_or_path: a name in PRESETS, or a path.
+        mirror, offline: as of `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
-        WeightsError: there is none, with the address to download it from, or the names of the presets.
+        WeightsError: there is none, or it cannot be downloaded; with the names of the presets, or the address and
+            where to put the file.
     """
     text = os.fspath(name_or_path)
     if os.path.exists(text):
         return Path(text)
     if text not in PRESETS:
         raise WeightsError(f"{text}: no such file, folder or preset; presets are {', '.join(PRESETS)}")
-    preset = PRESETS[text]
-    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-    for folder in (Path(), cache):
-        if (folder / preset.filename).is_file():
-            return folder / preset.filename
-    raise WeightsError(
-        f"{text}: no {preset.filename} here or in {cache}; download {preset.url} to either, or give its path"
-    )
+    here = Path(PRESETS[text].filename)
+    return here if here.is_file() else fetch(PRESETS[text].published, mirror, offline)

@@ -17,6 +17,7 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
+from kmaskrcnn.weights.architectures import check_architecture
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ EPSILON = 1e-5  # of the normalisations here
 NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _BODY = "backbone.body."
 _COUNTER = ".num_batches_tracked"  # PyTorch counts the batches a normalisation has seen; that is no weight
+# Of MobileNetV2's blocks 0 to 17.
+_MOBILENET_WIDTHS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
 # What the classifier that became the backbone may have left behind.
 _SPARE = re.compile(r"backbone\.body\.(fc|classifier|18)\.")
@@ -176,8 +179,12 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
     return entries
 
 
-def torchvision_settings(path: str | os.PathLike) -> dict[str, Any]:
+def torchvision_settings(path: str | os.PathLike, fresh_masks: bool = False) -> dict[str, Any]:
     """The settings of the MaskRCNN that a torchvision file fits: TORCHVISION_SEMANTICS, and its sizes.
+
+    Args:
+        path: the file.
+        fresh_masks: it holds a Faster R-CNN, which gets a new mask head of the default size.
 
     Anchor sizes and ratios are not in such files and stay the defaults, which are torchvision's. The backbone's norm
     is "bn" where the file has batch counters (`_v2`, or trained from scratch), and "frozen_bn" where not.
@@ -189,6 +196,7 @@ def torchvision_settings(path: str | os.PathLike) -> dict[str, Any]:
     raw = read_tensors(source)
     has_counters = any(name.startswith(_BODY) and name.endswith(_COUNTER) for name in raw)
     tensors = modern_names(raw)
+    check_architecture(tensors, source, fresh_masks)
     settings = TORCHVISION_SEMANTICS | {"backbone": _find_backbone(tensors, source)}
     settings["backbone_norm"] = "bn" if has_counters else "frozen_bn"
     if has_counters:
@@ -197,11 +205,44 @@ def torchvision_settings(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _find_backbone(tensors: Mapping[str, np.ndarray], source: str) -> str:
-    if f"{_BODY}17.conv.0.0.weight" in tensors:
+    if any(re.match(r"backbone\.body\.(0\.0|\d+\.conv)\.", name) for name in tensors):
+        _check_mobilenet(tensors, source)
+        _check_mobile_pyramid(tensors, source)
         return "mobilenet_v2"
     blocks = [rf"backbone\.body\.layer{i}\.\d+\.conv1\.weight" for i in (1, 2, 3, 4)]
     counts = [sum(re.fullmatch(pattern, name) is not None for name in tensors) for pattern in blocks]
     return resnet_of_blocks(counts, f"{_BODY}layer1.0.conv3.weight" in tensors, source)
+
+
+def _check_mobilenet(tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Raise WeightsError where the blocks are not numbered as in MobileNetV2's `features`.
+
+    torchvision's `mobilenet_backbone` keeps that numbering, for "mobilenet_v2" with all blocks. A body that was cut out
+    or numbered otherwise has blocks of equal widths, which would load into each other's places.
+    """
+    for block, (inputs, outputs) in enumerate(itertools.pairwise(_MOBILENET_WIDTHS), 1):
+        expand = f"{_BODY}{block}.conv.0.0.weight"
+        project = f"{_BODY}{block}.conv.{1 if block == 1 else 2}.weight"
+        hidden = inputs if block == 1 else 6 * inputs
+        first = (hidden, 1, 3, 3) if block == 1 else (hidden, inputs, 1, 1)
+        for name, shape in ((expand, first), (project, (outputs, hidden, 1, 1))):
+            if name not in tensors or tensors[name].shape != shape:
+                found = f"has shape {tensors[name].shape}, not {shape}" if name in tensors else "is absent"
+                raise WeightsError(
+                    f"{source}: {name} {found}: of torchvision's mobile networks the blocks of mobilenet_v2 are read, "
+                    "numbered as in its features (mobilenet_backbone and FeaturePyramidNetwork on features alike)"
+                )
+
+
+def _check_mobile_pyramid(tensors: Mapping[str, np.ndarray], source: str) -> None:
+    names = [f"backbone.fpn.inner_blocks.{i}.0.weight" for i in range(4)]
+    widths = [tensors[name].shape[1] if name in tensors and tensors[name].ndim == 4 else 0 for name in names]
+    if widths != [24, 32, 96, 320]:
+        raise WeightsError(
+            f"{source}: its pyramid stands on features of {widths} channels, here on those of the blocks 3, 6, 13 and "
+            "17 of mobilenet_v2 (24, 32, 96, 320); what torchvision's mobilenet_backbone takes, the first block of "
+            "each stage, does not fit"
+        )
 
 
 def resnet_of_blocks(counts: list[int], bottleneck: bool, source: str) -> str:
@@ -258,6 +299,8 @@ def head_sizes(tensors: Mapping[str, np.ndarray], source: str, background: bool 
         "mask_conv_channels": widths(r"roi_heads\.mask_head\.(\d+)\.0\.weight"),
         "head_norm": norm_at("roi_heads.mask_head.0.1"),
     }
+    if not any("mask" in name for name in tensors):  # a Faster R-CNN, whose mask head will be a new one
+        settings |= {"mask_conv_channels": (channels,) * 4, "head_norm": norm_at("roi_heads.box_head.0.1")}
     check_shapes(tensors, _head_shapes(settings, rpn, classes - (not background)), source)
     return settings
 
@@ -297,7 +340,11 @@ def _with_epsilon(tensors: dict[str, np.ndarray], epsilon: float) -> None:
 
 
 def load_torchvision(
-    model: MaskRCNN, path: str | os.PathLike, new_classes: bool = False, norm_epsilon: float = EPSILON
+    model: MaskRCNN,
+    path: str | os.PathLike,
+    new_classes: bool = False,
+    norm_epsilon: float = EPSILON,
+    fresh_masks: bool = False,
 ) -> LoadReport:
     """Load a torchvision Mask R-CNN; every weight of the model is set, or none and an error is raised.
 
@@ -310,6 +357,7 @@ def load_torchvision(
         new_classes: where the number of classes differs, load everything but the last layers.
         norm_epsilon: of the backbone's normalisations there. It is 1e-5 but for torchvision's published
             maskrcnn_resnet50_fpn_coco (COCO_V1) and what was fine-tuned from it, which have 0.
+        fresh_masks: the file holds a Faster R-CNN: leave the mask head as it is.
 
     Returns:
         What was used and what was not.
@@ -322,7 +370,7 @@ def load_torchvision(
     entries = torchvision_entries(model)
     if norm_epsilon != EPSILON:
         _with_epsilon(tensors, norm_epsilon)
-    return transfer(entries, tensors, source, lambda name: bool(_SPARE.match(name)), new_classes)
+    return transfer(entries, tensors, source, lambda name: bool(_SPARE.match(name)), new_classes, fresh_masks)
 
 
 def respelled(entries: list[Entry], spell: Callable[[str], tuple[tuple[str, ...], Transform]]) -> list[Entry]:

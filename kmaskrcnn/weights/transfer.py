@@ -39,7 +39,8 @@ class LoadReport:
         source: the file.
         used: names of the tensors that are in the model now.
         unused: names of tensors that belong to no part of a detector, or were left out with the last layers.
-        untouched: paths of the model's weights that kept their random values: the last layers, on request.
+        untouched: paths of the model's weights that kept their random values: the last layers or the mask head, on
+            request.
     """
 
     source: str
@@ -52,7 +53,7 @@ class LoadReport:
         if self.unused:
             text += f"; not used: {', '.join(self.unused)}"
         if self.untouched:
-            text += f"; random, since the classes differ: {', '.join(self.untouched)}"
+            text += f"; random, to be trained: {', '.join(self.untouched)}"
         return text
 
 
@@ -89,6 +90,7 @@ def transfer(
     source: str,
     is_spare: Callable[[str], bool] = lambda name: False,
     new_classes: bool = False,
+    fresh_masks: bool = False,
 ) -> LoadReport:
     """Set every weight from the tensors; all of them, or none and an error is raised.
 
@@ -98,10 +100,13 @@ def transfer(
         source: the file, for messages.
         is_spare: whether a name that no entry has may be there.
         new_classes: where the last layers do not fit, leave them as they are instead of raising.
+        fresh_masks: leave the mask head as it is, for a file that has none.
 
     Raises:
         MisfitError: missing, left-over or misshapen tensors, or values that are not finite.
     """
+    skipped = [entry for entry in entries if fresh_masks and "mask_head/" in entry.variable.path]
+    entries = [entry for entry in entries if not (fresh_masks and "mask_head/" in entry.variable.path)]
     wanted = {name for entry in entries for name in entry.names}
     missing = sorted(wanted - tensors.keys())
     others = sorted(tensors.keys() - wanted)
@@ -115,9 +120,8 @@ def transfer(
                 wrong.append((entry, problem))
             else:
                 values.append((entry, value))
-    skipped: list[Entry] = []
     if new_classes and any(entry.is_last_layer for entry, _ in wrong):
-        skipped = [entry for entry in entries if entry.is_last_layer]
+        skipped += [entry for entry in entries if entry.is_last_layer]
         values = [(entry, value) for entry, value in values if not entry.is_last_layer]
         wrong = [(entry, problem) for entry, problem in wrong if not entry.is_last_layer]
     if missing or left_over or wrong:

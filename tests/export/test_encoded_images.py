@@ -1,6 +1,8 @@
 """Decoding inside the graph, on real files."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps
 
 from kmaskrcnn.data import load_image
 from kmaskrcnn.export import encoded_images
-from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, TOO_MANY_SCANS, UNDECODABLE
+from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, TOO_LONG, TOO_MANY_SCANS, UNDECODABLE
 from tests.export.images import encode, formats, picture, with_exif
 
 MAX_PIXELS = 10**6
@@ -122,7 +124,7 @@ REFUSED = {
     "png bomb past 31 bits": (png_stating(2**31, 2**31), UNDECODABLE),
     "one pixel too wide": (encode(np.zeros((1, 10**6 + 1, 3), np.uint8)), TOO_LARGE),
     "jpeg a little too large": (encode(np.zeros((1001, 1000, 3), np.uint8), "JPEG"), TOO_LARGE),
-    "long file": (encode(picture(8, 8)) + bytes(8 * MAX_PIXELS), TOO_LARGE),
+    "long file": (encode(picture(8, 8)) + bytes(8 * MAX_PIXELS), TOO_LONG),
     "scans": (many_scans(), TOO_MANY_SCANS),
 }
 
@@ -142,3 +144,48 @@ def test_a_header_that_lies_is_damage(decode):
     other[5:7] = (20).to_bytes(2, "big")
     pixels, problem = decode(data[:frame] + bytes(other) + data[frame:])
     assert problem == UNDECODABLE and pixels.shape == (1, 1, 3)
+
+
+def png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def bomb(megabytes, piece):
+    """A PNG of 64 x 64 pixels whose data go on, packed, in chunks of `piece` bytes."""
+    packer = zlib.compressobj(9)
+    data = b"".join(packer.compress(bytes(1 << 20)) for _ in range(megabytes)) + packer.flush()
+    chunks = b"".join(png_chunk(b"IDAT", data[i : i + piece]) for i in range(0, len(data), piece))
+    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + chunks + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("piece", [1 << 30, 8192])
+def test_a_png_that_unpacks_to_more_than_its_pixels_is_refused_unread(piece, decode):
+    """Its decoder would unpack all of it: 1 GB takes it seconds."""
+    data = bomb(200, piece)
+    assert len(data) < 300_000
+    assert decode(data)[1] == TOO_LONG
+    assert decode(bomb(1, piece))[1] == ""  # a little more is no harm
+
+
+@pytest.mark.parametrize(("name", "data"), list(formats()), ids=[name for name, _ in formats()])
+def test_bytes_behind_an_image_are_refused_or_cut_off(name, data, decode):
+    assert decode(data + bytes(10_000_000))[1] == ("" if "gif" in name else TOO_LONG)
+
+
+def test_the_largest_files_that_encoders_make_are_read(decode):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 4), np.uint8)
+    for pixels in (
+        noise,
+        noise[..., :3],
+        noise[..., 0],
+        noise[..., 0].astype(np.uint16) * 257,
+        noise[:, :1],
+        noise[:1],
+    ):
+        assert decode(encode(pixels, compress_level=0))[1] == ""
+    assert decode(encode(noise[..., :3], "BMP"))[1] == ""
+    assert decode(encode(noise[..., :3], "JPEG", quality=100, subsampling=0, comment=bytes(60_000)))[1] == ""
+    note = b"a" * 3_000_000
+    data = encode(noise[..., :3])
+    assert decode(data[:33] + png_chunk(b"tEXt", note) + data[33:])[1] == ""

@@ -69,6 +69,21 @@ def test_an_evaluation_set_in_tfrecord_is_verified_with_ap(model_dir, tmp_path):
     assert "mask AP on 3 pictures" in result.stdout
 
 
+def test_tiles_and_augmentation_are_left_out_of_the_comparison(model_dir, tmp_path):
+    """The model would look at this picture in tiles and several times; what is exported looks once."""
+    (tmp_path / "a.png").write_bytes(encode(picture(70, 200, 1)))
+    result = run(
+        f"--model_dir={model_dir}",
+        f"--output={tmp_path / 'out'}",
+        f"--verify_images={tmp_path / 'a.png'}",
+        "--tile_size=64",
+        "--tile_overlap=16",
+        "--tta_flip",
+    )
+    assert "tiles and test-time augmentation are not exported" in result.stdout
+    assert result.returncode == 0 and "pictures compared          1" in result.stdout, result.stdout + result.stderr
+
+
 @pytest.mark.slow
 def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
     """What the artifact refuses, here TIFF, proves nothing about it."""

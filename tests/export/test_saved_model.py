@@ -17,10 +17,17 @@ import tensorflow as tf
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data.resize import prepare_image
-from kmaskrcnn.export.answers import to_predictions
+from kmaskrcnn.export.answers import to_predictions, unpack_masks
 from kmaskrcnn.export.client import GrpcClient, ImageError, RestClient, ServingError
 from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, UNDECODABLE
-from kmaskrcnn.export.saved_model import SavedModelClient, ServingFunctions, export_saved_model, gray_images
+from kmaskrcnn.export.saved_model import (
+    MAX_REQUEST_BYTES,
+    SavedModelClient,
+    ServingFunctions,
+    _pack_masks,
+    export_saved_model,
+    gray_images,
+)
 from kmaskrcnn.results.labels import read_labels
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture, with_exif
@@ -93,11 +100,22 @@ def test_one_bad_image_leaves_the_others_right(serve):
         assert not outputs[name][1:4].any(), name
     together = serve(good)
     for row, alone in ((0, 0), (4, 1)):
-        for name in OUTPUTS - {"detection_masks_reframed"}:
-            np.testing.assert_allclose(outputs[name][row], together[name][alone], atol=1e-4, err_msg=name)
+        for name in OUTPUTS:
+            np.testing.assert_array_equal(outputs[name][row], together[name][alone], err_msg=name)
     results = to_predictions(outputs, outputs["image_sizes"].astype(int), LABELS)
     assert [isinstance(r, ImageError) for r in results] == [False, True, True, True, False]
     assert all(serve([b"junk"] * 3)["image_errors"] == NOT_AN_IMAGE.encode())
+
+
+def test_an_image_that_fails_while_decoding_leaves_no_padding(serve):
+    """Its header promised portrait, for which the canvas of the others would be a square."""
+    good = encode(picture(70, 110))
+    alone = serve([good])
+    for other in (encode(picture(110, 70))[:300], encode(np.zeros((290, 70, 3), np.uint8), "JPEG")[:400]):
+        outputs = serve([other, good, other])
+        assert [e.decode() for e in outputs["image_errors"]] == [UNDECODABLE, "", UNDECODABLE]
+        for name in OUTPUTS:
+            np.testing.assert_array_equal(outputs[name][1], alone[name][0], err_msg=name)
 
 
 def test_a_batch_of_sizes_is_padded_to_the_largest(exported, serve):
@@ -152,6 +170,35 @@ def test_large_requests_are_refused(loaded, serve):
         serve([encode(picture())] * 17)
     with pytest.raises(tf.errors.InvalidArgumentError, match="may hold 16 images"):
         loaded.signatures["serving_tensor"](images=tf.zeros((17, 20, 20, 3), tf.uint8))
+
+
+def test_requests_of_many_bytes_are_refused(serve):
+    image = encode(picture())
+    exactly = [image, b"a" * (MAX_REQUEST_BYTES - len(image))]
+    assert [bool(error) for error in serve(exactly)["image_errors"]] == [False, True]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"may hold {MAX_REQUEST_BYTES} bytes of images"):
+        serve([*exactly, b"a"])
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_compact_masks(noise):
+    """All that a server answers for 100 objects stays below 100 kB, in base64 too, whatever the masks are."""
+    masks = np.random.default_rng(0).random((2, 100, 28, 28)).astype(np.float32)
+    if not noise:
+        masks = np.asarray([[ndimage_disk(radius) for radius in np.linspace(2, 14, 100)]] * 2, np.float32)
+    packed = _pack_masks(tf.constant(masks), tf.constant([100.0, 0.0])).numpy()
+    found = unpack_masks(packed[0], 100)
+    assert np.abs(found - masks[0]).max() <= 0.5 / 17 + 1e-6
+    np.testing.assert_array_equal(found > 0.5, masks[0] > 0.5)
+    assert len(base64.b64encode(packed[0])) < (80_000 if noise else 20_000)
+    assert unpack_masks(packed[1], 0).shape[0] == 0
+    with pytest.raises(ValueError, match="for 99 masks"):
+        unpack_masks(packed[0], 99)
+
+
+def ndimage_disk(radius):
+    y, x = np.mgrid[:28, :28] - 13.5
+    return 1 / (1 + np.exp(np.hypot(y, x) - radius))
 
 
 def test_tensor_signature(exported, loaded):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,8 +57,10 @@ def _expected(mobile, client, pixels):
     """What the model finds with the other RoIAlign, CropAndResize, which shares no code with the exported one."""
     reference = MaskRCNN(**SETTINGS)
     reference.set_weights(mobile.model.get_weights())
+    reference.static_shapes = True  # padding is not cut off
     canvas, scaled = client.letterbox(pixels)
-    found = {name: np.asarray(value) for name, value in reference(canvas[None]).items()}
+    batch = {"images": canvas[None], "image_shapes": np.array([scaled], np.int32)}
+    found = {name: np.asarray(value) for name, value in reference(batch).items()}
     boxes = np.clip(found["boxes"] / [HEIGHT, WIDTH, HEIGHT, WIDTH], 0, 1).astype(np.float32)
     outputs = {f"detection_{name}": found[name] for name in ("scores", "classes", "masks")}
     outputs |= {"num_detections": found["num_detections"], "detection_boxes": boxes}
@@ -89,7 +92,8 @@ def test_signature_names_inputs_and_outputs(mobile):
     assert name == "serving_default"
     runner = interpreter.get_signature_runner(name)
     details = runner.get_input_details()
-    assert list(details) == ["images"]
+    assert set(details) == {"images", "image_shape"}
+    assert details["image_shape"]["dtype"] == np.int32 and list(details["image_shape"]["shape"]) == [1, 2]
     assert details["images"]["dtype"] == np.uint8
     assert list(details["images"]["shape"]) == [1, HEIGHT, WIDTH, 3]
     shapes = {name: tuple(d["shape"]) for name, d in runner.get_output_details().items()}
@@ -129,8 +133,32 @@ def test_client_finds_what_the_model_finds(mobile, size):
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3 * max(size))
     np.testing.assert_allclose(found.mask_probabilities, expected.mask_probabilities, atol=1e-4)
     assert (found.boxes[:, :2] == 0).any()  # cut at the border
+    # Nothing lies in the padding, or reaches into it.
+    assert (found.boxes >= 0).all() and (found.boxes[:, 2:] <= size).all()
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
     assert found.mask(0).shape == size
     assert {r["category_id"] for r in found.to_coco(1)} <= {3, 10, 20}
+
+
+@pytest.mark.parametrize("quantize", tflite.QUANTIZE)
+def test_what_fills_the_padding_does_not_count(mobile, quantize):
+    client = LiteRTClient(mobile.paths[quantize])
+    canvas, scaled = client.letterbox(picture(300, 120))
+    other = canvas.copy()
+    other[:, scaled[1] :] = 255
+    for name, value in client.run(canvas, scaled).items():
+        np.testing.assert_array_equal(client.run(other, scaled)[name], value)
+
+
+def test_one_client_serves_several_threads(mobile):
+    client = LiteRTClient(mobile.paths["none"], threads=1)
+    images = [picture(seed=seed) for seed in range(16)]
+    expected = [client.predict(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(client.predict, images))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(other.boxes, one.boxes)
+        np.testing.assert_array_equal(other.mask_probabilities, one.mask_probabilities)
 
 
 def test_client_takes_files_and_bytes(mobile, tmp_path):

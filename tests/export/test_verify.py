@@ -20,6 +20,16 @@ def reference(path):
     return Prediction(100, 100, boxes, np.array([0.9, 0.6, 0.2], np.float32), np.array([1, 2, 3]), masks, LABELS)
 
 
+def truth_of(prediction):
+    """Its objects as the ground truth of one image, for `verify`."""
+    truth = {
+        "images": [{"id": 7, "file_name": "a", "height": 100, "width": 100}],
+        "categories": [{"id": i, "name": n} for i, n in zip(LABELS.category_ids, LABELS.class_names, strict=True)],
+        "annotations": [{"id": i, "iscrowd": 0, "area": 1000.0, **r} for i, r in enumerate(prediction.to_coco(7), 1)],
+    }
+    return truth, [7]
+
+
 def changed(**fields):
     return lambda path: dataclasses.replace(
         reference(path), **{n: f(getattr(reference(path), n)) for n, f in fields.items()}
@@ -31,6 +41,29 @@ def test_the_model_itself_passes():
     assert report.problems == ()
     assert "pictures compared          2" in str(report)
     assert "found again                4 (100.0%)" in str(report)
+
+
+def test_a_model_that_finds_nothing_is_not_verified():
+    """Nothing to find again is no success: the report says so, and what to do."""
+
+    def weak(path):
+        return dataclasses.replace(reference(path), scores=np.array([0.2, 0.1, 0.05], np.float32))
+
+    for artifact in (weak, lambda path: weak(path).above(1.0)):
+        report = verify(["a"], weak, artifact, BOUND)
+        assert report.problems == ("the model finds nothing with a score of at least 0.3 in these images",)
+        assert "found again" not in str(report) and "100.0%" not in str(report)
+        assert "nothing was compared: train on, or verify on images with objects" in report.verdict
+
+
+def test_the_verdict_says_whether_the_file_is_usable():
+    truth = truth_of(reference("a"))
+    assert verify(["a"], reference, reference, BOUND).verdict.startswith("usable")
+    moved = changed(scores=lambda x: x - np.float32(0.01))
+    assert verify(["a"], reference, moved, BOUND).verdict.startswith("not known: verify on images with ground truth")
+    assert verify(["a"], reference, moved, BOUND, truth).verdict.startswith("usable: single detections differ")
+    lost = verify(["a"], reference, lambda path: reference(path).above(1.0), BOUND, truth)
+    assert lost.verdict.startswith("not usable") and lost.verdict in str(lost)
 
 
 def test_order_and_weak_detections_do_not_count():
@@ -80,14 +113,8 @@ def test_refused_pictures_are_named_and_prove_nothing():
 
 
 def test_lower_ap_is_a_problem():
-    truth = {
-        "images": [{"id": 7, "file_name": "a", "height": 100, "width": 100}],
-        "categories": [{"id": i, "name": n} for i, n in zip(LABELS.category_ids, LABELS.class_names, strict=True)],
-        "annotations": [{"id": i, "iscrowd": 0, **r} for i, r in enumerate(reference("a").to_coco(7), 1)],
-    }
-    for annotation in truth["annotations"]:
-        annotation["area"] = 1000.0
-    assert verify(["a"], reference, reference, BOUND, (truth, [7])).problems == ()
+    truth = truth_of(reference("a"))
+    assert verify(["a"], reference, reference, BOUND, truth).problems == ()
     weak = changed(scores=lambda x: x, boxes=lambda x: x + np.float32([0, 0, 0, 30]))
-    problems = verify(["a"], reference, weak, BOUNDS["int8"], (truth, [7])).problems
+    problems = verify(["a"], reference, weak, BOUNDS["int8"], truth).problems
     assert any(problem.startswith("box AP falls by") for problem in problems), problems

@@ -131,6 +131,33 @@ def test_predict_on_files_folders_and_globs(trained, tmp_path):
     assert len((output / "objects.csv").read_text().splitlines()) == 1 + counts.sum()
 
 
+def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path):
+    images = tmp_path / "images [1]"
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "a.jpg", "cam1/1.png", "cam2/1.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (50, 70, 3), np.uint8)).save(images / name)
+    before = {p: p.read_bytes() for p in images.rglob("*.*")}
+    result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images}")
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if line] == [
+        f"error: {images / 'cam1/1.png'}: is an input, which an output never replaces; choose another output"
+    ]
+    for _ in range(2):
+        result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
+        assert result.returncode == 0, result.stderr
+        assert "4 inputs" in result.stdout
+        overlays = {str(p.relative_to(images / "out")) for p in (images / "out").rglob("*.png")}
+        assert overlays == {"a_png.png", "a_jpg.png", "cam1/1.png", "cam2/1.png"}
+    assert "left out: 4 files" in result.stdout
+    assert {p: p.read_bytes() for p in before} == before
+    (images / "out" / "results.json").write_text("corrected by hand")
+    result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
+    assert result.returncode == 2
+    assert "results.json: exists already" in result.stderr
+    assert (images / "out" / "results.json").read_text() == "corrected by hand"
+
+
 def test_predict_on_a_video(trained, tmp_path):
     rng = np.random.default_rng(0)
     with VideoWriter(tmp_path / "in.mp4", 8.0) as video:
@@ -145,6 +172,11 @@ def test_predict_on_a_video(trained, tmp_path):
     assert frames[0].shape == (512, 640, 3)
     pictures = {row.split(",")[0] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]}
     assert pictures == {f"{tmp_path / 'in.mp4'}#{number}" for number in (0, 2)}
+    result = _run("predict.py", *arguments, "--outputs=csv,coco", "--min_score=0", "--track")  # csv: its own
+    assert result.returncode == 0, result.stderr
+    tracks = [row.split(",")[-1] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]]
+    assert len(tracks) >= 4
+    assert set(map(int, tracks)) <= set(range(-1, 100))
     result = _run("predict.py", *arguments, "--outputs=labelme")
     assert result.returncode == 2
     assert "is a video" in result.stderr
@@ -169,6 +201,17 @@ def test_predict_on_a_video(trained, tmp_path):
         ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--num_classes=7"], "the training set has 4"),
         ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--init_weights=no.pth"], "no.pth"),
         ("evaluate.py", ["--model_dir={tmp}"], "is no model folder"),
+        (
+            "predict.py",
+            ["--output={tmp}/o", "--input=docs", "--offline"],
+            "coco-73cbd019.pth is not in the cache",
+        ),
+        (
+            "predict.py",
+            ["--preset=no", "--output={tmp}/o", "--input=docs"],
+            "no: no such preset; presets are tor",
+        ),
+        ("predict.py", ["--preset=a", "--model_dir=b", "--output={tmp}/o", "--input=docs"], "give one of them"),
         (
             "predict.py",
             ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],

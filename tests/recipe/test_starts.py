@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from kmaskrcnn import model_folder
+from kmaskrcnn.config import Config
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.recipe import Machine, find_start
 from kmaskrcnn.recipe.starts import tell_backbone
+from kmaskrcnn.results.labels import Labels
 
 CPU = Machine(0, 8.0)
 # Names of tensors as the original networks have them.
@@ -32,3 +35,15 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "file.npz", a=np.zeros(1, np.float32))
     with pytest.raises(WeightsError, match="--backbone"):
         tell_backbone(tmp_path / "file.npz")
+
+
+def test_a_model_folder_is_a_start_with_its_own_layers(tmp_path):
+    config = Config().replace(backbone="resnet18", fpn_channels=32, anchor_sizes=(16, 32, 64, 128, 256), num_classes=7)
+    model_folder.prepare_directory(tmp_path / "model", config, Labels(tuple("abcdefg"), tuple(range(7))))
+    start = find_start(str(tmp_path / "model"), "", CPU)
+    assert start.kind == "coco"
+    assert start.settings["backbone"] == "resnet18"
+    assert start.settings["fpn_channels"] == 32
+    assert "num_classes" not in start.settings
+    with pytest.raises(WeightsError, match="kmaskrcnn weights torchvision_r50_fpn_v2"):
+        find_start("torchvision_r50_fpn_v2", "", CPU)

@@ -11,6 +11,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.outputs import OutputError
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.pasted_masks import PastedMasks
 from kmaskrcnn.results.prediction import Prediction
@@ -130,3 +131,28 @@ def test_polygons_are_the_outer_outlines():
     assert len(full) == 1
     assert full[0].min() >= 0
     assert full[0].max(0).tolist() == [5, 4]
+
+
+def test_large_overlays_are_jpeg_files(prediction, tmp_path):
+    large = dataclasses.replace(prediction, image=np.full((2200, 2000, 3), 90, np.uint8), height=2200, width=2000)
+    writer = Writer(tmp_path, ["overlay", "masks"], LABELS)
+    files = writer.add("a.png", "a", large) + writer.add("b.png", "b", prediction)
+    assert [f.name for f in files] == ["a.jpg", "a_masks.png", "b.png", "b_masks.png"]
+    assert [Image.open(f).format for f in files] == ["JPEG", "PNG", "PNG", "PNG"]
+
+
+def test_files_in_the_way_are_told_before_the_work(prediction, tmp_path):
+    for name in ("a.png", "b.jpg", "c_masks.png", "labelme/d.json", "v.mp4", "labelme/x__y.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    writer = Writer(tmp_path, ["overlay", "masks", "labelme"], LABELS)
+    for name, is_video in (("a", False), ("b", False), ("c", False), ("d", False), ("v", True), ("x/y", False)):
+        with pytest.raises(OutputError, match="exists already"):
+            writer.check([(name, is_video)])
+    writer.check([("v", False), ("a", True)])
+    with pytest.raises(OutputError, match=r"a\.png: exists already"):
+        writer.add("a.png", "a", prediction)
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(OutputError, match=r"results\.json: exists already"):
+        Writer(tmp_path, ["coco"], LABELS)
+    Writer(tmp_path, ["csv"], LABELS)

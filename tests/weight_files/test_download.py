@@ -8,9 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files import download
 from kmaskrcnn.weight_files.download import Published, cache_folder, fetch
-from kmaskrcnn.weights import WeightsError
 from tests.weight_files import server as servers
 
 DATA = np.random.default_rng(0).bytes(300_000)

@@ -1,5 +1,6 @@
 """The command that converts files, the presets, and COCO's labels."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -14,8 +15,9 @@ from kmaskrcnn import ConfigError, MaskRCNN, Predictor
 from kmaskrcnn.errors import TrainingError
 from kmaskrcnn.weights import WeightsError, write_tensors
 from kmaskrcnn.weights.coco_labels import COCO_LABELS, COCO_LABELS_WITH_GAPS, labels_for
-from kmaskrcnn.weights.convert import detect_format, import_file, write_folder
-from kmaskrcnn.weights.presets import PRESETS
+from kmaskrcnn.weights.convert import detect_format, import_file, starting_weights, write_folder
+from kmaskrcnn.weights.presets import PRESETS, Preset
+from tests.weight_files import server as servers
 from tests.weights import test_matterport
 from tests.weights.state_dicts import detectron2_state, torchvision_state
 
@@ -84,6 +86,7 @@ def test_files_of_each_format_become_models(files, tmp_path):
     assert imported.labels.category_ids == (1, 2, 3)
     imported = import_file(files["detectron2"], image_std=(2.0, 2.0, 2.0))
     assert imported.config.model.image_std == (2.0, 2.0, 2.0)
+    assert (imported.config.model.roi_sampling_ratio, imported.config.data.resize_method) == (0, "detectron2")
     assert imported.labels.class_names == ("class 1", "class 2", "class 3")
     write_folder(imported, tmp_path)
     assert json.loads((tmp_path / "labels.json").read_text())["category_ids"] == [1, 2, 3]
@@ -136,16 +139,43 @@ def test_labels_agree_with_coco_files():
     assert categories.items() <= ids.items()
 
 
-def test_preset_without_a_file_says_where_to_get_it(tmp_path, monkeypatch):
+def test_preset_without_a_network_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name, preset in PRESETS.items():
         with pytest.raises(WeightsError) as caught:
-            MaskRCNN.from_preset(name)
-        assert f"download {preset.url} to either" in str(caught.value)
+            MaskRCNN.from_preset(name, offline=True)
+        assert f"download {preset.url} to {tmp_path / 'models' / preset.filename}" in str(caught.value)
         assert preset.checksum in preset.filename
     with pytest.raises(WeightsError, match=r"nonsense: no such file, folder or preset; presets are torchvision_r50"):
         MaskRCNN.from_preset("nonsense")
+    with pytest.raises(WeightsError, match=r"--init_weights=nonsense: no such .*; presets are imagenet, imagenet_v2"):
+        starting_weights("nonsense")
+
+
+def test_preset_is_downloaded_and_converted_once(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KMASKRCNN_OFFLINE", "0")
+    monkeypatch.chdir(tmp_path)
+    data = files["torchvision"].read_bytes()
+    name = f"small-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    preset = Preset(f"https://example.org/models/{name}", name[6:14], 1.0, 1.0, "torchvision")
+    monkeypatch.setitem(PRESETS, "small", preset)
+    with servers.running() as server:
+        server.files[f"/models/{name}"], server.cut_after = data, len(data) // 2 + 1
+        monkeypatch.setenv("KMASKRCNN_MIRROR", server.base)
+        model = MaskRCNN.from_preset("small", max_detections=7)
+        assert len(server.requests) == 2  # the second half after the cut
+        folder = pathlib.Path(starting_weights("small"))
+        assert len(server.requests) == 2
+    assert capsys.readouterr().out.count("converting") == 1
+    assert model.config.max_detections == 7
+    assert Predictor.from_directory(folder).labels == COCO_LABELS_WITH_GAPS
+    expected = import_file(files["torchvision"]).model
+    for a, b in zip(model.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    fewer = MaskRCNN.from_preset("small", num_classes=2)
+    np.testing.assert_array_equal(fewer.fpn.weights[0].numpy(), model.fpn.weights[0].numpy())
 
 
 def test_preset_finds_its_file_and_settings(tmp_path, monkeypatch):

@@ -26,14 +26,18 @@ def write_repaired(examined: Examined, folder: str) -> str:
 
     Returns:
         The path of the JSON; file names in it start from its folder.
+
+    Raises:
+        OutputError: a file is in the way that an earlier repair did not write.
     """
+    outputs = files.open_outputs(folder, "doctor", [examined.source, *dict.fromkeys(i.path for i in examined.images)])
+    used: set[str] = set()
+    names = [_name(image, used) for image in examined.images]
+    outputs.check(["instances.json", *(f"images/{name}" for name in names)])
     progress = Progress("images copied", len(examined.images))
-    images, used = [], set()
-    for image in examined.images:
-        name = _name(image, used)
-        path = os.path.join(folder, "images", name)
-        files.make_folder(os.path.dirname(path))
-        files.write_bytes(path, _contents(image))
+    images = []
+    for image, name in zip(examined.images, names, strict=True):
+        outputs.write_bytes(f"images/{name}", _contents(image))
         record = {k: v for k, v in image.record.items() if k not in ("shard", "offset", "length", "by_pillow", "turn")}
         images.append({**record, "file_name": f"images/{name}"})
         progress.step()
@@ -43,8 +47,7 @@ def write_repaired(examined: Examined, folder: str) -> str:
         "annotations": [a.record for a in examined.annotations],
         "categories": examined.categories,
     }
-    path = os.path.join(folder, "instances.json")
-    files.write_text(path, json.dumps(tree))
+    path = outputs.write_text("instances.json", json.dumps(tree))
     if images and tree["annotations"]:
         load_coco(path)
     return path
@@ -58,9 +61,9 @@ def _name(image: ExaminedImage, used: set[str]) -> str:
     if "shard" in image.record and not ending:
         ending = ".png" if read_encoded(image.path, *image.span).startswith(b"\x89PNG") else ".jpg"
     number, unique = 1, stem + ending
-    while unique in used:
+    while unique.casefold() in used:
         number, unique = number + 1, f"{stem}_{number + 1}{ending}"
-    used.add(unique)
+    used.add(unique.casefold())
     return unique
 
 

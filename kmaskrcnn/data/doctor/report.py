@@ -12,7 +12,6 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config, ModelConfig
-from kmaskrcnn.data import files
 from kmaskrcnn.data.doctor.charts import bars, histogram
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, coverage, measure
@@ -61,12 +60,6 @@ def report_page(examined: Examined, val: Examined | None, config: Config, flag_l
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>Data report</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
     )
-
-
-def write_report(path: str, page: str) -> None:
-    """Write the page."""
-    files.make_folder(os.path.dirname(path) or ".")
-    files.write_text(path, page)
 
 
 def _summary(name: str, one: Examined) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,14 @@ from kmaskrcnn.progress import Progress
 _IMAGES_A_SHARD = 1000
 
 
-def write_shards(dataset: CocoDataset, output: str, name: str = "data", shards: int = 0, threads: int = 0) -> list[str]:
+def write_shards(
+    dataset: CocoDataset,
+    output: str,
+    name: str = "data",
+    shards: int = 0,
+    threads: int = 0,
+    read: Iterable[str] = (),
+) -> list[str]:
     """Write a checked set as shards and `instances.json`.
 
     Image files are copied as they are; what TensorFlow does not decode (WebP, TIFF, CMYK), or
@@ -42,15 +50,21 @@ def write_shards(dataset: CocoDataset, output: str, name: str = "data", shards: 
         name: first part of the files' names.
         shards: number of files; 0: one for each 1000 images.
         threads: shards written at a time; 0: one a processor.
+        read: files and folders that the set was read from besides its images; no output replaces them.
 
     Returns:
         The paths of the shards. The same set gives the same bytes.
+
+    Raises:
+        DataError: there are not as many images as shards.
+        OutputError: a file is in the way that an earlier conversion did not write.
     """
     count = shards or -(-len(dataset) // _IMAGES_A_SHARD)
     if not 1 <= count <= len(dataset):
         raise DataError(f"shards={shards}: must lie in 1..{len(dataset)}, the set has {len(dataset)} images")
-    files.make_folder(output)
+    outputs = files.open_outputs(output, "convert", [*dict.fromkeys(dataset.paths), *read])
     names = [f"{name}-{i:05d}-of-{count:05d}.tfrecord" for i in range(count)]
+    outputs.check([*names, INSTANCES])
     tree = dataset.coco_dict
     annotations: dict[int, list[dict]] = {}
     for annotation in tree["annotations"]:
@@ -60,7 +74,7 @@ def write_shards(dataset: CocoDataset, output: str, name: str = "data", shards: 
 
     def write(shard: int) -> None:
         offset = 0
-        with tf.io.TFRecordWriter(os.path.join(output, names[shard])) as writer:
+        with outputs.file(names[shard]) as path, tf.io.TFRecordWriter(path) as writer:
             for index in range(shard * len(dataset) // count, (shard + 1) * len(dataset) // count):
                 image = tree["images"][index]
                 encoded, kind = _encoded(dataset, index)
@@ -75,9 +89,9 @@ def write_shards(dataset: CocoDataset, output: str, name: str = "data", shards: 
         for done in [pool.submit(write, shard) for shard in range(count)]:
             done.result()
     progress.clear()
-    paths = [os.path.join(output, name) for name in names]
+    paths = [outputs.path(name) for name in names]
     tree = {"shards": {name: files.size(path) for name, path in zip(names, paths, strict=True)}, **tree}
-    files.write_text(os.path.join(output, INSTANCES), json.dumps(tree))  # last, so that a folder with it is whole
+    outputs.write_text(INSTANCES, json.dumps(tree))  # last, so that a folder with it is whole
     return paths
 
 

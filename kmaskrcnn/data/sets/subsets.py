@@ -15,6 +15,7 @@ from kmaskrcnn.data.sets.check_record import is_integer
 from kmaskrcnn.data.sets.dataset import CocoDataset
 from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.errors import DataError
+from kmaskrcnn.outputs import Outputs
 
 Tree = dict[str, Any]
 
@@ -150,8 +151,7 @@ def with_records(raw: RawSet, part: Tree) -> RawSet:
     )
 
 
-def write_tree(path: str, tree: Tree) -> None:
+def write_tree(outputs: Outputs, name: str, tree: Tree) -> None:
     """Write a COCO dict as JSON, and say so."""
-    files.make_folder(os.path.dirname(path))
-    files.write_text(path, json.dumps(tree))
+    path = outputs.write_text(name, json.dumps(tree))
     print(f"{path}: {len(tree['images'])} images, {len(tree['annotations'])} annotations")

@@ -20,6 +20,7 @@ from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.data.sets.check_mask import find_crossing
 from kmaskrcnn.data.sets.defects import DEFECTS
 from kmaskrcnn.ops.anchors import cell_anchors, grid_anchors
+from kmaskrcnn.outputs import OutputError
 
 HEIGHT, WIDTH = 60, 80
 
@@ -365,3 +366,23 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     assert bad.returncode == 2
     errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: none.json: no such annotation file or folder"]
+
+
+def test_a_repair_leaves_the_set_alone(tmp_path):
+    breaker = _Breaker(tmp_path / "train/images")
+    breaker.folder.mkdir(parents=True)
+    for name in ("a.png", "A.png"):
+        breaker.annotation(breaker.image(name))
+    path = tmp_path / "train" / "instances.json"
+    path.write_text(json.dumps(breaker.tree))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    examined = examine(read_raw(str(path), str(breaker.folder)))
+    with pytest.raises(OutputError, match=r"instances\.json: is an input"):
+        write_repaired(examined, str(tmp_path / "train"))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+    for _ in range(2):
+        write_repaired(examined, str(tmp_path / "fixed"))
+    assert {p.name for p in (tmp_path / "fixed/images").iterdir()} == {"a.png", "A_2.png"}
+    Image.new("RGB", (9, 9)).save(tmp_path / "fixed/images/a.png")
+    with pytest.raises(OutputError, match=r"a\.png: exists already"):
+        write_repaired(examined, str(tmp_path / "fixed"))

@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kmaskrcnn.data import DataError, files, load_coco
+from kmaskrcnn.data import DataError, files, load_coco, load_dataset
 from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.data.sets.subsets import merge_coco, sample_coco, split_coco, tree_of
+from kmaskrcnn.outputs import OutputError
 
 
 def _tree(count=12, first=1, names=("cat", "dog")):
@@ -129,3 +130,34 @@ def test_the_commands_as_a_user_starts_them(tmp_path):
     bad = start("split", f"--annotations={tmp_path}/none.json", "--val_images=3", f"--output={tmp_path}/split")
     assert bad.returncode == 2
     assert len([line for line in bad.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_tools_leave_what_they_read_alone(tmp_path):
+    for name, size in (("1.png", 30), ("2.png", 30), ("3.png", 30)):
+        Image.new("RGB", (40, size)).save(tmp_path / name)
+    files_before = {}
+    for name in ("train.json", "instances.json"):
+        (tmp_path / name).write_text(json.dumps(_tree(3)))
+        files_before[name] = (tmp_path / name).read_text()
+    command = [sys.executable, "-m", "kmaskrcnn"]
+    for arguments, words in (
+        (["split", f"--annotations={tmp_path}/train.json", "--val_images=1", f"--output={tmp_path}"], "is an input"),
+        (["split", f"--annotations={tmp_path}/instances.json", "--val_images=1", f"--output={tmp_path}"], "exists"),
+        (["sample", f"--annotations={tmp_path}/train.json", "--count=1", f"--output={tmp_path}/1.png"], "exists"),
+    ):
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert result.returncode == 2, result.stderr
+        (line,) = result.stderr.splitlines()
+        assert words in line
+    dataset = load_coco(str(tmp_path / "train.json"), str(tmp_path))
+    with pytest.raises(OutputError, match=r"instances\.json: exists already"):
+        write_shards(dataset, str(tmp_path))
+    for _ in range(2):  # a conversion may be repeated, though not over what it reads itself
+        write_shards(dataset, str(tmp_path / "shards"))
+    shards = load_dataset(str(tmp_path / "shards"))
+    with pytest.raises(OutputError, match="is an input"):
+        write_shards(shards, str(tmp_path / "shards"))
+    with pytest.raises(OutputError, match="is an input"):
+        write_shards(shards, str(tmp_path / "shards"), "other", read=[str(tmp_path / "shards")])
+    assert {name: (tmp_path / name).read_text() for name in files_before} == files_before
+    assert not (tmp_path / "val.json").exists()

@@ -1,0 +1,1 @@
+"""Load and faults on `kmaskrcnn serve`: `make load-test` writes runs/load_test.md."""

@@ -1,0 +1,55 @@
+"""Clients for locust: encoded photographs of mixed sizes, each answer held against the model's own, bit for bit."""
+
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+
+from locust import FastHttpUser, constant, events, task
+
+WORK = Path(os.environ["LOAD_TEST_WORK"])
+LIMIT = int(os.environ["LOAD_TEST_REQUESTS"])
+BODIES = [path.read_bytes() for path in sorted(WORK.glob("body-*.json"))]
+EXPECTED = [set(hashes) for hashes in json.loads((WORK / "expected.json").read_text())]
+counts = {"sent": 0, "right": 0, "wrong": 0, "refused": 0, "failed": 0}
+
+
+class Photographer(FastHttpUser):
+    """Sends the next photograph as soon as it has the answer to the last."""
+
+    wait_time = constant(0)
+    network_timeout = connection_timeout = 120
+
+    @task
+    def predict(self):
+        if counts["sent"] >= LIMIT:
+            self.environment.runner.quit()
+            return
+        counts["sent"] += 1
+        number = random.randrange(len(BODIES))
+        path = f"/v1/models/{os.environ['LOAD_TEST_MODEL']}:predict"
+        with self.client.post(path, data=BODIES[number], name="predict", catch_response=True) as response:
+            if response.status_code == 429:
+                counts["refused"] += 1
+                response.failure("refused")
+            elif response.status_code != 200:
+                counts["failed"] += 1
+                response.failure(f"status {response.status_code}")
+            elif hashlib.sha256(response.content).hexdigest() in EXPECTED[number]:
+                counts["right"] += 1
+                response.success()
+            else:
+                counts["wrong"] += 1
+                response.failure("another answer than the model's")
+            if counts["sent"] == min(1000, LIMIT):
+                (WORK / "warm").touch()
+
+
+@events.quitting.add_listener
+def report(environment, **_):
+    """Leave the counts for whoever started the run."""
+    stats = environment.stats.total
+    tree = counts | {str(p): stats.get_response_time_percentile(p / 100) for p in (50, 95, 99)}
+    (WORK / "counts.json").write_text(json.dumps(tree | {"seconds": stats.last_request_timestamp - stats.start_time}))
+    environment.process_exit_code = 0

@@ -1,0 +1,113 @@
+"""Client of a .tflite for the GPU (`--format=tflite_gpu`): the LiteRT runtime, NumPy and Pillow.
+
+client = LiteRTGpuClient("model_gpu.tflite")
+prediction = client.predict("photo.jpg")
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from kmaskrcnn.export import host
+from kmaskrcnn.export.answers import Picture, read
+from kmaskrcnn.export.litert_client import decode_picture, letterbox, read_metadata
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.prediction import Prediction
+
+
+class LiteRTGpuClient:
+    """The three graphs of a .tflite for the GPU, and the host's steps between them. One call at a time, in any thread.
+
+    Args:
+        path: of the file; labels and settings are read from inside it.
+        accelerator: "gpu" needs LiteRT's accelerator and a driver; "cpu" runs the same graphs in XNNPACK.
+        threads: of the CPU.
+        float32: compute in float32 on the GPU, too; False lets it take float16.
+
+    Raises:
+        ValueError: the file holds no graphs of ours for the GPU.
+        RuntimeError: the accelerator cannot be had.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        accelerator: Literal["gpu", "cpu"] = "gpu",
+        threads: int = 2,
+        float32: bool = True,
+    ):
+        try:
+            from ai_edge_litert import compiled_model as litert
+        except ImportError:
+            raise ImportError("LiteRTGpuClient needs the runtime: pip install 'ai-edge-litert>=2.3'") from None
+        self.metadata = read_metadata(path)
+        if "host" not in self.metadata:
+            raise ValueError(f"{os.fspath(path)}: exported with --format=tflite, use LiteRTClient")
+        self.settings = self.metadata["host"]
+        self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
+        self.height, self.width = self.settings["height"], self.settings["width"]
+        self._lock = threading.Lock()
+        options = litert.Options(
+            hardware_accelerators=getattr(litert.HardwareAccelerator, accelerator.upper()),
+            cpu_options=litert.CpuOptions(num_threads=threads),
+            gpu_options=litert.GpuOptions(enforce_f32=float32),
+        )
+        self._model = litert.CompiledModel.from_file(os.fspath(path), options=options)
+        self._inputs, self._outputs, self._shapes = {}, {}, {}
+        for graph, names in self._model.get_signature_list().items():
+            (name,) = names["inputs"]
+            details = self._model.get_output_tensor_details(graph)
+            self._inputs[graph] = {name: self._model.create_input_buffer_by_name(graph, name)}
+            self._outputs[graph] = {n: self._model.create_output_buffer_by_name(graph, n) for n in names["outputs"]}
+            self._shapes[graph] = {n: tuple(details[n]["shape"]) for n in names["outputs"]}
+
+    def run(self, graph: str, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs by name of one of the graphs, for its input in float32."""
+        (buffer,) = self._inputs[graph].values()
+        buffer.write(np.ascontiguousarray(values, np.float32))
+        self._model.run_by_name(graph, self._inputs[graph], self._outputs[graph])
+        return {
+            name: np.asarray(buffer.read(int(np.prod(self._shapes[graph][name])), np.float32)).reshape(
+                self._shapes[graph][name]
+            )
+            for name, buffer in self._outputs[graph].items()
+        }
+
+    def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The input (1, height, width, 3) float32 with a picture (H, W, 3) uint8 in it, and its height and width there.
+
+        The padding is the number that normalization turns into 0.
+        """
+        canvas, scaled = letterbox(pixels, self.height, self.width, (0, 0, 0))
+        images = canvas[None].astype(np.float32)
+        images[:, scaled[0] :] = images[:, :, scaled[1] :] = self.metadata["pad_value"]
+        return images, scaled
+
+    def predict(self, picture: Picture | np.ndarray) -> Prediction:
+        """Find the objects of one picture.
+
+        Args:
+            picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: it cannot be decoded.
+            OSError: the file cannot be read.
+        """
+        pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
+        images, scaled = self.letterbox(pixels)
+        with self._lock:
+            found = host.detect(self.run, images, scaled, self.settings)
+        return self.interpret(found, pixels.shape[:2], scaled)
+
+    def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
+        """What `host.detect` found in a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        height, width = int(size[0]), int(size[1])
+        stretch = np.array([height / scaled[0], width / scaled[1]] * 2, np.float32)
+        boxes = np.minimum(found["boxes"] * stretch, np.array([height, width] * 2, np.float32))
+        rest = (found["scores"], found["classes"], found["masks"], self.labels, self.metadata["mask_paste"])
+        return Prediction(height, width, boxes, *rest)

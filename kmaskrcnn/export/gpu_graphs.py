@@ -1,0 +1,203 @@
+"""The network in three graphs that a GPU takes whole: what lies between them, `kmaskrcnn.export.host` does.
+
+LiteRT's GPU accelerator refuses a graph that has one tensor of unknown size, and has no kernel for top-k, NMS and table
+look-ups. So the network is cut where those stand:
+
+    pyramid  image -> P2..P5, and the RPN's objectness and deltas of P2..P6
+    boxes    pooled RoIs -> class probabilities and box deltas
+    masks    pooled RoIs -> mask probabilities of all classes
+
+Every operation in them is a convolution or the like, of fixed size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.export import tflite
+from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
+from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
+from kmaskrcnn.layers.rpn import LEVELS, STRIDES
+from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
+from kmaskrcnn.ops import boxes as box_ops
+from kmaskrcnn.ops.anchors import cell_anchors
+from kmaskrcnn.results.labels import Labels
+
+QUANTIZE = ("none", "float16")
+GRAPHS = ("pyramid", "boxes", "masks")
+
+
+class GpuFunctions:
+    """The three graphs of a model.
+
+    pyramid: `images` (1, H, W, 3) float32 RGB in 0..255 -> `P2`..`P5` (1, h, w, C), `objectness_P2`..`objectness_P6`
+    (1, h, w, A) logits, `deltas_P2`..`deltas_P6` (1, h, w, 4 * A).
+    boxes: `pooled` (R, S, S, C) -> `scores` (R, C + 1) probabilities, `deltas` (R, 4 * (C + 1)).
+    masks: `pooled` (D, M, M, C) -> `masks` (D, 2M, 2M, C + 1) probabilities.
+
+    Args:
+        model: of dtype float32.
+        height, width: of the input.
+    """
+
+    def __init__(self, model: MaskRCNN, height: int, width: int):
+        self.model, config = model, model.config
+        model.static_shapes = True  # padding is not cut off
+        channels = config.fpn_channels
+
+        def spec(name: str, count: int, *shape: int) -> tf.TensorSpec:
+            return tf.TensorSpec((count, *shape), tf.float32, name=name)
+
+        box, mask = config.box_pool_size, config.mask_pool_size
+        signatures = {
+            "pyramid": spec("images", 1, height, width, 3),
+            "boxes": spec("pooled", config.rpn_post_nms_top_k, box, box, channels),
+            "masks": spec("pooled", config.max_detections, mask, mask, channels),
+        }
+        self.functions = {name: tf.function(getattr(self, name), input_signature=[signatures[name]]) for name in GRAPHS}
+
+    def pyramid(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The backbone, the FPN and the RPN's convolutions."""
+        images, _ = self.model.preprocess(images, None)
+        features, head = self.model.pyramid(images), self.model.rpn_head
+        outputs = {f"P{level}": features[f"P{level}"] for level in POOL_LEVELS}
+        for level, feature in features.items():
+            for conv in head.convs:
+                feature = conv(feature)
+            outputs[f"objectness_{level}"], outputs[f"deltas_{level}"] = head.objectness(feature), head.deltas(feature)
+        return outputs
+
+    def boxes(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The box head."""
+        logits, deltas = self.model.box_head(pooled)
+        return {"scores": ops.softmax(logits, axis=-1), "deltas": ops.reshape(deltas, (-1, 4 * logits.shape[-1]))}
+
+    def masks(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The mask head as the paper draws it: MaskHead computes one class's mask by a product GPUs do not take."""
+        head = self.model.mask_head
+        for conv, norm in zip(head.convs, head.norms, strict=True):
+            pooled = conv(pooled)
+            if norm is not None:
+                pooled = norm(pooled)
+            pooled = ops.relu(pooled)
+        kernel = ops.transpose(head.logits_kernel)[None, None]  # (C + 1, F) -> (1, 1, F, C + 1)
+        return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + head.logits_bias)}
+
+
+def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") -> tuple[bytes, str]:
+    """Convert to one TFLite flatbuffer with the signatures pyramid, boxes and masks.
+
+    Args:
+        model: of dtype float32.
+        height, width: of the input, multiples of 32.
+        quantize: "none" float32; "float16" weights.
+
+    Returns:
+        The flatbuffer, and by what it was found to be fully accelerated, as of `check_accelerated`.
+
+    Raises:
+        ConfigError: a size that is no multiple of 32, another quantization, class_agnostic_nms, or a
+            roi_sampling_ratio of 0.
+        ExportError: a graph is not fully accelerated; the message says by what that was found.
+    """
+    if quantize not in QUANTIZE:
+        raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)} for the GPU")
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
+        raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
+    if model.config.class_agnostic_nms:
+        raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
+    if not model.config.roi_sampling_ratio:
+        raise ConfigError(
+            "roi_sampling_ratio=0: the host's RoIAlign takes as many samples in each RoI, give 2 at export"
+        )
+    functions = GpuFunctions(model, height, width).functions
+    with tempfile.TemporaryDirectory() as folder:
+        archive = keras.export.ExportArchive()
+        for name, function in functions.items():
+            archive.add_endpoint(name, function)
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(GRAPHS))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter has no exception of its own
+            first = str(error).strip().splitlines()[0]
+            raise tflite.ExportError(f"conversion to TFLite builtins failed: {first}") from error
+    if quantize == "float16":
+        content = tflite.quantized(content, "float16")
+    try:
+        return content, check_accelerated(content)
+    except AcceleratorError as error:
+        raise tflite.ExportError(str(error)) from None
+
+
+def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
+    """What the host's part needs to know, as JSON has it; `kmaskrcnn.export.host.Settings` reads it."""
+    config = model.config
+    levels = []
+    padded = {"P2": (height // 4, width // 4)}
+    for above, level in itertools.pairwise(LEVELS):
+        padded[level] = tuple(-(-side // 2) for side in padded[above])
+    for name, stride, size in zip(LEVELS, STRIDES, config.anchor_sizes, strict=True):
+        rows, columns = padded[name]
+        strides = [height // rows, width // columns] if config.fit_anchor_strides else [stride, stride]
+        anchors = cell_anchors(size, config.anchor_aspect_ratios, config.round_anchors)
+        levels.append({"name": name, "height": rows, "width": columns, "strides": strides, "anchors": anchors.tolist()})
+    return {
+        "height": height,
+        "width": width,
+        "channels": config.fpn_channels,
+        "num_classes": config.num_classes,
+        "levels": levels,
+        "rpn_pre_nms_top_k": config.rpn_pre_nms_top_k,
+        "rpn_post_nms_top_k": config.rpn_post_nms_top_k,
+        "rpn_nms_iou": config.rpn_nms_iou,
+        "rpn_min_size": config.rpn_min_size,
+        "box_pool_size": config.box_pool_size,
+        "mask_pool_size": config.mask_pool_size,
+        "roi_sampling_ratio": config.roi_sampling_ratio,
+        "roi_aligned": config.roi_aligned,
+        "box_coding_weights": list(box_ops.BOX_HEAD_CODING_WEIGHTS),
+        "score_threshold": config.score_threshold,
+        "nms_iou": config.nms_iou,
+        "max_detections": config.max_detections,
+        "mask_paste": config.mask_paste,
+    }
+
+
+def write(
+    content: bytes,
+    path: str | os.PathLike,
+    model: MaskRCNN,
+    config: Config,
+    labels: Labels,
+    height: int,
+    width: int,
+    quantize: str,
+) -> None:
+    """Write the .tflite with its metadata inside, and labels and metadata beside it."""
+    metadata = {
+        "graphs": {
+            "pyramid": "images (1, H, W, 3) float32 RGB in 0..255 -> P2..P5, objectness_P2..P6, deltas_P2..P6",
+            "boxes": "pooled (R, S, S, C) -> scores (R, classes + 1), deltas (R, 4 * (classes + 1))",
+            "masks": "pooled (D, M, M, C) -> masks (D, 2M, 2M, classes + 1)",
+        },
+        "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "float32", "channels": "RGB"},
+        "padding": "scale the image to fit, put it top left, fill the rest with pad_value",
+        "pad_value": [float(value) for value in model._mean],
+        "mask_paste": config.model.mask_paste,
+        "quantize": quantize,
+        "host": host_settings(model, height, width),
+        **dataclasses.asdict(labels),
+    }
+    tflite.write_with_metadata(content, Path(path), metadata, labels)

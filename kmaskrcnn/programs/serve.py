@@ -1,0 +1,55 @@
+"""Serve an exported model on this machine: `kmaskrcnn serve --model=exported/mine`.
+
+Takes and answers what TensorFlow Serving's REST API does, and shows a page to drop photographs on; docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from kmaskrcnn.serving.settings import ServeSettings
+
+_HELP = {
+    "model": "folder with numbered versions, one of them, or a .tflite file",
+    "name": "of the model in addresses; default: that of the folder",
+    "host": "address to listen on; 0.0.0.0: all",
+    "port": "to listen on",
+    "workers": "processes with the model",
+    "threads": "of a worker; 0: the cores shared among the workers",
+    "max_batch_size": "requests that are run together; 1: each alone",
+    "batch_wait_ms": "milliseconds to wait for a batch to fill",
+    "queue": "requests under way at once; further ones get 429",
+    "max_request_bytes": "of the images of a request; more get 413",
+    "max_images": "of a request; more get 400",
+    "max_pixels": "of an image for a .tflite file; larger ones get image_errors",
+    "timeout": "seconds for a request to arrive (then 408), and to wait for a worker (then 504)",
+    "poll_seconds": "how often to look for a newer version of the model; 0: never",
+}
+
+
+def program(name: str, arguments: Sequence[str]) -> int:
+    """Serve until told to stop; exit code 2 for what cannot be served."""
+    parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(ServeSettings):
+        required = field.default is dataclasses.MISSING
+        options = {"type": str} if required else {"type": type(field.default), "default": field.default}
+        parser.add_argument(f"--{field.name}", required=required, help=_HELP[field.name], **options)
+    options = vars(parser.parse_args(arguments))
+    try:
+        settings = ServeSettings(**options)
+        from kmaskrcnn.serving.server import run
+    except ModuleNotFoundError as error:
+        print(f"error: {error}: pip install -r requirements-serving.txt", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: --{error}", file=sys.stderr)
+        return 2
+    try:
+        run(settings)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

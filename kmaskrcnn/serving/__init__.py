@@ -1,0 +1,1 @@
+"""A server for exported models on LitServe: TensorFlow Serving's REST body, and a page to try it."""

@@ -1,0 +1,65 @@
+"""Which requests are taken in: their bytes, images and time, and how many at once."""
+
+# No postponed annotations: FastAPI reads them.
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import HTTPException, Request
+from starlette.requests import ClientDisconnect
+
+from kmaskrcnn.serving import rest
+from kmaskrcnn.serving.settings import ServeSettings
+
+
+class Admission:
+    """Takes requests in, and no more than the settings allow."""
+
+    def __init__(self, settings: ServeSettings):
+        self._settings, self._under_way = settings, 0
+
+    async def take(self, request: Request) -> AsyncIterator[tuple[list[bytes], bool]]:
+        """The images of a request, for as long as it is under way; raises HTTPException."""
+        settings = self._settings
+        if self._under_way >= settings.queue:
+            words = f"{settings.queue} requests are under way already: try again later"
+            raise HTTPException(429, words, {"Retry-After": "1"})
+        self._under_way += 1
+        try:
+            yield await self._read(request)
+        finally:
+            self._under_way -= 1
+
+    async def _read(self, request: Request) -> tuple[list[bytes], bool]:
+        settings = self._settings
+        try:
+            async with asyncio.timeout(settings.timeout):
+                body = await self._body(request)
+        except TimeoutError:
+            raise HTTPException(408, f"the request did not arrive within {settings.timeout:g} s") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the client has gone") from None
+        try:
+            images, rows = await asyncio.to_thread(rest.parse, body)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        if len(images) > settings.max_images:
+            raise HTTPException(400, f"a request may hold {settings.max_images} images, this one holds {len(images)}")
+        if sum(map(len, images)) > settings.max_request_bytes:
+            raise HTTPException(413, f"a request may hold {settings.max_request_bytes} bytes of images")
+        return images, rows
+
+    async def _body(self, request: Request) -> bytes:
+        # Base64 takes four bytes for three, and the rest of a body is short.
+        limit = self._settings.max_request_bytes * 4 // 3 + 4096 * self._settings.max_images
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                raise HTTPException(413, f"a request may hold {self._settings.max_request_bytes} bytes of images")
+        return bytes(body)
+
+
+async def admitted(request: Request) -> AsyncIterator[tuple[list[bytes], bool]]:
+    """FastAPI's dependency: what the Admission in the application's state lets in."""
+    async for taken in request.app.state.admission.take(request):
+        yield taken

@@ -1,0 +1,115 @@
+"""A worker of the server: LitServe gives it the requests of a batch, and gets an answer for each."""
+
+# No postponed annotations: LitServe hands those of `decode_request` to FastAPI.
+import logging
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Response
+from litserve import LitAPI
+
+from kmaskrcnn.serving import rest
+from kmaskrcnn.serving.admission import admitted
+from kmaskrcnn.serving.runner import Outputs, RefusedError, joined_run, open_model
+from kmaskrcnn.serving.settings import ServeSettings, newest_version
+
+_log = logging.getLogger(__name__)
+
+
+class Failure(Exception):
+    """What becomes of one request of a batch, as an HTTP status and words."""
+
+    def __init__(self, status: int, words: str):
+        super().__init__(status, words)
+        self.status, self.words = status, words
+
+
+class Detector(LitAPI):
+    """The model in a process of its own.
+
+    Args:
+        settings: of the server.
+        name: of the model.
+        open_version: opens a version's path, for tests; default: `open_model`.
+    """
+
+    def __init__(self, settings: ServeSettings, name: str, open_version: Callable[[str], Any] | None = None):
+        super().__init__(
+            max_batch_size=settings.max_batch_size,
+            batch_timeout=settings.batch_wait_ms / 1000,
+            api_path=f"/v1/models/{name}:predict",
+        )
+        self._settings, self._open = settings, open_version
+
+    def setup(self, device: str) -> None:
+        """Load the newest version; later ones are loaded beside it and then take its place."""
+        del device
+        settings = self._settings
+        if self._open is None:
+            self._open = lambda path: open_model(path, settings.threads_of_worker(), settings.max_pixels)
+        version = newest_version(settings)
+        self._runner = self._open(version.path)
+        if settings.poll_seconds:
+            threading.Thread(target=self._watch, args=(version,), daemon=True).start()
+
+    def _watch(self, version: Any) -> None:
+        while True:
+            threading.Event().wait(self._settings.poll_seconds)
+            try:
+                newer = newest_version(self._settings)
+                if newer != version:
+                    self._runner, version = self._open(newer.path), newer
+            except Exception:
+                # The version that works goes on; a folder that is broken is tried again.
+                _log.exception("a new version of the model cannot be loaded")
+
+    def decode_request(self, request: Annotated[Any, Depends(admitted)]) -> tuple[list[bytes], bool]:
+        """Images, and whether rows are wanted back; parsed already."""
+        return request
+
+    def batch(self, inputs: list[Any]) -> list[Any]:
+        """As they come."""
+        return inputs
+
+    def predict(self, x: Any) -> Any:
+        """The outputs of each request of a batch, or a Failure."""
+        if self.max_batch_size == 1:
+            return self._outcomes([x])[0]
+        return self._outcomes(x)
+
+    def _outcomes(self, requests: list[tuple[list[bytes], bool]]) -> list[tuple[Outputs | Failure, bool]]:
+        runner, outcomes = self._runner, []
+        try:
+            if sum(len(images) for images, _ in requests) <= self._settings.max_images:
+                results = joined_run(runner, [images for images, _ in requests])
+                return [(outputs, rows) for outputs, (_, rows) in zip(results, requests, strict=True)]
+        except Exception as error:
+            # One of them is the reason: each for itself.
+            if len(requests) == 1:
+                return [(_failure(error), requests[0][1])]
+        for images, rows in requests:
+            try:
+                outcomes.append((joined_run(runner, [images])[0], rows))
+            except Exception as error:
+                outcomes.append((_failure(error), rows))
+        return outcomes
+
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        """As they are."""
+        return output
+
+    def encode_response(self, output: tuple[Any, bool]) -> Response:
+        """The answer to one request."""
+        outcome, rows = output
+        if isinstance(outcome, Failure):
+            # Not raised: LitServe would answer the whole batch with it.
+            return Response(rest.format_error(outcome.words), outcome.status, media_type="application/json")
+        return Response(rest.format_answer(outcome, rows), media_type="application/json")
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, RefusedError):
+        return Failure(400, str(error))
+    _log.error("the model failed", exc_info=error)
+    return Failure(422, f"the model failed: {type(error).__name__}")

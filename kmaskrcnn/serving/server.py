@@ -1,0 +1,100 @@
+"""The server: LitServe with the routes of TensorFlow Serving's REST API, metrics and a page.
+
+Batching, workers, their restart, the time limit of the queue and /health are LitServe's; the metrics are those of
+prometheus-fastapi-instrumentator.
+"""
+
+# No postponed annotations: FastAPI reads them.
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request, Response
+from litserve import LitServer
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.exceptions import HTTPException
+
+from kmaskrcnn.serving import rest
+from kmaskrcnn.serving.admission import Admission
+from kmaskrcnn.serving.detector import Detector
+from kmaskrcnn.serving.settings import ServeSettings, newest_version
+
+_PAGE = Path(__file__).parent / "page.html"
+
+
+def build(
+    settings: ServeSettings, class_names: list[str], open_version: Callable[[str], Any] | None = None
+) -> LitServer:
+    """The server, not yet started.
+
+    Args:
+        settings: of the server.
+        class_names: in the order of the classes, for the page.
+        open_version: as of `Detector`.
+
+    Raises:
+        ValueError: there is no model.
+    """
+    name = newest_version(settings).name
+    server = LitServer(
+        Detector(settings, name, open_version),
+        accelerator="cpu",  # TensorFlow takes the devices that it finds
+        workers_per_device=settings.workers,
+        timeout=settings.timeout,
+        restart_workers=True,
+        disable_openapi_url=True,
+    )
+    app = server.app
+    app.state.admission = Admission(settings)
+    Instrumentator(excluded_handlers=["/metrics", "/health"]).instrument(app).expose(app, include_in_schema=False)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        # LitServe's 500 is a worker that has died with the request, and is started again.
+        died = error.status_code == 500
+        status, words = (503, "a worker died: try again later") if died else (error.status_code, error.detail)
+        headers = {"Retry-After": "1"} if status in (429, 503) else {}
+        return Response(rest.format_error(words), status, headers, media_type="application/json")
+
+    @app.get(f"/v1/models/{name}")
+    async def state() -> Response:
+        version = {
+            "version": str(newest_version(settings).number),
+            "state": "AVAILABLE",
+            "status": {"error_code": "OK"},
+        }
+        return Response(json.dumps({"model_version_status": [version]}), media_type="application/json")
+
+    page = _PAGE.read_text()
+    for mark, value in (("__MODEL__", name), ("__CLASSES__", class_names)):
+        page = page.replace(mark, json.dumps(value).replace("<", "\\u003c"))
+
+    # LitServe has a page of its own there.
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) != "/"]
+
+    @app.get("/")
+    async def root() -> Response:
+        return Response(page, media_type="text/html")
+
+    return server
+
+
+def start(server: LitServer, settings: ServeSettings) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    # One process takes the requests: it knows how many there are, and sees its workers die.
+    server.run(
+        host=settings.host,
+        port=settings.port,
+        num_api_servers=1,
+        api_server_worker_type="thread",
+        generate_client_file=False,
+        log_level="warning",
+    )
+
+
+def run(settings: ServeSettings) -> None:
+    """Serve a model until SIGINT or SIGTERM; raises ValueError where there is none."""
+    from kmaskrcnn.serving.runner import class_names
+
+    start(build(settings, class_names(newest_version(settings).path)), settings)

@@ -1,0 +1,90 @@
+"""What a server is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings:
+    """Settings of a server; what a client gets beyond each bound is in docs/serving.md.
+
+    Attributes:
+        model: folder with numbered versions, one of these versions, or a .tflite file.
+        name: of the model in addresses; "": that of the folder or file.
+        host, port: where it listens.
+        workers: processes with the model.
+        threads: of each worker; 0: the cores shared among the workers.
+        max_batch_size: requests of one image that a worker takes together; 1: each alone.
+        batch_wait_ms: milliseconds that a worker waits for a batch to fill.
+        queue: requests that are under way at once, waiting or worked on; further ones are refused.
+        max_request_bytes: of a request's encoded images together.
+        max_images: of a request.
+        max_pixels: of an image for a .tflite file; a SavedModel has the bound that it was exported with.
+        timeout: seconds for a request to arrive, and then to wait for a worker.
+        poll_seconds: how often a worker looks for a newer version of the model; 0: never.
+    """
+
+    model: str
+    name: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8501
+    workers: int = 1
+    threads: int = 0
+    max_batch_size: int = 1
+    batch_wait_ms: float = 5.0
+    queue: int = 32
+    max_request_bytes: int = 64 << 20
+    max_images: int = 16
+    max_pixels: int = 40_000_000
+    timeout: float = 60.0
+    poll_seconds: float = 5.0
+
+    def __post_init__(self):
+        lowest = {"workers": 1, "threads": 0, "max_batch_size": 1, "batch_wait_ms": 0, "queue": 1}
+        lowest |= {"max_request_bytes": 1, "max_images": 1, "max_pixels": 1, "timeout": 0.001}
+        for field, least in lowest.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least {least}")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port={self.port}: a port is 1 to 65535")
+        if self.max_batch_size > self.max_images:
+            raise ValueError(f"max_batch_size={self.max_batch_size} is more than max_images={self.max_images}")
+
+    def threads_of_worker(self) -> int:
+        """`threads`, or the cores shared among the workers."""
+        return self.threads or max((os.cpu_count() or 1) // self.workers, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelVersion:
+    """A model on disk: the folder of a SavedModel's version, or a .tflite file."""
+
+    path: str
+    name: str
+    number: int
+
+
+def newest_version(settings: ServeSettings) -> ModelVersion:
+    """The version to serve now: the highest number; raises ValueError where there is no model."""
+    path = Path(settings.model).expanduser().resolve()
+    if path.suffix == ".tflite":
+        if not path.is_file():
+            raise ValueError(f"model={settings.model}: no such file")
+        return ModelVersion(str(path), settings.name or path.stem, 1)
+    if (path / "saved_model.pb").is_file():
+        return ModelVersion(
+            str(path), settings.name or path.parent.name, int(path.name) if path.name.isdecimal() else 1
+        )
+    numbers = [
+        int(child.name)
+        for child in (path.iterdir() if path.is_dir() else ())
+        if child.name.isascii() and child.name.isdecimal() and (child / "saved_model.pb").is_file()
+    ]
+    if not numbers:
+        raise ValueError(f"model={settings.model}: neither a SavedModel nor a .tflite file that was exported")
+    # Folders may be named with zeros in front.
+    chosen = next(child for child in path.iterdir() if child.name.isdecimal() and int(child.name) == max(numbers))
+    return ModelVersion(str(chosen), settings.name or path.name, max(numbers))

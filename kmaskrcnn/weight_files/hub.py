@@ -1,0 +1,91 @@
+"""Model folders on the Hugging Face Hub, by hf://OWNER/NAME, through its own library (pip install kmaskrcnn[hub])."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from kmaskrcnn.errors import WeightsError, reason
+from kmaskrcnn.weight_files.download import is_offline
+
+_SCHEME = "hf://"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
+# What a model folder needs to be opened; checkpoints and logs stay at home.
+_FILES = ("config.json", "labels.json", "best.weights.h5", "last.weights.h5", "README.md")
+
+
+def is_address(text: str) -> bool:
+    """Whether it begins with hf://."""
+    return text.startswith(_SCHEME)
+
+
+def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | None = None) -> Path:
+    """Download a model folder; what is in the library's cache already is not downloaded again.
+
+    Args:
+        address: hf://OWNER/NAME, and @REVISION where it is not the newest.
+        folder: where to copy it; default: it stays in the library's cache (HF_HOME).
+        offline: take what is in the cache; default: KMASKRCNN_OFFLINE.
+
+    Raises:
+        WeightsError: the library is not installed, there is no such model or no network, or it holds no model folder.
+    """
+    (name, revision), library = _parts(address), _library()
+    offline = is_offline() if offline is None else offline
+    try:
+        path = library.snapshot_download(
+            name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline, local_dir=folder
+        )
+    # The library's errors are those of its HTTP client, of which it has had several.
+    except Exception as error:
+        hint = "; the network is off (KMASKRCNN_OFFLINE, --offline)" if offline else ""
+        raise WeightsError(f"{address}: cannot be downloaded ({reason(error)}){hint}") from None
+    if not (Path(path) / "config.json").is_file():
+        raise WeightsError(f"{address}: is no kmaskrcnn model, it has no config.json")
+    return Path(path)
+
+
+def push(folder: str | os.PathLike, address: str, private: bool = False) -> str:
+    """Upload a model folder, without checkpoints and logs; the repository is made if need be.
+
+    Args:
+        folder: of a model, as `train.py --model_dir` and the importers write it.
+        address: hf://OWNER/NAME.
+        private: make a new repository visible to its owner alone.
+
+    Returns:
+        Its address on the web.
+
+    Raises:
+        WeightsError: no model folder, the library is not installed, no right to write there (run `hf auth login`), or
+            no network.
+    """
+    (name, revision), library = _parts(address), _library()
+    path = Path(folder)
+    if not (path / "config.json").is_file() or not any((path / file).is_file() for file in _FILES[2:4]):
+        raise WeightsError(f"{path}: is no model folder, it lacks config.json or {_FILES[2]}")
+    if is_offline():
+        raise WeightsError(f"{address}: the network is off (KMASKRCNN_OFFLINE, --offline)")
+    try:
+        library.create_repo(name, private=private, exist_ok=True)
+        library.upload_folder(repo_id=name, folder_path=path, allow_patterns=list(_FILES), revision=revision)
+    except Exception as error:
+        raise WeightsError(f"{address}: cannot be uploaded ({reason(error)}); `hf auth login` signs you in") from None
+    return f"https://huggingface.co/{name}"
+
+
+def _parts(address: str) -> tuple[str, str | None]:
+    name, _, revision = address.removeprefix(_SCHEME).partition("@")
+    if not is_address(address) or not _NAME.fullmatch(address.removeprefix(_SCHEME)):
+        raise WeightsError(f"{address}: is not of the form hf://OWNER/NAME")
+    return name, revision or None
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise WeightsError("hf:// needs huggingface_hub: pip install huggingface_hub") from None
+    return huggingface_hub

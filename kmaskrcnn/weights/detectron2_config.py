@@ -1,0 +1,141 @@
+"""What a config.yaml of Detectron2 says of a model beyond its weights: pixels, strides, anchors, thresholds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kmaskrcnn.errors import WeightsError, reason
+
+_NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "naiveSyncBN": "sync_bn"}
+_NORMS |= {"GN": "gn"}
+_LARGEST, _DEEPEST = 1 << 17, 16
+# Where it differs, the model is another one: (path, what it must be, what it is else).
+_MUST_BE = (
+    ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "the architecture"),
+    ("MODEL.MASK_ON", True, "masks are off: --fresh_masks loads a Faster R-CNN;"),
+    ("MODEL.KEYPOINT_ON", False, "keypoints"),
+    ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "the heads"),
+    ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "class-agnostic boxes"),
+    ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "class-agnostic masks"),
+    ("MODEL.RESNETS.NUM_GROUPS", 1, "ResNeXt groups"),
+    ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0, "the offset of the anchors"),
+)
+_NUMBERS = {
+    "score_threshold": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "nms_iou": "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "max_detections": "TEST.DETECTIONS_PER_IMAGE",
+    "rpn_nms_iou": "MODEL.RPN.NMS_THRESH",
+    "rpn_pre_nms_top_k": "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "rpn_post_nms_top_k": "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "rpn_pre_nms_top_k_train": "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "rpn_post_nms_top_k_train": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "roi_batch_size": "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "roi_positive_fraction": "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    "mask_pool_size": "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
+    "min_size": "INPUT.MIN_SIZE_TEST",
+    "max_size": "INPUT.MAX_SIZE_TEST",
+}
+
+
+class SourceConfig(NamedTuple):
+    """What a config.yaml says.
+
+    Attributes:
+        settings: of the model and its images.
+        rgb: the model takes RGB pixels instead of BGR.
+        sampling_ratio: of RoIAlign; 0: as many samples as a bin has cells.
+    """
+
+    settings: dict[str, Any]
+    rgb: bool
+    sampling_ratio: int
+
+
+def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> SourceConfig:
+    """Read the config.yaml that Detectron2's training writes beside its checkpoints.
+
+    Args:
+        path: the file, with every setting (`cfg.dump()`), not one that refines a base.
+        fresh_masks: of a Faster R-CNN that gets a new mask head.
+
+    Raises:
+        WeightsError: no such file, a damaged or another one, or one of a model that cannot be read.
+    """
+    tree, source = _tree(path), os.fspath(path)
+
+    def get(name: str) -> Any:
+        value: Any = tree
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise WeightsError(f"{source}: has no {name}; give the whole config.yaml that training wrote")
+            value = value[key]
+        return value
+
+    for name, wanted, what in _MUST_BE:
+        if get(name) != wanted and not (fresh_masks and name == "MODEL.MASK_ON"):
+            raise WeightsError(f"{source}: {what} cannot be read, {name} is {get(name)!r} and not {wanted!r}")
+    norm = get("MODEL.RESNETS.NORM")
+    if norm not in _NORMS:
+        raise WeightsError(f"{source}: MODEL.RESNETS.NORM is {norm!r}, known are {', '.join(_NORMS)}")
+    rgb = get("INPUT.FORMAT") == "RGB"
+    if get("INPUT.FORMAT") not in ("RGB", "BGR"):
+        raise WeightsError(f"{source}: INPUT.FORMAT is {get('INPUT.FORMAT')!r}, known are RGB and BGR")
+    sizes, ratios = get("MODEL.ANCHOR_GENERATOR.SIZES"), get("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+    if len(sizes) != 5 or any(len(level) != 1 for level in sizes) or any(r != ratios[0] for r in ratios):
+        raise WeightsError(f"{source}: its anchors are not of one size on each of five levels with the same ratios")
+    try:
+        mean, std = (_floats(get(f"MODEL.PIXEL_{name}")) for name in ("MEAN", "STD"))
+        settings = {name: get(theirs) for name, theirs in _NUMBERS.items()}
+        settings |= {
+            "backbone_norm": _NORMS[norm],
+            "backbone_stride_in_1x1": bool(get("MODEL.RESNETS.STRIDE_IN_1X1")) and get("MODEL.RESNETS.DEPTH") >= 50,
+            "frozen_stages": int(get("MODEL.BACKBONE.FREEZE_AT")),
+            "image_mean": mean if rgb else mean[::-1],
+            "image_std": std if rgb else std[::-1],
+            "anchor_sizes": tuple(float(level[0]) for level in sizes),
+            "anchor_aspect_ratios": _floats(ratios[0]),
+            "roi_aligned": get("MODEL.ROI_BOX_HEAD.POOLER_TYPE") == "ROIAlignV2",
+        }
+        return SourceConfig(settings, rgb, int(get("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: a setting of another kind than expected ({reason(error)})") from None
+
+
+def _tree(path: str | os.PathLike) -> Mapping[str, Any]:
+    source = os.fspath(path)
+    try:
+        import yaml
+    except ImportError:
+        raise WeightsError(f"{source}: reading YAML needs pyyaml: pip install pyyaml") from None
+    try:
+        if Path(source).stat().st_size > _LARGEST:
+            raise WeightsError(f"{source}: is too large for a config.yaml")
+        text = Path(source).read_text()
+        # An alias stands for a whole part, and many of them for more than any memory; Detectron2 writes none.
+        depth = 0
+        for token in yaml.scan(text):
+            depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+            depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+            if isinstance(token, yaml.AliasToken) or depth > _DEEPEST:
+                raise WeightsError(f"{source}: has aliases or is nested deep, as no config.yaml of Detectron2 is")
+        tree = yaml.safe_load(text)
+    except OSError as error:
+        raise WeightsError(f"{source}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{source}: no readable YAML ({reason(error)})") from None
+    if isinstance(tree, Mapping) and "_BASE_" in tree:
+        raise WeightsError(f"{source}: refines {tree['_BASE_']}; give the whole config.yaml that training wrote")
+    if isinstance(tree, Mapping) and isinstance(tree.get("model"), Mapping) and "_target_" in tree["model"]:
+        raise WeightsError(f"{source}: is a LazyConfig, which is not read; give its settings as flags")
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("MODEL"), Mapping):
+        raise WeightsError(f"{source}: is no config.yaml of Detectron2, it has no MODEL")
+    return tree
+
+
+def _floats(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,219 @@
+"""The server as a process, with a model that is none: what is let in, batched, refused, and survives."""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("litserve")
+pytest.importorskip("prometheus_fastapi_instrumentator")
+
+ROOT = Path(__file__).parents[2]
+QUEUE, MAX_BATCH, MAX_BYTES, MAX_IMAGES = 6, 4, 100_000, 5
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class FakeServer:
+    """A running server; `gate` lets requests of b"wait" go on."""
+
+    def __init__(self, folder, **settings):
+        self.model = folder / "mine"
+        self.add_version(1)
+        self.port = free_port()
+        settings |= {"model": str(self.model), "port": self.port, "poll_seconds": 0.1}
+        arguments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        self._log = open(folder / "log", "w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.serving.fake_server", *arguments],
+            cwd=ROOT,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.until(lambda: self.get("/health")[0] == 200, 300)
+
+    def add_version(self, number):
+        folder = self.model / str(number)
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").touch()
+
+    def until(self, condition, seconds=120):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if condition():
+                    return
+            if self.process.poll() is not None:
+                break
+            threading.Event().wait(0.05)
+        self._log.seek(0)
+        raise AssertionError(f"it did not come about: {self._log.read()[-3000:]}")
+
+    def ask(self, method, path, body=None, timeout=120):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers
+        finally:
+            connection.close()
+
+    def get(self, path):
+        return self.ask("GET", path)
+
+    def predict(self, *images, body=None, timeout=120):
+        tree = {"instances": [{"b64": base64.b64encode(image).decode()} for image in images]}
+        data = json.dumps(tree).encode() if body is None else body
+        status, answer, _ = self.ask("POST", "/v1/models/mine:predict", data, timeout)
+        return status, json.loads(answer)
+
+    def under_way(self, pool, image, count, version=1):
+        """Start requests of an image that waits, and wait until they are counted."""
+        gate = self.model / str(version) / "gate"
+        gate.unlink(missing_ok=True)
+        return gate, [pool.submit(self.predict, image) for _ in range(count)]
+
+    def workers(self):
+        """Processes with the model."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        children = {pid for thread in threads for pid in (thread / "children").read_text().split()} | set(children)
+        return [pid for pid in map(int, children) if "multiprocessing.spawn" in self._command(pid)]
+
+    def _command(self, pid):
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return ""
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = FakeServer(
+        tmp_path_factory.mktemp("served"),
+        queue=QUEUE,
+        max_batch_size=MAX_BATCH,
+        batch_wait_ms=20,
+        max_request_bytes=MAX_BYTES,
+        max_images=MAX_IMAGES,
+        timeout=60.0,
+    )
+    yield server
+    server.stop()
+
+
+def test_rest_as_tensorflow_serving_has_it(server):
+    status, answer = server.predict(b"abc", b"defgh")
+    assert status == 200
+    assert [row["length"] for row in answer["predictions"]] == [3.0, 5.0]
+    assert answer["predictions"][0]["image_errors"] == ""
+    body = json.dumps({"inputs": {"image_bytes": [{"b64": "YWJj"}]}, "signature_name": "serving_default"}).encode()
+    assert server.predict(body=body)[1]["outputs"]["length"] == [3.0]
+    status, state, _ = server.get("/v1/models/mine")
+    assert status == 200 and json.loads(state)["model_version_status"][0]["state"] == "AVAILABLE"
+    assert server.get("/v1/models/other")[0] == 404
+    status, metrics, _ = server.get("/metrics")
+    assert status == 200 and b"http_requests_total" in metrics
+    status, page, headers = server.get("/")
+    assert status == 200 and headers["Content-Type"].startswith("text/html")
+    assert b'const MODEL = "mine"' in page and b"apple" in page and page.count(b"</script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 400, "JSON"),
+        (b"{", 400, "JSON"),
+        (b"[" * 50_000, 400, "JSON"),
+        (b"[]", 400, "object"),
+        (b"{}", 400, "'instances' or 'inputs'"),
+        (b'{"instances": [], "inputs": []}', 400, "either"),
+        (b'{"instances": 3}', 400, "list"),
+        (b'{"instances": ["abc"]}', 400, "b64"),
+        (b'{"instances": [{"b64": 3}]}', 400, "b64"),
+        (b'{"instances": [{"b64": "%%%"}]}', 400, "base64"),
+        (b'{"instances": [{"b64": "YWJj"}], "signature_name": "serving_tensor"}', 400, "signature_name"),
+        (json.dumps({"instances": [{"b64": "YWJj"}] * 6}).encode(), 400, "5 images"),
+        (json.dumps({"instances": [{"b64": "A" * 140_000}]}).encode(), 413, "100000 bytes"),
+        (b" " * 1_000_000, 413, "100000 bytes"),
+    ],
+)
+def test_requests_that_are_refused(server, body, status, words):
+    found, answer = server.predict(body=body)
+    assert found == status and words in answer["error"]
+
+
+def test_one_of_a_batch_does_not_fail_the_others(server):
+    with futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(server.predict, [b"abc", b"refuse", b"fail", b"abcd"]))
+    assert [status for status, _ in results] == [200, 400, 422, 200]
+    assert results[1][1]["error"] == "the model refuses"
+    assert results[2][1]["error"] == "the model failed: KeyError"  # and nothing of what it was about
+    assert results[3][1]["predictions"][0]["length"] == 4.0
+
+
+def test_requests_are_batched_and_no_more_are_taken_than_may_wait(server):
+    with futures.ThreadPoolExecutor(30) as pool:
+        gate, waiting = server.under_way(pool, b"wait", QUEUE)
+        try:
+            # A probe that is let in waits like the others, and fills the queue too.
+            server.until(lambda: server.predict(b"abc", timeout=1)[0] == 429)
+            refused = [server.predict(b"abc") for _ in range(10)]
+            assert server.get("/health")[0] == 200
+        finally:
+            gate.touch()
+        results = [future.result() for future in waiting]
+    assert all(status == 429 and "6 requests" in answer["error"] for status, answer in refused)
+    assert {status for status, _ in results} <= {200, 429}
+    answered = [answer["predictions"][0]["batch"] for status, answer in results if status == 200]
+    assert 1 < max(answered) <= MAX_BATCH
+    assert server.predict(b"abc")[0] == 200
+
+
+def test_clients_that_go_or_send_nothing_take_no_place_for_ever(server):
+    head = b"POST /v1/models/mine:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{"
+    for _ in range(3 * QUEUE):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head)
+    server.until(lambda: server.predict(b"abc")[0] == 200)
+
+
+def test_a_worker_that_is_killed_is_started_again(server):
+    begun = server.model / "1" / "begun"
+    begun.unlink(missing_ok=True)
+    with futures.ThreadPoolExecutor(2) as pool:
+        gate, (waiting,) = server.under_way(pool, b"wait", 1)
+        (worker,) = server.workers()
+        server.until(begun.exists)
+        os.kill(worker, signal.SIGKILL)
+        gate.touch()
+        status, answer = waiting.result()
+    assert status == 503, answer
+    server.until(lambda: server.predict(b"abc")[0] == 200)
+    assert server.workers() != [worker]
+
+
+def test_a_newer_version_takes_over(server):
+    assert server.predict(b"abc")[1]["predictions"][0]["version"] == 1.0
+    server.add_version(2)
+    server.until(lambda: server.predict(b"abc")[1]["predictions"][0]["version"] == 2.0)

@@ -183,9 +183,10 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         gray = ((65535 - values if _is_inverted(image) else values) >> 8).astype(np.uint8)
     elif image.mode == "F":
         values = np.asarray(image)
-        low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high <= 1):
-            raise ImageError("unreadable-pixels", f"floating-point pixels of {low:g}..{high:g}, not 0..1: store 8 bits")
+        least, most = float(values.min()), float(values.max())
+        if not (least >= 0 and most <= 1):
+            pixels = f"floating-point pixels of {least:g}..{most:g}"
+            raise ImageError("unreadable-pixels", f"{pixels}, not 0..1: store 8 bits")
         gray = np.rint((1 - values if _is_inverted(image) else values) * 255).astype(np.uint8)
     else:
         try:
@@ -223,8 +224,8 @@ def read_encoded(path: str, offset: int = 0, length: int = -1) -> bytes:
 
 
 def _read_span(path: bytes | np.ndarray, span: np.ndarray) -> bytes:
-    path = np.asarray(path).item().decode()  # run eagerly, numpy_function gives an array of no dimensions
-    return read_encoded(path, int(span[0]), int(span[1]))
+    name = np.asarray(path).item().decode()  # run eagerly, numpy_function gives an array of no dimensions
+    return read_encoded(name, int(span[0]), int(span[1]))
 
 
 def _decode_with_pillow(contents: bytes | np.ndarray) -> np.ndarray:

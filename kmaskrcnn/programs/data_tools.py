@@ -45,7 +45,9 @@ def _split_as_yolo() -> None:
     dataset_of(raw)  # names what is wrong in the whole set
     tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
     parts = zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True)
-    path = write_yolo({name: dataset_of(with_records(raw, part)) for name, part in parts}, FLAGS.output)
+    path = write_yolo(
+        {name: dataset_of(with_records(raw, part)) for name, part in parts}, FLAGS.output, [FLAGS.annotations]
+    )
     print(f"train with --train_annotations={path} --val_annotations={path}")
 
 
@@ -110,7 +112,8 @@ def _convert() -> None:
     dataset = dataset_of(_read_set(), FLAGS.on_bad_record)
     dataset.summary()
     if FLAGS.to == "yolo":
-        print(f"train with --train_annotations={write_yolo({'train': dataset}, FLAGS.output)}")
+        path = write_yolo({"train": dataset}, FLAGS.output, [FLAGS.annotations])
+        print(f"train with --train_annotations={path}")
         return
     paths = write_shards(dataset, FLAGS.output, FLAGS.name, FLAGS.shards, FLAGS.threads, [FLAGS.annotations])
     megabytes = sum(map(files.size, paths)) / 1e6

@@ -56,8 +56,9 @@ def _read_image(builder: SetBuilder, image: ElementTree.Element, position: int) 
     name = image.get("name", "")
     place = f"image {position} ({name})"
     height, width = (plain_integer(image.get(key)) for key in ("height", "width"))
-    if not name or (flaw := size_flaw(height, width)):
-        builder.problem("bad-image-record", place, flaw if name else "needs a name")
+    wrong = size_flaw(height, width) if name else "needs a name"
+    if wrong:
+        builder.problem("bad-image-record", place, wrong)
         return
     image_id = builder.image(name, height, width, place)
     groups: dict[tuple[str, str], int] = {}

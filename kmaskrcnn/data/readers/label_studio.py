@@ -77,8 +77,8 @@ def _read_task(builder: SetBuilder, task: dict[str, Any], place: str) -> None:
         try:
             found = _instance(result, height, width)
         except (ValueError, KeyError, TypeError) as error:
-            missing = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            builder.problem("unreadable-record", record, missing)
+            detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            builder.problem("unreadable-record", record, detail)
             continue
         if found is not None:
             builder.instance(image_id, *found, record)

@@ -53,8 +53,8 @@ def read_labelme(path: str, images_dir: str) -> RawSet:
 def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any]) -> None:
     height, width, file_name = (tree.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
     height, width = plain_integer(height), plain_integer(width)
-    if flaw := size_flaw(height, width):
-        builder.problem("bad-image-record", name, f"imageHeight and imageWidth: {flaw}")
+    if wrong := size_flaw(height, width):
+        builder.problem("bad-image-record", name, f"imageHeight and imageWidth: {wrong}")
         return
     if not isinstance(file_name, str) or not file_name:
         builder.problem("bad-image-record", name, f"imagePath {brief(file_name)} is no text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import yaml
@@ -19,7 +19,7 @@ from kmaskrcnn.progress import Progress
 from kmaskrcnn.results.writers import mask_polygons
 
 
-def write_yolo(parts: Mapping[str, CocoDataset], output: str) -> str:
+def write_yolo(parts: Mapping[str, CocoDataset], output: str, sources: Sequence[str] = ()) -> str:
     """Write checked sets as the splits of a YOLO set.
 
     Image files are copied as they are but for those that EXIF turns, which are stored as their annotations mean them.
@@ -29,38 +29,47 @@ def write_yolo(parts: Mapping[str, CocoDataset], output: str) -> str:
     Args:
         parts: the sets by split ("train", "val", "test"), of the same classes.
         output: folder, also behind tf.io.gfile; made if need be.
+        sources: annotation files that were read, which are not written over.
 
     Returns:
         The path of data.yaml.
 
     Raises:
-        DataError: the classes of the sets differ, or the folder holds a set already.
+        DataError: the classes of the sets differ.
+        OutputError: a file that was read, or that this did not write, would be replaced.
     """
     names = {tuple(dataset.class_names) for dataset in parts.values()}
     if len(names) != 1:
         raise DataError(f"{output}: the sets have different classes; class_names gives them the same")
-    path = os.path.join(output, "data.yaml")
-    if files.exists(path):
-        raise DataError(f"{path}: there is a set already; name another folder")
+    read = [path for dataset in parts.values() for path in dict.fromkeys(dataset.paths)]
+    outputs = files.open_outputs(output, "convert", [*sources, *read])
+    stems = {split: _stems(dataset) for split, dataset in parts.items()}
+    outputs.check(["data.yaml", *(f"labels/{split}/{stem}.txt" for split in parts for stem in stems[split])])
     for split, dataset in parts.items():
-        _write_split(dataset, output, split)
+        progress = Progress(f"images of {split} written", len(dataset))
+        for index, stem in enumerate(stems[split]):
+            data, ending = _contents(dataset, index)
+            outputs.write_bytes(f"images/{split}/{stem}{ending}", data)
+            lines = _lines(dataset, index)
+            outputs.write_text(f"labels/{split}/{stem}.txt", "".join(line + "\n" for line in lines))
+            progress.step()
+        progress.clear()
     tree = {"path": ".", **{split: f"images/{split}" for split in parts}, "names": dict(enumerate(names.pop()))}
-    files.write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    return path
+    return outputs.write_text("data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))  # last
 
 
-def _write_split(dataset: CocoDataset, output: str, split: str) -> None:
-    for kind in ("images", "labels"):
-        files.make_folder(os.path.join(output, kind, split))
-    progress, used = Progress(f"images of {split} written", len(dataset)), set()
-    for index in range(len(dataset)):
-        data, ending = _contents(dataset, index)
-        stem = _unused(files.stem(dataset.file_names[index].replace("\\", "/")), used)
-        files.write_bytes(os.path.join(output, "images", split, stem + ending), data)
-        lines = _lines(dataset, index)
-        files.write_text(os.path.join(output, "labels", split, stem + ".txt"), "".join(line + "\n" for line in lines))
-        progress.step()
-    progress.clear()
+def _stems(dataset: CocoDataset) -> list[str]:
+    """A name for each image that no other has; label files differ by it alone."""
+    stems: list[str] = []
+    used: set[str] = set()
+    for file_name in dataset.file_names:
+        stem = files.stem(file_name.replace("\\", "/"))
+        number, name = 1, stem
+        while name.lower() in used:  # the same on some file systems
+            number, name = number + 1, f"{stem}_{number + 1}"
+        used.add(name.lower())
+        stems.append(name)
+    return stems
 
 
 def _contents(dataset: CocoDataset, index: int) -> tuple[bytes, str]:
@@ -73,15 +82,6 @@ def _contents(dataset: CocoDataset, index: int) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     Image.fromarray(dataset.image(index)).save(buffer, "PNG")
     return buffer.getvalue(), ".png"
-
-
-def _unused(stem: str, used: set[str]) -> str:
-    """A name that no other image has; label files differ by it alone."""
-    number, name = 1, stem
-    while name in used:
-        number, name = number + 1, f"{stem}_{number + 1}"
-    used.add(name)
-    return name
 
 
 def _lines(dataset: CocoDataset, index: int) -> list[str]:
@@ -112,8 +112,8 @@ def _join(outlines: list[np.ndarray]) -> np.ndarray:
         # The nearest pair of corners; long outlines are thinned out for the search alone.
         steps = [max(1, len(part) // 500) for part in (joined, outline)]
         gaps = ((joined[:: steps[0], None] - outline[None, :: steps[1]]) ** 2).sum(axis=2)
-        i, j = np.unravel_index(int(gaps.argmin()), gaps.shape)
-        i, j = int(i) * steps[0], int(j) * steps[1]
+        row, column = divmod(int(gaps.argmin()), gaps.shape[1])
+        i, j = row * steps[0], column * steps[1]
         loop = np.concatenate([outline[j:], outline[: j + 1]])
         joined = np.concatenate([joined[: i + 1], loop, joined[i:]])
     return joined

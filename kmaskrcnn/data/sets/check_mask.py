@@ -42,12 +42,13 @@ class CheckedMask:
     def __init__(self, segmentation: list[np.ndarray] | dict[str, Any], height: int, width: int):
         self.segmentation, self._size = segmentation, (height, width)
         self.outline_area: float | None = None
+        self.bounds: tuple[float, float, float, float]
         if isinstance(segmentation, dict):
             x, y, w, h = (float(v) for v in mask_utils.toBbox(segmentation))
             self.bounds = x, y, x + w, y + h
         else:
             (x0, y0), (x1, y1) = _extent(segmentation)
-            self.bounds = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+            self.bounds = max(float(x0), 0.0), max(float(y0), 0.0), min(float(x1), width), min(float(y1), height)
             self.outline_area = sum(map(_area, segmentation))
 
     @functools.cached_property

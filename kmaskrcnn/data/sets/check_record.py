@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import reprlib
 from typing import Any
 
@@ -44,7 +43,9 @@ def plain_integer(value: Any) -> Any:
 
 def finite(value: Any) -> float:
     """A number, or the text of one, as a finite float; raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+    if type(value) is float and math.isfinite(value):  # nearly all
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{brief(value)} is not a number")
     try:
         number = float(value)
@@ -57,7 +58,7 @@ def finite(value: Any) -> float:
 
 def parse_box(bbox: Any) -> tuple[float, float, float, float]:
     """COCO x, y, width, height as floats; raises Flaw."""
-    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(isinstance(v, numbers.Real) for v in bbox):
+    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
         raise Flaw("bad-box", f"bbox {brief(bbox)} is not four numbers x, y, width, height")
     try:
         x, y, w, h = map(finite, bbox)

@@ -9,8 +9,6 @@ import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import ImageHeader, code_of, read_header
 from kmaskrcnn.data.sets.check_mask import CheckedMask, Note, check_area, check_mask
@@ -313,30 +311,37 @@ def check_annotations(
     progress.clear()
 
 
+def _clipped(x0: float, y0: float, x1: float, y1: float, height: int, width: int) -> tuple[float, float, float, float]:
+    return min(max(x0, 0.0), width), min(max(y0, 0.0), height), min(max(x1, 0.0), width), min(max(y1, 0.0), height)
+
+
 def check_box(bbox: Any, mask: CheckedMask, height: int, width: int, note: Note) -> list[float]:
     """The box to keep, x, y, width, height; that of the mask where the given one is wrong."""
-    wanted = np.array(mask.bounds)
-    tight = [float(v) for v in (wanted[0], wanted[1], wanted[2] - wanted[0], wanted[3] - wanted[1])]
+    # Plain numbers: NumPy's calls take longer than all there is to do for four.
+    left, top, right, bottom = wanted = mask.bounds
+    tight = [left, top, right - left, bottom - top]
     try:
         x, y, w, h = parse_box(bbox)
     except Flaw as flaw:
         note(flaw.code, str(flaw))
         return tight
-    mask_box = f"the mask's is {[round(v, 1) for v in tight]}"
     allowed = max(_BOX_PIXELS, _BOX_SHARE * max(tight[2:]))
-    sides = np.array([x, y, x + w, y + h])
 
-    def fits(corners: np.ndarray) -> bool:
-        return bool(np.abs(np.clip(corners, 0, (width, height) * 2) - wanted).max() <= allowed)
+    def fits(x0: float, y0: float, x1: float, y1: float) -> bool:
+        inside = _clipped(x0, y0, x1, y1, height, width)
+        return max(abs(a - b) for a, b in zip(inside, wanted, strict=True)) <= allowed
 
-    if fits(sides) and w > 0 and h > 0:
+    sides = x, y, x + w, y + h
+    if w > 0 and h > 0 and fits(*sides):
         if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
             note("box-over-border", f"bbox {bbox} in an image of {width} x {height}")
-        x0, y0, x1, y1 = np.clip(sides, 0, (width, height) * 2).tolist()
-        return list(bbox) if (x0, y0, x1, y1) == tuple(sides) else [x0, y0, x1 - x0, y1 - y0]
-    if max(map(abs, (x, y, w, h))) <= 1 and fits(sides * np.tile([width, height], 2)):
+        x0, y0, x1, y1 = _clipped(*sides, height, width)
+        return list(bbox) if (x0, y0, x1, y1) == sides else [x0, y0, x1 - x0, y1 - y0]
+    mask_box = f"the mask's is {[round(v, 1) for v in tight]}"
+    as_pixels = [v * side for v, side in zip(sides, (width, height) * 2, strict=True)]
+    if max(map(abs, (x, y, w, h))) <= 1 and fits(*as_pixels):
         note("box-as-shares", f"bbox {bbox} is in shares of the image; {mask_box}")
-    elif fits(np.array([x, y, w, h])):
+    elif fits(x, y, w, h):
         note("box-as-corners", f"bbox {bbox} is x0, y0, x1, y1; {mask_box}")
     elif w <= 0 or h <= 0:
         note("box-without-area", f"bbox {bbox} has no area; {mask_box}")

@@ -10,6 +10,7 @@ from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, load_coco, load_dataset, make_shapes, open_dataset
 from kmaskrcnn.data.readers import recognise
 from kmaskrcnn.data.readers.write_yolo import write_yolo
+from kmaskrcnn.outputs import OutputError
 
 HEIGHT, WIDTH = 40, 80
 SQUARE = "0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75"
@@ -115,5 +116,12 @@ def test_a_set_that_was_written_comes_back(tmp_path):
         for row in range(len(dataset.classes)):
             assert _iou(dataset, row, again, row, (96, 96)) > 0.9
         np.testing.assert_array_equal(again.image(1), dataset.image(1))
-    with pytest.raises(DataError, match="there is a set already"):
-        write_yolo({"train": dataset}, str(tmp_path / "yolo"))
+    assert write_yolo({"train": dataset}, str(tmp_path / "yolo")) == path  # what it wrote itself it may replace
+
+
+def test_a_set_is_not_written_over_what_is_there(tmp_path):
+    path = _set(tmp_path, {"train": f"0 {SQUARE}\n"})
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(OutputError):
+        write_yolo({"train": load_dataset(path)}, str(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

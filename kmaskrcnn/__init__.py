@@ -52,7 +52,7 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
         return spec
 
 
-if "keras" in sys.modules:
+if sys.modules.get("keras") is not None:
     importlib.import_module(_PUBLIC["MaskRCNN"])
 else:
     sys.meta_path.insert(0, _AfterKeras())

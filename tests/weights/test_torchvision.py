@@ -133,7 +133,7 @@ def test_other_classes_only_on_request(tmp_path):
     assert len(report.untouched) == 6
     assert len(report.used) == len(state) - 6
     assert set(report.unused) == {n for n in state if re.search("cls_score|box_predictor.bbox_pred|mask_fcn_log", n)}
-    assert "random, since the classes differ" in str(report)
+    assert "random, to be trained: box_head/class_logits/kernel" in str(report)
     np.testing.assert_array_equal(model.box_head.class_logits.kernel.numpy(), last)
     np.testing.assert_array_equal(model.box_head.fcs[1].kernel.numpy(), state["roi_heads.box_head.fc7.weight"].T)
 

@@ -215,7 +215,7 @@ def test_predict_on_a_video(trained, tmp_path):
         (
             "predict.py",
             ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],
-            "--input={tmp}/none: no picture",
+            "--input={tmp}/none: no image",
         ),
     ],
 )

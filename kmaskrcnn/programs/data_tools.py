@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.errors import DataError
 from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.programs import flags
 
@@ -66,7 +67,11 @@ def _sample() -> None:
     folder, name = split_file(FLAGS.output)
     outputs = _outputs("sample", folder, [name])
     tree = tree_of(_read_set(), outputs.folder)
-    write_tree(outputs, name, sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class))
+    try:
+        part = sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class)
+    except DataError as error:
+        raise DataError(f"{FLAGS.annotations}: {error}") from None
+    write_tree(outputs, name, part)
 
 
 def merge(name: str, arguments: list[str]) -> int:

@@ -63,14 +63,19 @@ def sample_coco(tree: Tree, images: int, seed: int = 0, each_class: int = 0) -> 
             before common ones.
 
     Raises:
-        DataError: there are not so many images, or more than `images` are needed for the classes.
+        DataError: there are not so many images, more than `images` are needed for the classes, or with each_class an
+            annotation's category or image is not listed.
     """
     count = len(tree["images"])
     if not 0 < images <= count:
         raise DataError(f"images={images}: must lie in 1..{count}, the set has {count} images")
     order = np.random.default_rng(seed).permutation(sorted(i["id"] for i in tree["images"])).tolist()
     holders: dict[int, set[int]] = {c["id"]: set() for c in tree["categories"]}
-    for annotation in tree["annotations"]:
+    listed = set(order)
+    for annotation in tree["annotations"] if each_class else ():
+        for key, known in (("category_id", holders), ("image_id", listed)):
+            if annotation[key] not in known:
+                raise DataError(f"annotation {annotation.get('id')}: {key} {annotation[key]} is not listed")
         holders[annotation["category_id"]].add(annotation["image_id"])
     chosen: set[int] = set()
     for _, mine in sorted(holders.items(), key=lambda item: (len(item[1]), item[0])):
@@ -129,6 +134,9 @@ def tree_of(raw: RawSet, folder: str) -> Tree:
         for record, place in zip(records, places, strict=True):
             if not isinstance(record, dict) or not all(is_integer(record.get(key)) for key in keys):
                 raise DataError(f"{raw.source}: {place}: needs integers {', '.join(map(repr, keys))}")
+    for number, category in enumerate(raw.categories):
+        if not isinstance(category, dict) or not is_integer(category.get("id")):
+            raise DataError(f"{raw.source}: categories[{number}]: needs an integer 'id'")
     tree: Tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
     shards = {image["shard"] for image in raw.images if "shard" in image}
     if not shards:

@@ -161,3 +161,17 @@ def test_tools_leave_what_they_read_alone(tmp_path):
         write_shards(shards, str(tmp_path / "shards"), "other", read=[str(tmp_path / "shards")])
     assert {name: (tmp_path / name).read_text() for name in files_before} == files_before
     assert not (tmp_path / "val.json").exists()
+
+
+def test_records_that_a_sample_cannot_place_are_named(tmp_path):
+    for key, value in (("category_id", 7), ("image_id", 99)):
+        tree = _tree()
+        tree["annotations"][3][key] = value
+        with pytest.raises(DataError, match=f"annotation 4: {key} {value} is not listed"):
+            sample_coco(tree, 3, each_class=1)
+        assert len(sample_coco(tree, 3)["images"]) == 3  # without each_class no annotation is looked at
+    tree = _tree()
+    del tree["categories"][1]["id"]
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"a\.json: categories\[1\]: needs an integer 'id'"):
+        tree_of(read_raw(str(tmp_path / "a.json")), str(tmp_path))

@@ -134,9 +134,9 @@ litert-versions: $(READY)
 	done
 
 # The server of `kmaskrcnn serve`, in an environment of its own; its tests, and load and faults on it.
-.venv-serving/.ready: requirements.txt requirements-serving.txt
+.venv-serving/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-serving
-	.venv-serving/bin/pip install --quiet --disable-pip-version-check -r requirements-serving.txt pytest "locust>=2.40,<3"
+	.venv-serving/bin/pip install --quiet --disable-pip-version-check -e '.[serving]' pytest "locust>=2.40,<3"
 	touch $@
 
 test-serving: .venv-serving/.ready

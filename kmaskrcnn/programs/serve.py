@@ -42,7 +42,7 @@ def program(name: str, arguments: Sequence[str]) -> int:
         settings = ServeSettings(**options)
         from kmaskrcnn.serving.server import run
     except ModuleNotFoundError as error:
-        print(f"error: {error}: pip install -r requirements-serving.txt", file=sys.stderr)
+        print(f"error: {error}: pip install 'kmaskrcnn[serving]'", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"error: --{error}", file=sys.stderr)

@@ -30,10 +30,14 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
         offline: take what is in the cache; default: KMASKRCNN_OFFLINE.
 
     Raises:
-        WeightsError: the library is not installed, there is no such model or no network, or it holds no model folder.
+        WeightsError: the library is not installed, there is no such model or no network, it holds no model folder, or
+            `folder` holds a model already.
     """
     (name, revision), library = _parts(address), _library()
     offline = is_offline() if offline is None else offline
+    for file in _FILES if folder else ():
+        if (Path(folder) / file).exists():
+            raise WeightsError(f"{Path(folder) / file}: is there already; choose another folder, or move it away")
     try:
         path = library.snapshot_download(
             name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline, local_dir=folder

@@ -197,8 +197,12 @@ def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
 
     Raises:
         TrainingError: it cannot be written, or holds another model.
+        WeightsError: it holds this model already, whose weights may have been trained since.
     """
-    path = model_folder.prepare_directory(directory, imported.config, imported.labels)
+    path = model_folder.open_directory(directory, imported.config, imported.labels)
+    if (path / "config.json").exists():
+        raise WeightsError(f"{path}: holds a model already; choose another folder, or move it away")
+    model_folder.write_settings(path, imported.config, imported.labels)
     model_folder.save_weights(imported.model, path / model_folder.BEST)
     return path
 

@@ -95,6 +95,10 @@ def test_files_of_each_format_become_models(files, tmp_path):
     )
     with pytest.raises(TrainingError, match="holds a model with"):
         write_folder(import_file(files["detectron2"], nms_iou=0.4), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(WeightsError, match="holds a model already"):
+        write_folder(imported, tmp_path)  # what is there may have been trained since
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_other_classes_on_request(files):

@@ -268,7 +268,7 @@ class TrainConfig:
     )
     batch_size: int = _setting(2, "Images a step, over all devices, workers and accumulated parts.", **_POSITIVE)
     accumulate_steps: int = _setting(
-        1, "Parts that the batch of a step is worked off in, one after another.", **_POSITIVE
+        1, "Gradient accumulation: parts that the batch of a step is split into.", **_POSITIVE
     )
     steps: int = _setting(90000, "Optimiser steps.", **_POSITIVE)
     epochs: float = _setting(0.0, "Passes over the training images, which then set steps; 0: go by steps.", low=0)
@@ -290,7 +290,7 @@ class TrainConfig:
     drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
     clip_norm: float = _setting(0.0, "Clip gradients to this global norm; 0: off.", low=0)
     ema_decay: float = _setting(
-        0.0, "Decay of the moving average of weights that is evaluated and exported; 0: off.", **_SHARE
+        0.0, "EMA: decay of the moving average of weights that is evaluated and exported; 0: off.", **_SHARE
     )
     dtype: str = _setting(
         "auto",

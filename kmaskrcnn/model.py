@@ -46,7 +46,7 @@ class MaskRCNN(KerasInterface):
         mask_frames: (B, M, 4) the yxyx rectangle in pixels of `images` that each mask tiles.
         sample_seeds: (B,) integers, of the random samples of each image; default: drawn.
         normalizers: (3,) what the sums of losses are divided by, as `counts_only` gives it; default: this batch's, over
-            all replicas. For a batch that is worked off in parts.
+            all replicas. For gradient accumulation.
 
     Detections (a dict): boxes (B, D, 4) yxyx pixels of `images`, scores (B, D), classes (B, D) int32 in
     1..num_classes and 0 in empty rows, masks (B, D, M, M) probabilities over each box, num_detections (B,). Valid rows

@@ -19,7 +19,7 @@ _BINS = 10
 
 @dataclasses.dataclass(frozen=True)
 class ImageMatches:
-    """One image's objects and detections, and who is whom.
+    """One image's objects and detections, and which of them match.
 
     Attributes:
         image: its COCO record.

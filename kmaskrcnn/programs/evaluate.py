@@ -45,7 +45,7 @@ def main() -> int:
     if settings.get("num_local_workers"):
         return launch(settings["num_local_workers"], sys.orig_argv[1:])
     follow_launcher()
-    # How the model was trained is of no account here.
+    # The strategy of this run, not that of training.
     cluster = open_cluster(TrainConfig(strategy=settings.get("strategy", "one")))
     with cluster.watch(), cluster.quiet():
         predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)

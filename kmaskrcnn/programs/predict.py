@@ -24,7 +24,7 @@ CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, w
 TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
 FONT = absl_flags.DEFINE_string("font", "", "Font file of the captions; empty: an installed one with their letters.")
 TRACK = absl_flags.DEFINE_bool("track", False, "Of a video give each object one id in all frames (package trackers).")
-FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Of a video take every so many-th frame.", lower_bound=1)
+FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Take every Nth frame of a video.", lower_bound=1)
 PRESET = absl_flags.DEFINE_string(
     "preset", "", "In the place of --model_dir: the name of published COCO weights, or hf://OWNER/NAME."
 )

@@ -75,7 +75,7 @@ class Guard:
             return batch["image_ids"].tolist(), None
         try:
             np.savez_compressed(file, **batch)
-        except OSError:  # a full disk is told of where a checkpoint is lost
+        except OSError:  # a full disk is reported where a checkpoint is lost
             file.unlink(missing_ok=True)
             return batch["image_ids"].tolist(), None
         return batch["image_ids"].tolist(), file

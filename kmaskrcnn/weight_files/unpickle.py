@@ -247,7 +247,7 @@ class _Passed:
 
 
 class _Dict(dict):
-    """In the place of dict's subclasses; PyTorch sets an attribute of an OrderedDict, which is of no account."""
+    """In the place of dict's subclasses; PyTorch sets an attribute of an OrderedDict, which is ignored."""
 
     __slots__ = ()
 

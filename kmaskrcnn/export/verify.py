@@ -195,7 +195,7 @@ def _most(results: list[dict]) -> int:
 def _judge(d: Differences, bounds: Bounds) -> tuple[list[str], list[str]]:
     matched = len(d.box)
     lines = [
-        f"pictures compared          {d.images}",
+        f"images compared            {d.images}",
         f"detections above {MIN_SCORE}       {d.expected} in the model, {d.found} exported",
     ]
     if not d.expected:

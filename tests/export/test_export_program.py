@@ -40,7 +40,7 @@ def test_saved_model_is_written_and_verified(model_dir, exported, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     version = tmp_path / "out" / "1"
     assert f"{version}: " in result.stdout
-    assert "pictures compared          3" in result.stdout
+    assert "images compared            3" in result.stdout
     assert "a.tif: not a JPEG" in result.stdout
     data = (tmp_path / "1.png").read_bytes()
     expected = exported.predictor.predict(picture(90, 60, 1))
@@ -65,8 +65,8 @@ def test_an_evaluation_set_in_tfrecord_is_verified_with_ap(model_dir, tmp_path):
     write_shards(load_dataset(tmp_path / "set.json", tmp_path), str(shards))
     result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--val_annotations={shards}")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "pictures compared          3" in result.stdout
-    assert "mask AP on 3 pictures" in result.stdout
+    assert "images compared            3" in result.stdout
+    assert "mask AP on 3 images" in result.stdout
 
 
 def test_tiles_and_augmentation_are_left_out_of_the_comparison(model_dir, tmp_path):
@@ -81,7 +81,7 @@ def test_tiles_and_augmentation_are_left_out_of_the_comparison(model_dir, tmp_pa
         "--tta_flip",
     )
     assert "tiles and test-time augmentation are not exported" in result.stdout
-    assert result.returncode == 0 and "pictures compared          1" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "images compared            1" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
         (["--model_dir={tmp}", "--output={tmp}/o", "--quantize=int8"], "--quantize is for --format=tflite"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_pixels=0"], "--max_pixels=0: must be above 0"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_images=-1"], "--max_images=-1: must be above 0"),
-        (["--model_dir={model}", "--output={tmp}/o", "--verify_images={tmp}/no*.jpg"], "no*.jpg: no picture there"),
+        (["--model_dir={model}", "--output={tmp}/o", "--verify_images={tmp}/no*.jpg"], "no*.jpg: no image there"),
         (["--model_dir={model}", "--output={tmp}/o", "stray"], "unexpected argument 'stray'"),
     ],
 )

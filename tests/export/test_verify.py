@@ -39,7 +39,7 @@ def changed(**fields):
 def test_the_model_itself_passes():
     report = verify(["a", "b"], reference, reference, BOUND)
     assert report.problems == ()
-    assert "pictures compared          2" in str(report)
+    assert "images compared            2" in str(report)
     assert "found again                4 (100.0%)" in str(report)
 
 

@@ -109,12 +109,12 @@ def test_scores_follow_the_classes(tmp_path):
 def test_misfits_name_detectron2s_tensors(tmp_path):
     state = detectron2_state()
     del state["proposal_generator.rpn_head.anchor_deltas.bias"]
-    state["roi_heads.keypoint_head.conv_fcn1.weight"] = np.zeros(3, "float32")
+    state["roi_heads.extra_head.conv.weight"] = np.zeros(3, "float32")
     path = saved(tmp_path, state)
     with pytest.raises(MisfitError) as caught:
         load_detectron2(MaskRCNN(**detectron2_settings(path)), path)
     assert caught.value.missing == ("proposal_generator.rpn_head.anchor_deltas.bias",)
-    assert caught.value.left_over == ("roi_heads.keypoint_head.conv_fcn1.weight",)
+    assert caught.value.left_over == ("roi_heads.extra_head.conv.weight",)
 
 
 def test_other_classes_only_on_request(tmp_path):

@@ -1,6 +1,7 @@
 """Shared fixtures: a model small enough that a test takes seconds."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -11,6 +12,9 @@ import pytest
 # The same examples at each run, or a change would be blamed for what chance found; HYPOTHESIS_PROFILE=random searches.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("random", deadline=None)
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 TINY = {

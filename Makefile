@@ -37,7 +37,7 @@ test-beam: .venv-beam/.ready
 
 .venv-beam/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-beam
-	.venv-beam/bin/pip install --quiet --disable-pip-version-check -e '.[beam]' 'ai-edge-litert>=2.1,<3' 'pytest>=8,<10'
+	.venv-beam/bin/pip install --quiet --disable-pip-version-check -e '.[beam]' 'ai-edge-litert>=2.1,<3' 'pytest>=8,<10' hypothesis
 	touch $@
 
 # The network under Keras' other backends beside TensorFlow's, each in an environment of its own without TensorFlow; what
@@ -136,7 +136,7 @@ litert-versions: $(READY)
 # The server of `kmaskrcnn serve`, in an environment of its own; its tests, and load and faults on it.
 .venv-serving/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-serving
-	.venv-serving/bin/pip install --quiet --disable-pip-version-check -e '.[serving]' pytest "locust>=2.40,<3"
+	.venv-serving/bin/pip install --quiet --disable-pip-version-check -e '.[serving]' pytest hypothesis "locust>=2.40,<3"
 	touch $@
 
 test-serving: .venv-serving/.ready

@@ -68,7 +68,7 @@ def expected_hashes(version: Path, images: list[bytes]) -> list[list[str]]:
         batches += [[image] * (count - 1) + [other] for count in range(2, MAX_BATCH + 1) for other in images]
         for batch in batches:
             outputs = joined_run(runner, [[one] for one in batch])[0]
-            found[i].add(hashlib.sha256(rest.format_answer(outputs, True)).hexdigest())
+            found[i].add(hashlib.sha256(rest.format_answer(outputs, rest.AnswerForm())).hexdigest())
     return [sorted(hashes) for hashes in found]
 
 

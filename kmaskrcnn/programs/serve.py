@@ -1,6 +1,7 @@
 """Serve an exported model on this machine: `kmaskrcnn serve --model=exported/mine`.
 
-Takes and answers what the REST API of TensorFlow Serving does; a page takes dropped images. docs/guide/serving.md.
+Takes and answers what the REST API of TensorFlow Serving does, and with --grpc_port its gRPC API; a page at / takes
+dropped images. docs/guide/serving.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _HELP = {
     "name": "of the model in addresses; default: that of the folder",
     "host": "address to listen on; 0.0.0.0: all",
     "port": "to listen on",
+    "grpc_port": "for gRPC; 0: none",
     "workers": "processes with the model",
     "threads": "of a worker; 0: the cores shared among the workers",
     "max_batch_size": "requests that are run together; 1: each alone",

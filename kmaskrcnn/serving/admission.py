@@ -8,16 +8,17 @@ from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 from kmaskrcnn.serving import rest
+from kmaskrcnn.serving.rest import AnswerForm
 from kmaskrcnn.serving.settings import ServeSettings
 
 
 class Admission:
     """Takes requests in, and no more than the settings allow."""
 
-    def __init__(self, settings: ServeSettings):
-        self._settings, self._under_way = settings, 0
+    def __init__(self, settings: ServeSettings, model_name: str):
+        self._settings, self._name, self._under_way = settings, model_name, 0
 
-    async def take(self, request: Request) -> AsyncIterator[tuple[list[bytes], bool]]:
+    async def take(self, request: Request) -> AsyncIterator[tuple[list[bytes], AnswerForm]]:
         """The images of a request, for as long as it is under way; raises HTTPException."""
         settings = self._settings
         if self._under_way >= settings.queue:
@@ -29,7 +30,7 @@ class Admission:
         finally:
             self._under_way -= 1
 
-    async def _read(self, request: Request) -> tuple[list[bytes], bool]:
+    async def _read(self, request: Request) -> tuple[list[bytes], AnswerForm]:
         settings = self._settings
         try:
             async with asyncio.timeout(settings.timeout):
@@ -39,14 +40,19 @@ class Admission:
         except ClientDisconnect:
             raise HTTPException(400, "the client has gone") from None
         try:
-            images, rows = await asyncio.to_thread(rest.parse, body)
+            if request.headers.get("content-type") == rest.PROTOBUF:
+                images, form = await asyncio.to_thread(rest.parse_protobuf, body, self._name)
+            else:
+                images, form = await asyncio.to_thread(rest.parse, body)
+        except LookupError as error:
+            raise HTTPException(404, str(error.args[0])) from None
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         if len(images) > settings.max_images:
             raise HTTPException(400, f"a request may hold {settings.max_images} images, this one holds {len(images)}")
         if sum(map(len, images)) > settings.max_request_bytes:
             raise HTTPException(413, f"a request may hold {settings.max_request_bytes} bytes of images")
-        return images, rows
+        return images, form
 
     async def _body(self, request: Request) -> bytes:
         # Base64 takes four bytes for three, and the rest of a body is short.
@@ -59,7 +65,7 @@ class Admission:
         return bytes(body)
 
 
-async def admitted(request: Request) -> AsyncIterator[tuple[list[bytes], bool]]:
+async def admitted(request: Request) -> AsyncIterator[tuple[list[bytes], AnswerForm]]:
     """FastAPI's dependency: what the Admission in the application's state lets in."""
     async for taken in request.app.state.admission.take(request):
         yield taken

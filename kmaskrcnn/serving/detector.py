@@ -11,8 +11,9 @@ from litserve import LitAPI
 
 from kmaskrcnn.serving import rest
 from kmaskrcnn.serving.admission import admitted
+from kmaskrcnn.serving.rest import AnswerForm
 from kmaskrcnn.serving.runner import Outputs, RefusedError, joined_run, open_model
-from kmaskrcnn.serving.settings import ServeSettings, newest_version
+from kmaskrcnn.serving.settings import ModelVersion, ServeSettings, newest_version
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Detector(LitAPI):
         if self._open is None:
             self._open = lambda path: open_model(path, settings.threads_of_worker(), settings.max_pixels)
         version = newest_version(settings)
-        self._runner = self._open(version.path)
+        self._served = version, self._open(version.path)
         if settings.poll_seconds:
             threading.Thread(target=self._watch, args=(version,), daemon=True).start()
 
@@ -59,13 +60,13 @@ class Detector(LitAPI):
             try:
                 newer = newest_version(self._settings)
                 if newer != version:
-                    self._runner, version = self._open(newer.path), newer
+                    self._served, version = (newer, self._open(newer.path)), newer
             except Exception:
                 # The version that works goes on; a folder that is broken is tried again.
                 _log.exception("a new version of the model cannot be loaded")
 
-    def decode_request(self, request: Annotated[Any, Depends(admitted)]) -> tuple[list[bytes], bool]:
-        """Images, and whether rows are wanted back; parsed already."""
+    def decode_request(self, request: Annotated[Any, Depends(admitted)]) -> tuple[list[bytes], AnswerForm]:
+        """Images, and how the answer is wanted; parsed already."""
         return request
 
     def batch(self, inputs: list[Any]) -> list[Any]:
@@ -73,39 +74,47 @@ class Detector(LitAPI):
         return inputs
 
     def predict(self, x: Any) -> Any:
-        """The outputs of each request of a batch, or a Failure."""
+        """The body of each answer of a batch with its media type, or a Failure."""
         if self.max_batch_size == 1:
             return self._outcomes([x])[0]
         return self._outcomes(x)
 
-    def _outcomes(self, requests: list[tuple[list[bytes], bool]]) -> list[tuple[Outputs | Failure, bool]]:
-        runner, outcomes = self._runner, []
+    def _outcomes(self, requests: list[tuple[list[bytes], AnswerForm]]) -> list[tuple[bytes, str] | Failure]:
+        version, runner = self._served
         try:
             if sum(len(images) for images, _ in requests) <= self._settings.max_images:
                 results = joined_run(runner, [images for images, _ in requests])
-                return [(outputs, rows) for outputs, (_, rows) in zip(results, requests, strict=True)]
+                return [_answer(outputs, form, version) for outputs, (_, form) in zip(results, requests, strict=True)]
         except Exception as error:
             # One of them is the reason: each for itself.
             if len(requests) == 1:
-                return [(_failure(error), requests[0][1])]
-        for images, rows in requests:
+                return [_failure(error)]
+        outcomes: list[tuple[bytes, str] | Failure] = []
+        for images, form in requests:
             try:
-                outcomes.append((joined_run(runner, [images])[0], rows))
+                outcomes.append(_answer(joined_run(runner, [images])[0], form, version))
             except Exception as error:
-                outcomes.append((_failure(error), rows))
+                outcomes.append(_failure(error))
         return outcomes
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         """As they are."""
         return output
 
-    def encode_response(self, output: tuple[Any, bool]) -> Response:
+    def encode_response(self, output: tuple[bytes, str] | Failure) -> Response:
         """The answer to one request."""
-        outcome, rows = output
-        if isinstance(outcome, Failure):
+        if isinstance(output, Failure):
             # Not raised: LitServe would answer the whole batch with it.
-            return Response(rest.format_error(outcome.words), outcome.status, media_type="application/json")
-        return Response(rest.format_answer(outcome, rows), media_type="application/json")
+            return Response(rest.format_error(output.words), output.status, media_type=rest.JSON)
+        body, media_type = output
+        return Response(body, media_type=media_type)
+
+
+def _answer(outputs: Outputs, form: AnswerForm, version: ModelVersion) -> tuple[bytes, str]:
+    try:
+        return rest.format_answer(outputs, form, version.name, version.number), form.media_type
+    except ValueError as error:
+        raise RefusedError(str(error)) from None
 
 
 def _failure(error: Exception) -> Failure:

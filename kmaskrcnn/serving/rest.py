@@ -1,20 +1,36 @@
-"""TensorFlow Serving's REST bodies for a model with one input of encoded images."""
+"""TensorFlow Serving's request and answer bodies for a model with one input of encoded images: JSON, and protobuf."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kmaskrcnn.export.answers import SIGNATURE
 from kmaskrcnn.serving.runner import Outputs
 
+JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
-def parse(body: bytes) -> tuple[list[bytes], bool]:
-    """The encoded images of a request, and whether it was in rows; raises ValueError with the reason."""
+
+class AnswerForm(NamedTuple):
+    """How a request wants its answer.
+
+    Attributes:
+        media_type: JSON or PROTOBUF.
+        rows: in JSON an object an image, else one with all images of each output.
+        names: the outputs that are wanted; (): all.
+    """
+
+    media_type: str = JSON
+    rows: bool = True
+    names: tuple[str, ...] = ()
+
+
+def parse(body: bytes) -> tuple[list[bytes], AnswerForm]:
+    """The encoded images of a request in JSON; raises ValueError with the reason."""
     try:
         tree = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -31,7 +47,24 @@ def parse(body: bytes) -> tuple[list[bytes], bool]:
         found = found["image_bytes"]
     if not isinstance(found, list):
         raise ValueError("a list of images was expected, each {'b64': ...}")
-    return [_image(entry) for entry in found], rows
+    return [_image(entry) for entry in found], AnswerForm(rows=rows)
+
+
+def parse_protobuf(body: bytes, model_name: str) -> tuple[list[bytes], AnswerForm]:
+    """The encoded images of a PredictRequest; raises ValueError with the reason, LookupError for another model."""
+    from google.protobuf.message import DecodeError
+
+    from kmaskrcnn.export import serving_protos
+
+    try:
+        request = serving_protos.PredictRequest.FromString(body)
+    except DecodeError:
+        raise ValueError("the body is no PredictRequest") from None
+    if request.model_spec.name != model_name:
+        raise LookupError(f"the model here is {model_name!r}, not {request.model_spec.name[:200]!r}")
+    if request.model_spec.signature_name not in ("", SIGNATURE):
+        raise ValueError(f"signature_name must be {SIGNATURE!r}")
+    return serving_protos.images_of(request), AnswerForm(PROTOBUF, names=tuple(request.output_filter))
 
 
 def _image(entry: Any) -> bytes:
@@ -45,10 +78,18 @@ def _image(entry: Any) -> bytes:
         raise ValueError("an image is not in base64") from None
 
 
-def format_answer(outputs: Outputs, rows: bool) -> bytes:
-    """The body of an answer."""
+def format_answer(outputs: Outputs, form: AnswerForm, model_name: str = "", version: int = 0) -> bytes:
+    """The body of an answer; raises ValueError where an output is wanted that there is not."""
+    missing = [name for name in form.names if name not in outputs]
+    if missing:
+        raise ValueError(f"output_filter: there is no output {missing[0][:200]!r}")
+    outputs = {name: values for name, values in outputs.items() if name in form.names or not form.names}
+    if form.media_type == PROTOBUF:
+        from kmaskrcnn.export import serving_protos
+
+        return serving_protos.predict_response(outputs, model_name, version).SerializeToString()
     lists = {name: _listed(name, values) for name, values in outputs.items()}
-    if not rows:
+    if not form.rows:
         return json.dumps({"outputs": lists}).encode()
     count = len(next(iter(lists.values())))
     return json.dumps(

@@ -5,6 +5,7 @@ prometheus-fastapi-instrumentator.
 """
 
 # No postponed annotations: FastAPI reads them.
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ def build(
         disable_openapi_url=True,
     )
     app = server.app
-    app.state.admission = Admission(settings)
+    app.state.admission = Admission(settings, name)
     Instrumentator(excluded_handlers=["/metrics", "/health"]).instrument(app).expose(app, include_in_schema=False)
 
     @app.exception_handler(HTTPException)
@@ -55,7 +56,7 @@ def build(
         died = error.status_code == 500
         status, words = (503, "a worker died: try again later") if died else (error.status_code, error.detail)
         headers = {"Retry-After": "1"} if status in (429, 503) else {}
-        return Response(rest.format_error(words), status, headers, media_type="application/json")
+        return Response(rest.format_error(words), status, headers, media_type=rest.JSON)
 
     @app.get(f"/v1/models/{name}")
     async def state() -> Response:
@@ -64,7 +65,7 @@ def build(
             "state": "AVAILABLE",
             "status": {"error_code": "OK"},
         }
-        return Response(json.dumps({"model_version_status": [version]}), media_type="application/json")
+        return Response(json.dumps({"model_version_status": [version]}), media_type=rest.JSON)
 
     page = _PAGE.read_text()
     for mark, value in (("__MODEL__", name), ("__CLASSES__", class_names)):
@@ -81,16 +82,21 @@ def build(
 
 
 def start(server: LitServer, settings: ServeSettings) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    # One process takes the requests: it knows how many there are, and sees its workers die.
-    server.run(
-        host=settings.host,
-        port=settings.port,
-        num_api_servers=1,
-        api_server_worker_type="thread",
-        generate_client_file=False,
-        log_level="warning",
-    )
+    """Serve until SIGINT or SIGTERM; raises OSError where the gRPC port is taken."""
+    with contextlib.ExitStack() as stack:
+        if settings.grpc_port:
+            from kmaskrcnn.serving import grpc_front
+
+            stack.callback(grpc_front.start(settings).stop, None)
+        # One process takes the requests: it knows how many there are, and sees its workers die.
+        server.run(
+            host=settings.host,
+            port=settings.port,
+            num_api_servers=1,
+            api_server_worker_type="thread",
+            generate_client_file=False,
+            log_level="warning",
+        )
 
 
 def run(settings: ServeSettings) -> None:

@@ -15,6 +15,7 @@ class ServeSettings:
         model: folder with numbered versions, one of these versions, or a .tflite file.
         name: of the model in addresses; "": that of the folder or file.
         host, port: where it listens.
+        grpc_port: where it takes gRPC's PredictionService; 0: nowhere.
         workers: processes with the model.
         threads: of each worker; 0: the cores shared among the workers.
         max_batch_size: requests of one image that a worker takes together; 1: each alone.
@@ -31,6 +32,7 @@ class ServeSettings:
     name: str = ""
     host: str = "127.0.0.1"
     port: int = 8501
+    grpc_port: int = 0
     workers: int = 1
     threads: int = 0
     max_batch_size: int = 1
@@ -50,6 +52,8 @@ class ServeSettings:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least {least}")
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port={self.port}: a port is 1 to 65535")
+        if not 0 <= self.grpc_port <= 65535 or self.grpc_port == self.port:
+            raise ValueError(f"grpc_port={self.grpc_port}: a port is 1 to 65535, other than port; 0: no gRPC")
         if self.max_batch_size > self.max_images:
             raise ValueError(f"max_batch_size={self.max_batch_size} is more than max_images={self.max_images}")
 

@@ -36,15 +36,9 @@ class FakeRunner:
 
 
 if __name__ == "__main__":
-    from kmaskrcnn.serving.server import build
+    from kmaskrcnn.serving.server import build, start
     from kmaskrcnn.serving.settings import ServeSettings
 
     settings = ServeSettings(**{key: json.loads(value) for key, value in (a.split("=", 1) for a in sys.argv[1:])})
     server = build(settings, ["apple", "</script>"], FakeRunner)
-    server.run(
-        host=settings.host,
-        port=settings.port,
-        num_api_servers=1,
-        api_server_worker_type="thread",
-        generate_client_file=False,
-    )
+    start(server, settings)

@@ -18,6 +18,9 @@ import pytest
 
 pytest.importorskip("litserve")
 pytest.importorskip("prometheus_fastapi_instrumentator")
+grpc = pytest.importorskip("grpc")
+
+from kmaskrcnn.export import serving_protos  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 QUEUE, MAX_BATCH, MAX_BYTES, MAX_IMAGES = 6, 4, 100_000, 5
@@ -34,8 +37,8 @@ class FakeServer:
     def __init__(self, folder, **settings):
         self.model = folder / "mine"
         self.add_version(1)
-        self.port = free_port()
-        settings |= {"model": str(self.model), "port": self.port, "poll_seconds": 0.1}
+        self.port, self.grpc_port = free_port(), free_port()
+        settings |= {"model": str(self.model), "port": self.port, "grpc_port": self.grpc_port, "poll_seconds": 0.1}
         arguments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         self._log = open(folder / "log", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -161,6 +164,59 @@ def test_rest_as_tensorflow_serving_has_it(server):
 def test_requests_that_are_refused(server, body, status, words):
     found, answer = server.predict(body=body)
     assert found == status and words in answer["error"]
+
+
+def grpc_predict(server, *images, model="mine", names=(), timeout=60):
+    """Outputs of a request over gRPC; raises grpc.RpcError."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call = channel.unary_unary(
+            serving_protos.PREDICT_METHOD,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=serving_protos.PredictResponse.FromString,
+        )
+        response = call(serving_protos.predict_request(list(images), model, names), timeout=timeout)
+    assert response.model_spec.name == "mine"
+    return serving_protos.outputs_of(response)
+
+
+def test_grpc_answers_as_rest_does(server):
+    outputs = grpc_predict(server, b"abc", b"defgh")
+    assert outputs["length"].tolist() == [3.0, 5.0] and outputs["image_errors"].tolist() == [b"", b""]
+    assert set(grpc_predict(server, b"abc", names=["length"])) == {"length"}
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "code", "words"),
+    [
+        ([b"refuse"], {}, "INVALID_ARGUMENT", "the model refuses"),
+        ([b"fail"], {}, "INTERNAL", "the model failed: KeyError"),
+        ([b"abc"] * 6, {}, "INVALID_ARGUMENT", "5 images"),
+        ([b"abc"], {"model": "other"}, "NOT_FOUND", "'mine'"),
+        ([b"abc"], {"names": ["depth"]}, "INVALID_ARGUMENT", "'depth'"),
+        ([b"a" * 100_001], {}, "INVALID_ARGUMENT", "100000 bytes"),
+    ],
+)
+def test_grpc_requests_that_are_refused(server, images, options, code, words):
+    with pytest.raises(grpc.RpcError) as caught:
+        grpc_predict(server, *images, **options)
+    assert caught.value.code().name == code and words in caught.value.details()
+
+
+def test_grpc_refuses_what_is_no_request_and_keeps_deadlines(server):
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        for method, code in ((serving_protos.PREDICT_METHOD, "INVALID_ARGUMENT"), ("/a/b", "UNIMPLEMENTED")):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(method)(b"\xff\xff", timeout=60)
+            assert caught.value.code().name == code
+    gate = server.model / "1" / "gate"
+    gate.unlink(missing_ok=True)
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            grpc_predict(server, b"wait", timeout=1)
+    finally:
+        gate.touch()
+    assert caught.value.code().name == "DEADLINE_EXCEEDED"
+    server.until(lambda: server.predict(b"abc")[0] == 200)
 
 
 def test_one_of_a_batch_does_not_fail_the_others(server):

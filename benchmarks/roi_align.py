@@ -85,22 +85,18 @@ def time_kmaskrcnn(implementation, rois, output, sizes, repeats):
     import tensorflow as tf
 
     from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
-    from kmaskrcnn.ops.roi_align import crop_and_resize_one_map
+    from kmaskrcnn.ops.roi_align import RoIAlignInputs, crop_and_resize
 
     maps, boxes = problem(rois, sizes)
     features = {f"P{i + 2}": tf.constant(m) for i, m in enumerate(maps)}
     images = tf.zeros(rois, tf.int32)
     if implementation == "native gradient":
-        own = [tf.where(roi_levels(boxes) == level)[:, 0] for level in (2, 3, 4, 5)]
+        indices = tf.cast(roi_levels(boxes), tf.int32) - 2
 
         def pool(features):
-            parts = [
-                crop_and_resize_one_map(
-                    features[f"P{i + 2}"], tf.gather(boxes, r), tf.gather(images, r), 0.25 / 2**i, output, 2, False
-                )
-                for i, r in enumerate(own)
-            ]
-            return tf.gather(tf.concat(parts, 0), tf.math.invert_permutation(tf.cast(tf.concat(own, 0), tf.int32)))
+            levels = [features[f"P{i + 2}"] for i in range(4)]
+            scales = [0.25 / 2**i for i in range(4)]
+            return crop_and_resize(RoIAlignInputs(levels, scales, boxes, images, indices, output))
     else:
         layer = RoIAlign(output, implementation=implementation)
 

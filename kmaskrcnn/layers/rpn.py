@@ -138,8 +138,8 @@ def propose(
         deltas = box_ops.take_rows(deltas, indices)
         boxes = box_ops.decode(deltas, ops.take(anchors[level], indices, axis=0))
         boxes = box_ops.clip(boxes, image_shapes)
-        size = boxes[..., 2:] - boxes[..., :2]
-        scores = ops.where(ops.all(size > config.rpn_min_size, axis=-1), scores, -float("inf"))
+        large = ops.all(box_ops.sides(boxes) > config.rpn_min_size, axis=-1)
+        scores = ops.where(large, scores, -float("inf"))
         keep, valid = batched_nms(boxes, scores, min(boxes.shape[1], post_nms), config.rpn_nms_iou)
         kept_scores = box_ops.take_rows(scores, keep)
         kept = ops.arange(keep.shape[1], dtype="int32") < valid[:, None]

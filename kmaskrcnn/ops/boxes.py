@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -17,21 +18,23 @@ BOX_HEAD_CODING_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 def area(boxes: Tensor) -> Tensor:
     """Area in square pixels of boxes (..., 4) -> (...); 0 where a side is negative."""
-    return ops.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * ops.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
+    top, left, bottom, right = ops.unstack(boxes, axis=-1)
+    return ops.maximum(bottom - top, 0.0) * ops.maximum(right - left, 0.0)
 
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Pairwise overlap in square pixels of (..., N, 4) with (..., M, 4) -> (..., N, M)."""
-    boxes, others = boxes[..., :, None, :], others[..., None, :, :]
-    height = ops.minimum(boxes[..., 2], others[..., 2]) - ops.maximum(boxes[..., 0], others[..., 0])
-    width = ops.minimum(boxes[..., 3], others[..., 3]) - ops.maximum(boxes[..., 1], others[..., 1])
+    top, left, bottom, right = ops.unstack(ops.expand_dims(boxes, -2), axis=-1)  # (..., N, 1)
+    other_top, other_left, other_bottom, other_right = ops.unstack(ops.expand_dims(others, -3), axis=-1)  # (..., 1, M)
+    height = ops.minimum(bottom, other_bottom) - ops.maximum(top, other_top)
+    width = ops.minimum(right, other_right) - ops.maximum(left, other_left)
     return ops.maximum(height, 0.0) * ops.maximum(width, 0.0)
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Pairwise intersection over union of (..., N, 4) with (..., M, 4) -> (..., N, M); 0 for boxes of no area."""
     overlap = intersection(boxes, others)
-    union = area(boxes)[..., :, None] + area(others)[..., None, :] - overlap
+    union = ops.expand_dims(area(boxes), -1) + ops.expand_dims(area(others), -2) - overlap
     return ops.where(overlap > 0.0, overlap / ops.where(overlap > 0.0, union, 1.0), 0.0)
 
 
@@ -41,7 +44,7 @@ def ioa(regions: Tensor, boxes: Tensor) -> Tensor:
     This is how COCO treats a crowd region: a box inside it matches, however large the region.
     """
     overlap = intersection(regions, boxes)
-    own = area(boxes)[..., None, :]
+    own = ops.expand_dims(area(boxes), -2)
     return ops.where(overlap > 0.0, overlap / ops.where(overlap > 0.0, own, 1.0), 0.0)
 
 
@@ -53,16 +56,28 @@ def clip(boxes: Tensor, image_shapes: Tensor) -> Tensor:
     return ops.minimum(ops.maximum(boxes, 0.0), limits)
 
 
+def sides(boxes: Tensor) -> Tensor:
+    """Height and width (..., 2) in pixels of boxes (..., 4)."""
+    first, last = ops.split(boxes, 2, axis=-1)
+    return last - first
+
+
 def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    size = boxes[..., 2:] - boxes[..., :2]
-    return boxes[..., :2] + 0.5 * size, size
+    first, last = ops.split(boxes, 2, axis=-1)
+    size = last - first
+    return first + 0.5 * size, size
 
 
 def take_rows(values: Tensor, indices: Tensor) -> Tensor:
     """Rows (B, K) int32 of values (B, N, ...) -> (B, K, ...), in one gather where take_along_axis is a dozen."""
     batch, count = ops.shape(values)[:2]
     flat = ops.reshape(values, (-1, *values.shape[2:]))  # (B, N, ...) -> (B * N, ...)
-    return ops.take(flat, ops.arange(batch, dtype="int32")[:, None] * count + indices, axis=0)
+    rows = ops.expand_dims(ops.arange(batch, dtype="int32"), 1) * count + indices
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.gather(flat, rows)  # Keras' own minds negative indices, in ten operations
+    return ops.take(flat, rows, axis=0)
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...] = RPN_CODING_WEIGHTS) -> Tensor:
@@ -87,6 +102,7 @@ def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, ...] = RPN_COD
     """
     deltas = deltas / ops.convert_to_tensor(weights, deltas.dtype)
     anchor_center, anchor_size = _center_size(anchors)
-    center = deltas[..., :2] * anchor_size + anchor_center
-    half = 0.5 * ops.exp(ops.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size
+    shift, log_scale = ops.split(deltas, 2, axis=-1)
+    center = shift * anchor_size + anchor_center
+    half = 0.5 * ops.exp(ops.minimum(log_scale, MAX_LOG_SCALE)) * anchor_size
     return ops.concatenate([center - half, center + half], axis=-1)

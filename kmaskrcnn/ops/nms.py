@@ -67,7 +67,7 @@ def nms(
 
 
 def _has_area(boxes: Tensor) -> Tensor:
-    size = boxes[..., 2:] - boxes[..., :2]
+    size = box_ops.sides(boxes)
     return ops.all(ops.logical_and(size > 0.0, size < float("inf")), axis=-1)
 
 

@@ -43,10 +43,11 @@ class RoIAlignInputs(NamedTuple):
     aligned: bool = False
 
 
-def _bins(boxes: Tensor, scale: float | Tensor, output_size: int, aligned: bool) -> tuple[Tensor, Tensor]:
+def _bins(boxes: Tensor, scale: Tensor, output_size: int, aligned: bool) -> tuple[Tensor, Tensor]:
     """Corner (K, 2) of each RoI in feature pixels, and height and width of its bins (K, 2)."""
-    start = boxes[:, :2] * scale - (0.5 if aligned else 0.0)
-    size = (boxes[:, 2:] - boxes[:, :2]) * scale
+    first, last = ops.split(boxes, 2, axis=1)
+    start = first * scale - (0.5 if aligned else 0.0)
+    size = (last - first) * scale
     if not aligned:  # the original Caffe2 operator forces RoIs to be at least a feature pixel wide
         size = ops.maximum(size, 1.0)
     return start, size / output_size
@@ -55,11 +56,11 @@ def _bins(boxes: Tensor, scale: float | Tensor, output_size: int, aligned: bool)
 def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int, ratio: int) -> tuple[Tensor, Tensor]:
     """Feature rows (or columns) that each bin reads along one axis, and their weights, both (K, P, 2 * s).
 
-    start and bin_size are (K,); length, the size of the map, is () or (K,).
+    start, bin_size and length, the size of the map, are (K,).
     """
     samples = (ops.arange(output_size * ratio, dtype="float32") + 0.5) / ratio
-    position = start[:, None] + samples * bin_size[:, None]  # (K, P * s)
-    limit = ops.cast(length, "float32")[..., None]
+    position = ops.expand_dims(start, 1) + samples * ops.expand_dims(bin_size, 1)  # (K, P * s)
+    limit = ops.expand_dims(ops.cast(length, "float32"), -1)
     inside = ops.logical_and(position >= -1.0, position <= limit)
     position = ops.minimum(ops.maximum(position, 0.0), limit - 1.0)
     low = ops.floor(position)
@@ -76,19 +77,20 @@ def _taps(
     boxes: Tensor,
     first_row: Tensor,
     map_shape: tuple[Tensor, Tensor],
-    scale: float | Tensor,
+    scale: Tensor,
     size: int,
     ratio: int,
     aligned: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Row of the flattened map and weight of every value that a bin reads, both (K, P, P, 4 * s * s).
+    """Row of the table of all maps and weight of every value that a bin reads, both (K, P, P, 4 * s * s).
 
-    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each () or (K,).
+    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each (K,); scale is (K, 1).
     """
     start, bins = _bins(boxes, scale, size, aligned)
     height, width = map_shape
-    y, y_weight = _axis_taps(start[:, 0], bins[:, 0], height, size, ratio)
-    x, x_weight = _axis_taps(start[:, 1], bins[:, 1], width, size, ratio)
+    (y_start, x_start), (y_bins, x_bins) = ops.unstack(start, axis=1), ops.unstack(bins, axis=1)
+    y, y_weight = _axis_taps(y_start, y_bins, height, size, ratio)
+    x, x_weight = _axis_taps(x_start, x_bins, width, size, ratio)
     y = first_row[:, None, None] + y * ops.cast(width, "int32")[..., None, None]
     rows = y[:, :, None, :, None] + x[:, None, :, None, :]  # (K, P, P, 2s, 2s)
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
@@ -109,7 +111,7 @@ def _adaptive_axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, size: i
     in_bin = (sample + 0.5) / ops.maximum(count, 1.0)[:, None]  # (K, S)
     bins = ops.arange(size, dtype="float32")[None, :, None]
     position = start[:, None, None] + (bins + in_bin[:, None, :]) * bin_size[:, None, None]  # (K, P, S)
-    limit = ops.broadcast_to(ops.cast(length, "float32"), ops.shape(start))[:, None, None]
+    limit = ops.cast(length, "float32")[:, None, None]
     own = (sample < count[:, None])[:, None, :]
     used = ops.logical_and(own, ops.logical_and(position >= -1.0, position <= limit))
     position = ops.minimum(ops.maximum(position, 0.0), limit - 1.0)
@@ -158,8 +160,8 @@ def roi_align_gather(inputs: RoIAlignInputs) -> Tensor:
 
 def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
     """`roi_align_gather` with sampling ratio 0: a loop over the most rows and columns that a bin reads."""
-    table, first_row, scale, (height, width) = _table(inputs)
-    size = inputs.output_size
+    table, size = _table(inputs.features), inputs.output_size
+    first_row, (height, width), scale = _own_map(inputs)
     start, bins = _bins(ops.stop_gradient(inputs.boxes), scale, size, inputs.aligned)
     y, _, y_weights = _adaptive_axis_taps(start[:, 0], bins[:, 0], height, size)
     x, _, x_weights = _adaptive_axis_taps(start[:, 1], bins[:, 1], width, size)
@@ -179,25 +181,27 @@ def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
 
 def _table_and_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
     """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as of `_taps`."""
-    table, first_row, scale, shape = _table(inputs)
     options = (inputs.output_size, inputs.sampling_ratio, inputs.aligned)
-    return table, *_taps(ops.stop_gradient(inputs.boxes), first_row, shape, scale, *options)
+    return _table(inputs.features), *_taps(ops.stop_gradient(inputs.boxes), *_own_map(inputs), *options)
 
 
-def _table(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """All maps as one table (rows, C); of each RoI its map's first row (K,), scale (K, 1), height and width (K,)."""
-    features, batch_indices, map_indices = inputs.features, inputs.batch_indices, inputs.map_indices
-    channels = features[0].shape[-1]
-    table, sizes, offset = [], [], 0
-    for feature in features:
-        height, width = ops.shape(feature)[1:3]
+def _table(features: Sequence[Tensor]) -> Tensor:
+    """All maps (B, H, W, C) as one table (rows, C)."""
+    return ops.concatenate([ops.reshape(feature, (-1, feature.shape[-1])) for feature in features], axis=0)
+
+
+def _own_map(inputs: RoIAlignInputs) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Of each RoI the row of the table that its map begins at (K,), height and width (K,) and scale (K, 1)."""
+    sizes, offset = [], 0
+    for feature in inputs.features:
+        batch, height, width = ops.shape(feature)[:3]
         sizes.append(ops.stack([height, width, height * width, offset]))
-        table.append(ops.reshape(feature, (-1, channels)))  # (B, H, W, C) -> (B * H * W, C)
-        offset = offset + ops.shape(feature)[0] * height * width
-    own = ops.take(ops.cast(ops.stack(sizes), "int32"), map_indices, axis=0)  # (K, 4)
-    first_row = own[:, 3] + ops.cast(batch_indices, "int32") * own[:, 2]
-    scale = ops.take(ops.convert_to_tensor(list(inputs.scales), "float32"), map_indices, axis=0)[:, None]
-    return ops.concatenate(table, axis=0), first_row, scale, (own[:, 0], own[:, 1])
+        offset = offset + batch * height * width
+    own = ops.take(ops.cast(ops.stack(sizes), "int32"), inputs.map_indices, axis=0)  # (K, 4)
+    height, width, area, first_row = ops.unstack(own, axis=1)
+    first_row = first_row + ops.cast(inputs.batch_indices, "int32") * area
+    scale = ops.take(ops.convert_to_tensor(list(inputs.scales), "float32"), inputs.map_indices, axis=0)
+    return first_row, (height, width), ops.expand_dims(scale, 1)
 
 
 # The name under which `roi_align_lookup` has its sum in a graph, for the TFLite exporter.
@@ -246,108 +250,107 @@ def roi_align_crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
     """
     import tensorflow as tf
 
-    features, scales, map_indices = inputs.features, inputs.scales, inputs.map_indices
-    options = (inputs.output_size, inputs.sampling_ratio, inputs.aligned)
     boxes, batch_indices = tf.stop_gradient(inputs.boxes), tf.cast(inputs.batch_indices, tf.int32)
-    pool_one_map = crop_and_resize_one_map if inputs.sampling_ratio else _adaptive_one_map
 
     @tf.custom_gradient
     def pool(*maps: tf.Tensor) -> tuple:
-        own = [tf.cast(tf.where(map_indices == i)[:, 0], tf.int32) for i in range(len(maps))]
-        pooled = [
-            pool_one_map(feature, tf.gather(boxes, rois), tf.gather(batch_indices, rois), scale, *options)
-            for feature, scale, rois in zip(maps, scales, own, strict=True)
-        ]
-        back = tf.math.invert_permutation(tf.concat(own, axis=0))
+        own = inputs._replace(features=maps, boxes=boxes, batch_indices=batch_indices)
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             # (K, P, P, C) -> (K * P * P, C)
             upstream = tf.reshape(tf.cast(tf.convert_to_tensor(upstream), tf.float32), (-1, maps[0].shape[-1]))
+            matrix = tf.raw_ops.SparseMatrixTranspose(input=_sampling_matrix(own), conjugate=False, type=tf.float32)
+            total = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=upstream)  # (rows, C)
+            parts = tf.split(total, [tf.reduce_prod(tf.shape(feature)[:3]) for feature in maps])
             return [
-                _map_gradient(feature, upstream, boxes, batch_indices, rois, scale, *options)
-                for feature, scale, rois in zip(maps, scales, own, strict=True)
+                tf.cast(tf.reshape(part, tf.shape(feature)), feature.dtype)
+                for part, feature in zip(parts, maps, strict=True)
             ]
 
-        return tf.gather(tf.concat(pooled, axis=0), back), gradient
+        return crop_and_resize(own) if inputs.sampling_ratio else _adaptive(own), gradient
 
-    return pool(*features)
+    return pool(*inputs.features)
 
 
-def crop_and_resize_one_map(
-    feature: Tensor, boxes: Tensor, batch_indices: Tensor, scale: float, size: int, ratio: int, aligned: bool
-) -> Tensor:
-    """Boxes (n, 4) of one map (B, H, W, C) -> (n, P, P, C).
+def crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
+    """`roi_align_crop_and_resize` with the operator's own gradient.
 
     The operator's grid runs from the first to the last sample, so the box handed to it begins and ends half a sample
     inside the RoI, on a map padded by one repeated pixel, since it writes 0 outside and RoIAlign clamps.
     """
     import tensorflow as tf
 
-    start, bins = _bins(boxes, scale, size, aligned)
+    size, ratio = inputs.output_size, inputs.sampling_ratio
+    _, map_shape, scale = _own_map(inputs)
+    start, bins = _bins(inputs.boxes, scale, size, inputs.aligned)
     margin = 0.5 / ratio
-    extent = tf.cast(tf.shape(feature)[1:3], tf.float32) + 1.0  # between the centres of the padded map's corner pixels
+    # Between the centers of the padded map's corner pixels.
+    extent = tf.cast(tf.stack(map_shape, axis=1), tf.float32) + 1.0
     first = (start + margin * bins + 1.0) / extent
     last = (start + (size - margin) * bins + 1.0) / extent
-    # The operator takes no bfloat16.
-    padded = tf.pad(tf.cast(feature, tf.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
-    grid = (size * ratio, size * ratio)
-    samples = tf.image.crop_and_resize(padded, tf.concat([first, last], axis=1), batch_indices, grid)
-    return tf.cast(tf.nn.avg_pool2d(samples, ratio, ratio, "VALID"), feature.dtype)
+    boxes, grid = tf.concat([first, last], axis=1), (size * ratio, size * ratio)
+    pooled, order = [], []
+    for index, feature in enumerate(inputs.features):
+        rois = tf.squeeze(tf.cast(tf.where(inputs.map_indices == index), tf.int32), 1)
+        # The operator takes no bfloat16.
+        padded = tf.pad(tf.cast(feature, tf.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
+        samples = tf.image.crop_and_resize(padded, tf.gather(boxes, rois), tf.gather(inputs.batch_indices, rois), grid)
+        pooled.append(tf.cast(tf.nn.avg_pool2d(samples, ratio, ratio, "VALID"), feature.dtype))
+        order.append(rois)
+    return tf.gather(tf.concat(pooled, axis=0), tf.math.invert_permutation(tf.concat(order, axis=0)))
 
 
-def _adaptive_one_map(
-    feature: Tensor, boxes: Tensor, batch_indices: Tensor, scale: float, size: int, ratio: int, aligned: bool
-) -> Tensor:
-    """Boxes (n, 4) of one map (B, H, W, C) -> (n, P, P, C) with sampling ratio 0."""
+def _adaptive(inputs: RoIAlignInputs) -> Tensor:
+    """`roi_align_crop_and_resize` with sampling ratio 0."""
     import tensorflow as tf
 
-    channels = feature.shape[-1]
+    table = _table(inputs.features)
+    dtype, channels = table.dtype, table.shape[-1]
 
     def product() -> tf.Tensor:
-        matrix = _sampling_matrix(tf.shape(feature), boxes, batch_indices, scale, size, ratio, aligned)
-        rows = tf.reshape(tf.cast(feature, tf.float32), (-1, channels))  # (B, H, W, C) -> (B * H * W, C)
-        return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows)
+        return tf.raw_ops.SparseMatrixMatMul(a=_sampling_matrix(inputs), b=tf.cast(table, tf.float32))
 
-    # The operator divides by the number of rows, which is 0 where no RoI lies on the map.
-    pooled = tf.cond(tf.size(boxes) > 0, product, lambda: tf.zeros((0, channels)))
-    return tf.cast(tf.reshape(pooled, (-1, size, size, channels)), feature.dtype)  # (n * P * P, C) -> (n, P, P, C)
+    # The operator divides by the number of rows, which is 0 where there is no RoI.
+    pooled = tf.cond(tf.size(inputs.boxes) > 0, product, lambda: tf.zeros((0, channels)))
+    size = inputs.output_size
+    return tf.cast(tf.reshape(pooled, (-1, size, size, channels)), dtype)  # (K * P * P, C) -> (K, P, P, C)
 
 
-def _sampling_matrix(
-    shape: Tensor, boxes: Tensor, batch_indices: Tensor, scale: float, size: int, ratio: int, aligned: bool
-) -> Tensor:
-    """The sparse matrix (n * P * P, B * H * W) that takes the pixels of a map of `shape` (4,) to the bins of boxes."""
+def _sampling_matrix(inputs: RoIAlignInputs) -> Tensor:
+    """The sparse matrix (K * P * P, rows) that takes the rows of the table of all maps to the bins of the RoIs."""
     import tensorflow as tf
 
-    first_row, map_shape = batch_indices * (shape[1] * shape[2]), (shape[1], shape[2])
+    size, ratio = inputs.output_size, inputs.sampling_ratio
+    bins = tf.shape(inputs.boxes)[0] * size * size
     if ratio:
-        taps, weights = _taps(boxes, first_row, map_shape, scale, size, ratio, aligned)
+        taps, weights = _taps(inputs.boxes, *_own_map(inputs), size, ratio, inputs.aligned)
         taps, weights = tf.reshape(taps, (-1,)), tf.reshape(weights, (-1,))
-        owner = tf.repeat(tf.range(tf.shape(boxes)[0] * size * size), 4 * ratio * ratio)
+        owner = tf.repeat(tf.range(bins), 4 * ratio * ratio)
     else:
-        owner, taps, weights = _adaptive_taps(boxes, first_row, map_shape, scale, size, aligned)
+        owner, taps, weights = _adaptive_taps(inputs)
+    rows = tf.add_n([tf.reduce_prod(tf.shape(feature)[:3]) for feature in inputs.features])
     # Made bin by bin, which is the order of the taps: sorting them by pixel takes longer.
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(
         indices=tf.cast(tf.stack([owner, taps], axis=1), tf.int64),
         values=weights,
-        dense_shape=tf.cast(tf.stack([tf.shape(boxes)[0] * size * size, shape[0] * shape[1] * shape[2]]), tf.int64),
+        dense_shape=tf.cast(tf.stack([bins, rows]), tf.int64),
     )
 
 
-def _adaptive_taps(
-    boxes: Tensor, first_row: Tensor, map_shape: tuple[Tensor, Tensor], scale: float, size: int, aligned: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bin, row of the flattened map and weight of every value that a bin reads with sampling ratio 0, each (N,)."""
+def _adaptive_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Bin, row of the table and weight of every value that a bin reads with sampling ratio 0, each (N,)."""
     import tensorflow as tf
 
-    start, bins = _bins(boxes, scale, size, aligned)
-    y, y_cells, y_weights = _adaptive_axis_taps(start[:, 0], bins[:, 0], map_shape[0], size)
-    x, x_cells, x_weights = _adaptive_axis_taps(start[:, 1], bins[:, 1], map_shape[1], size)
-    counts = tf.reshape(y_cells[:, :, None] * x_cells[:, None, :], (-1,))  # (n * P * P,), values that a bin reads
+    size = inputs.output_size
+    first_row, (height, width), scale = _own_map(inputs)
+    start, bins = _bins(inputs.boxes, scale, size, inputs.aligned)
+    y, y_cells, y_weights = _adaptive_axis_taps(start[:, 0], bins[:, 0], height, size)
+    x, x_cells, x_weights = _adaptive_axis_taps(start[:, 1], bins[:, 1], width, size)
+    counts = tf.reshape(y_cells[:, :, None] * x_cells[:, None, :], (-1,))  # (K * P * P,), values that a bin reads
     owner = tf.repeat(tf.range(tf.size(counts)), counts)
     place = tf.range(tf.size(owner)) - tf.gather(tf.cumsum(counts, exclusive=True), owner)
     roi, in_roi = owner // (size * size), owner % (size * size)
-    y_bin, x_bin = roi * size + in_roi // size, roi * size + in_roi % size  # rows of (n, P) tables
+    y_bin, x_bin = roi * size + in_roi // size, roi * size + in_roi % size  # rows of (K, P) tables
     columns = tf.gather(tf.reshape(x_cells, (-1,)), x_bin)
     row, column = place // columns, place % columns
 
@@ -356,27 +359,4 @@ def _adaptive_taps(
 
     weights = value(y_weights, y_bin, row) * value(x_weights, x_bin, column)
     own_y, own_x = tf.gather(tf.reshape(y, (-1,)), y_bin) + row, tf.gather(tf.reshape(x, (-1,)), x_bin) + column
-    return owner, tf.gather(first_row, roi) + own_y * map_shape[1] + own_x, weights
-
-
-def _map_gradient(
-    feature: Tensor,
-    upstream: Tensor,
-    boxes: Tensor,
-    batch_indices: Tensor,
-    rois: Tensor,
-    scale: float,
-    size: int,
-    ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """Gradient (B, H, W, C) of the map that the RoIs (n,) of boxes (K, 4) lie on; upstream is (K * P * P, C)."""
-    import tensorflow as tf
-
-    shape = tf.shape(feature)
-    own = (tf.gather(boxes, rois), tf.gather(batch_indices, rois))
-    matrix = _sampling_matrix(shape, *own, scale, size, ratio, aligned)
-    matrix = tf.raw_ops.SparseMatrixTranspose(input=matrix, conjugate=False, type=tf.float32)
-    bins = tf.reshape(rois[:, None] * (size * size) + tf.range(size * size), (-1,))  # (n * P * P,), rows of upstream
-    total = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=tf.gather(upstream, bins))  # (B * H * W, C)
-    return tf.cast(tf.reshape(total, shape), feature.dtype)
+    return owner, tf.gather(first_row, roi) + own_y * tf.gather(width, roi) + own_x, weights

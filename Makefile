@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint types format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -69,9 +69,6 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-
-# mypy; its findings are not all mended yet, so it is not part of lint.
-types: $(READY)
 	$(BIN)/mypy
 
 # The site of docs/ in site/; a dead link or a name without a docstring fails it.

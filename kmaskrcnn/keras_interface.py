@@ -13,8 +13,8 @@ import keras
 
 from kmaskrcnn.batch_checks import check_batch, check_dataset
 from kmaskrcnn.config import Config, ConfigError, ModelConfig, UnknownSetting, fields, near_match
+from kmaskrcnn.ops.tensor import Tensor
 
-Tensor = Any
 F = TypeVar("F", bound=Callable[..., None])
 
 LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")

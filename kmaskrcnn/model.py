@@ -18,10 +18,10 @@ from kmaskrcnn.layers.roi_align import RoIAlign
 from kmaskrcnn.layers.rpn import AnchorSample, RPNHead, level_anchors, propose, rpn_losses, sample_anchors
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops.mask_targets import mask_targets
+from kmaskrcnn.ops.tensor import Tensor
 
 __all__ = ["LOSSES", "SIZE_MULTIPLE", "MaskRCNN"]
 
-Tensor = Any
 
 # Network sides are multiples of the stride of C5, so that every 2x upsampling of the FPN meets its lateral.
 SIZE_MULTIPLE = 32

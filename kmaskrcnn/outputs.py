@@ -144,11 +144,12 @@ class Outputs:
 
     def _note(self, name: str, written: str) -> None:
         """Note a file before it gets its name, so that a run that is killed in between can be repeated."""
-        entry = {"file": name, "by": self.program, "size": os.path.getsize(written), "blake2b": _hash(written)}
+        digest = _hash(written)
+        entry = {"file": name, "by": self.program, "size": os.path.getsize(written), "blake2b": digest}
         with self._lock:
             known = self._hashes.setdefault(name, set())
-            if entry["blake2b"] not in known:
-                known.add(entry["blake2b"])
+            if digest not in known:
+                known.add(digest)
                 with open(os.path.join(self.folder, OUTPUTS_LIST), "a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
 

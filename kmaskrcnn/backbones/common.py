@@ -73,7 +73,9 @@ class BackboneBuilder:
 
     def norm(self, x: keras.KerasTensor, name: str, activation: str | None = None) -> keras.KerasTensor:
         """The chosen normalisation, then the activation if one is named."""
-        x = make_norm(self._norm, x.shape[-1], self._epsilon, **self._options(name))(x)
+        layer = make_norm(self._norm, x.shape[-1], self._epsilon, **self._options(name))
+        assert layer is not None  # build_backbone takes no norm "none"
+        x = layer(x)
         return x if activation is None else self.activation(x, activation, f"{name}_{activation}")
 
     def activation(self, x: keras.KerasTensor, activation: str, name: str) -> keras.KerasTensor:

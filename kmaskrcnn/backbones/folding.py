@@ -8,8 +8,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.layers.normalization import FrozenBatchNormalization
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 _NORMS = (FrozenBatchNormalization, keras.layers.BatchNormalization)
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)

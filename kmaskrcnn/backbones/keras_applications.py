@@ -76,7 +76,7 @@ def _torch_names(layer_name: str) -> tuple[str, str]:
     """conv3_block1_2_conv -> layer2.0.conv2, layer2.0.bn2; number 0 is the shortcut."""
     if layer_name == "conv1_conv":
         return "conv1", "bn1"
-    group, block, number = (int(n) for n in re.fullmatch(r"conv(\d)_block(\d+)_(\d)_conv", layer_name).groups())
+    group, block, number = (int(n) for n in re.findall(r"\d+", layer_name))
     prefix = f"layer{group - 1}.{block - 1}"
     if number == 0:
         return f"{prefix}.downsample.0", f"{prefix}.downsample.1"

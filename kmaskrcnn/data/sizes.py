@@ -67,7 +67,8 @@ def bucket_shape(height: int, width: int, config: DataConfig) -> tuple[int, int]
     scaled = network_size(height, width, config, short_side)
     if config.resize_mode == "native":
         small, large, turn = NATIVE_STEPS
-        return tuple(_round_up(side, small if side <= turn else large) for side in scaled)
+        rows, columns = (_round_up(side, small if side <= turn else large) for side in scaled)
+        return rows, columns
     short, *longs = long_sides(config)
     long = next(side for side in longs if max(scaled) <= side)
     return (short, long) if height <= width else (long, short)

@@ -152,4 +152,4 @@ def _counts(coco_eval: COCOeval, working_score: float) -> dict[float, tuple[int,
                 counted = above & (found["dtIgnore"][row] == 0)
                 right = int((counted & (found["dtMatches"][row] > 0)).sum())
                 totals[i] += right, int(counted.sum()) - right, objects - right
-    return {iou: tuple(map(int, row)) for iou, row in zip(COUNT_IOUS, totals, strict=True)}
+    return {iou: (int(a), int(b), int(c)) for iou, (a, b, c) in zip(COUNT_IOUS, totals, strict=True)}

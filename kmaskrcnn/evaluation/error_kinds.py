@@ -112,7 +112,7 @@ def _match(image: dict, annotations: list[dict], results: list[dict]) -> ImageMa
         above = np.array([r["score"] >= WORKING_SCORE for r in results])
         free = np.ones(len(objects), bool)
         free[matched[above & (matched >= 0)]] = False
-        for i in np.flatnonzero(above & (matched == -1)):
+        for i in np.flatnonzero(above & (matched == -1)).tolist():
             values = np.where(~same[i, : len(objects)] & free, overlap[i, : len(objects)], 0)
             if values.max(initial=0) >= MATCH_IOU:
                 taken_for[i] = int(values.argmax())

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -204,7 +205,8 @@ def _from_all(
 ) -> tuple[list[list[dict]], dict[str, np.ndarray]]:
     """The results of each batch and the pictures of all workers; batch i was predicted by worker i % workers."""
     file = io.BytesIO()
-    np.savez_compressed(file, results=np.frombuffer(json.dumps(found).encode(), np.uint8), **pictures)
+    arrays: dict[str, Any] = {"results": np.frombuffer(json.dumps(found).encode(), np.uint8), **pictures}
+    np.savez_compressed(file, **arrays)
     shares, pictures = [], {}
     for data in cluster.gather(file.getvalue()):
         arrays = dict(np.load(io.BytesIO(data)))

@@ -140,22 +140,27 @@ def to_predictions(
         if error:
             results.append(ImageError(error))
             continue
-        count = int(np.asarray(outputs[NUMBER]).reshape(-1)[i])
-        height, width = size
-        boxes = np.asarray(outputs[BOXES][i][:count], np.float32).reshape(count, 4)
-        results.append(
-            Prediction(
-                height,
-                width,
-                boxes * np.array([height, width, height, width], np.float32),
-                np.asarray(outputs[SCORES][i][:count], np.float32),
-                np.asarray(outputs[CLASSES][i][:count]).astype(np.int32),
-                np.asarray(outputs[MASKS][i][:count], np.float32),
-                labels,
-                mask_paste,
-            )
-        )
+        results.append(to_prediction(outputs, i, size, labels, mask_paste))
     return results
+
+
+def to_prediction(
+    outputs: Mapping[str, np.ndarray], index: int, size: Sequence[int], labels: Labels, mask_paste: str
+) -> Prediction:
+    """The entry at `index` of the outputs as of `to_predictions`, an image that the model has read."""
+    count = int(np.asarray(outputs[NUMBER]).reshape(-1)[index])
+    height, width = size
+    boxes = np.asarray(outputs[BOXES][index][:count], np.float32).reshape(count, 4)
+    return Prediction(
+        height,
+        width,
+        boxes * np.array([height, width, height, width], np.float32),
+        np.asarray(outputs[SCORES][index][:count], np.float32),
+        np.asarray(outputs[CLASSES][index][:count]).astype(np.int32),
+        np.asarray(outputs[MASKS][index][:count], np.float32),
+        labels,
+        mask_paste,
+    )
 
 
 def read(picture: Picture) -> bytes:

@@ -26,6 +26,7 @@ from keras import ops
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import tflite
 from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
+from kmaskrcnn.layers.normalization import apply_norm
 from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
 from kmaskrcnn.layers.rpn import LEVELS, STRIDES
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
@@ -86,10 +87,7 @@ class GpuFunctions:
         """The mask head as the paper draws it: MaskHead computes one class's mask by a product GPUs do not take."""
         head = self.model.mask_head
         for conv, norm in zip(head.convs, head.norms, strict=True):
-            pooled = conv(pooled)
-            if norm is not None:
-                pooled = norm(pooled)
-            pooled = ops.relu(pooled)
+            pooled = ops.relu(apply_norm(norm, conv(pooled), training=False))
         kernel = ops.transpose(head.logits_kernel)[None, None]  # (C + 1, F) -> (1, 1, F, C + 1)
         return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + head.logits_bias)}
 
@@ -147,7 +145,8 @@ def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
     levels = []
     padded = {"P2": (height // 4, width // 4)}
     for above, level in itertools.pairwise(LEVELS):
-        padded[level] = tuple(-(-side // 2) for side in padded[above])
+        rows, columns = padded[above]
+        padded[level] = (-(-rows // 2), -(-columns // 2))
     for name, stride, size in zip(LEVELS, STRIDES, config.anchor_sizes, strict=True):
         rows, columns = padded[name]
         strides = [height // rows, width // columns] if config.fit_anchor_strides else [stride, stride]

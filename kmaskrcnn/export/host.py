@@ -108,11 +108,11 @@ def axis_weights(
         aligned: shift by half a cell.
     """
     extent = np.float32(stop - start)
-    start = np.float32(start - 0.5 if aligned else start)
+    origin = np.float32(start - 0.5 if aligned else start)
     if not aligned:
         extent = max(extent, np.float32(1))
     samples = (np.arange(size * ratio, dtype=np.float32) + np.float32(0.5)) / np.float32(ratio)
-    position = start + samples * (extent / np.float32(size))
+    position = origin + samples * (extent / np.float32(size))
     inside = ((position >= -1) & (position <= length)).astype(np.float32) / np.float32(ratio)
     position = np.clip(position, 0, np.float32(length - 1))
     low = np.floor(position).astype(np.int64)
@@ -162,10 +162,10 @@ def detections(
     deltas = deltas[:count].reshape(count, classes + 1, 4)[:, 1:]
     decoded = clip(decode(deltas, boxes[:, None], settings["box_coding_weights"]), image_shape)
     found = []  # (RoI, class) pairs in each class's order
-    for number in range(classes):
-        rows = np.flatnonzero(scores[:, number] > settings["score_threshold"])
-        keep = nms(decoded[rows, number], scores[rows, number], settings["nms_iou"], settings["max_detections"])
-        found += [(int(rows[i]), number) for i in keep]
+    for column in range(classes):
+        rows = np.flatnonzero(scores[:, column] > settings["score_threshold"])
+        keep = nms(decoded[rows, column], scores[rows, column], settings["nms_iou"], settings["max_detections"])
+        found += [(int(rows[i]), column) for i in keep]
     found.sort()  # of equal scores the first pair comes first
     roi, number = np.array(found, np.int64).reshape(-1, 2).T
     order = top_k(scores[roi, number], settings["max_detections"])

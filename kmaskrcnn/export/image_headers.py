@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-Tensor = tf.Tensor
+from kmaskrcnn.ops.tensor import Tensor
 
 _HEAD_BYTES = 32
 # Metadata and previews of cameras and editors come before the picture; photographs have up to some hundred kilobytes.

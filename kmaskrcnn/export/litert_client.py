@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from kmaskrcnn.export.answers import BOXES, SIGNATURE, ImageError, Picture, read, to_predictions
+from kmaskrcnn.export.answers import BOXES, SIGNATURE, ImageError, Picture, read, to_prediction
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction
 
@@ -89,10 +89,8 @@ class LiteRTClient:
         # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
         outputs = {**outputs, BOXES: np.minimum(outputs[BOXES] * stretch, 1.0)}
-        (prediction,) = to_predictions(
-            outputs, [(int(size[0]), int(size[1]))], self.labels, self.metadata.get("mask_paste", "pixel_centers")
-        )
-        return prediction
+        paste = self.metadata.get("mask_paste", "pixel_centers")
+        return to_prediction(outputs, 0, (int(size[0]), int(size[1])), self.labels, paste)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:

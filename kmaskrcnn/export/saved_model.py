@@ -19,9 +19,8 @@ from kmaskrcnn.export import encoded_images, serving_protos
 from kmaskrcnn.export.client import Client
 from kmaskrcnn.export.retries import Deadline
 from kmaskrcnn.model import MaskRCNN
+from kmaskrcnn.ops.tensor import Tensor
 from kmaskrcnn.results.labels import Labels, parse_labels, write_labels
-
-Tensor = tf.Tensor
 
 # Encoded images with more pixels than this are refused before they are decoded.
 MAX_PIXELS = 40_000_000

@@ -79,8 +79,9 @@ class AugmentedDetector:
         boxes, scores, classes = merge_boxes(found, self.model.config.nms_iou)
         keep = np.flatnonzero(scores > self.model.config.score_threshold)[: self.model.config.max_detections]
         boxes, scores, classes = boxes[keep].astype(np.float32), scores[keep], classes[keep]
-        masks = sum(self._view_masks(view, boxes, classes) for view in views) / len(views)
-        return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": len(boxes)}
+        masks = np.mean([self._view_masks(view, boxes, classes) for view in views], axis=0)
+        count = np.int32(len(boxes))
+        return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
 
     def _view_masks(self, view: _View, boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
         masks = self._masks(view.features, view.to_network(boxes).astype(np.float32), classes).numpy()

@@ -14,8 +14,7 @@ from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops import matching, sampling
 from kmaskrcnn.ops.nms import multiclass_nms
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 
 @keras.saving.register_keras_serializable(package="kmaskrcnn")

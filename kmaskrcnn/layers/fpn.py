@@ -39,8 +39,8 @@ class FPN(keras.layers.Layer):
         self.norm = norm
         self.lateral_convs = [self._conv(1, f"lateral{level}") for level in _LEVELS]
         self.output_convs = [self._conv(3, f"output{level}") for level in _LEVELS]
-        self.lateral_norms = [self._norm(f"lateral{level}_norm") for level in _LEVELS if norm != "none"]
-        self.output_norms = [self._norm(f"output{level}_norm") for level in _LEVELS if norm != "none"]
+        self.lateral_norms = [self._norm(f"lateral{level}_norm") for level in _LEVELS]
+        self.output_norms = [self._norm(f"output{level}_norm") for level in _LEVELS]
 
     def _conv(self, kernel_size: int, name: str) -> keras.layers.Layer:
         return keras.layers.Conv2D(
@@ -63,13 +63,13 @@ class FPN(keras.layers.Layer):
             self.lateral_convs[index].build(shape)
             shape = (*shape[:-1], self.channels)
             self.output_convs[index].build(shape)
-            if self.norm != "none":
-                self.lateral_norms[index].build(shape)
-                self.output_norms[index].build(shape)
+            for norm in (self.lateral_norms[index], self.output_norms[index]):
+                if norm is not None:
+                    norm.build(shape)
 
     def call(self, inputs: dict[str, keras.KerasTensor], training: bool | None = None) -> dict[str, keras.KerasTensor]:
         def apply(convs: list, norms: list, index: int, x: keras.KerasTensor) -> keras.KerasTensor:
-            return apply_norm(norms[index] if norms else None, convs[index](x), training)
+            return apply_norm(norms[index], convs[index](x), training)
 
         outputs = {}
         top = None

@@ -9,8 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.layers.normalization import apply_norm, make_norm
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 
 @keras.saving.register_keras_serializable(package="kmaskrcnn")
@@ -47,7 +46,6 @@ class MaskHead(keras.layers.Layer):
             )
             self.convs.append(conv)
             self.norms.append(make_norm(norm, channels, name=f"conv{i + 1}_norm", dtype=policy))
-        self.deconv: keras.layers.Conv2DTranspose | None = None
 
     def build(self, input_shape: tuple) -> None:
         _, height, width, channels = input_shape

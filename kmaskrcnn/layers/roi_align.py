@@ -10,8 +10,7 @@ from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops.roi_align import RoIAlignInputs, roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 LEVELS = (2, 3, 4, 5)
 _CANONICAL_LEVEL, _CANONICAL_SIZE = 4, 224.0

@@ -14,8 +14,7 @@ from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops import matching, sampling
 from kmaskrcnn.ops.nms import batched_nms
 from kmaskrcnn.ops.sparse_gradient import convolve_twice
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 LEVELS = ("P2", "P3", "P4", "P5", "P6")
 STRIDES = (4, 8, 16, 32, 64)
@@ -71,8 +70,8 @@ class RPNHead(keras.layers.Layer):
         kernel = ops.concatenate([ops.convert_to_tensor(head.kernel) for head in heads], axis=-1)
         bias = ops.concatenate([ops.convert_to_tensor(head.bias) for head in heads], axis=0)
         if training and keras.backend.backend() == "tensorflow":
-            weights = (ops.convert_to_tensor(w) for w in (last.kernel, last.bias))
-            both = convolve_twice(features, *weights, kernel, bias)
+            last_kernel, last_bias = (ops.convert_to_tensor(w) for w in (last.kernel, last.bias))
+            both = convolve_twice(features, last_kernel, last_bias, kernel, bias)
         else:
             both = ops.add(ops.conv(last(features), kernel, padding="same"), bias)
         both = ops.cast(both, "float32")
@@ -91,6 +90,7 @@ def level_anchors(features: dict[str, Tensor], config: ModelConfig) -> dict[str,
     """The anchors (H * W * A, 4) of each level, in pixels of the network's image."""
     result = {}
     sides = [STRIDES[0] * side for side in ops.shape(features["P2"])[1:3]]
+    stride: int | tuple[Tensor, Tensor]
     for level, stride, size in zip(LEVELS, STRIDES, config.anchor_sizes, strict=True):
         cell = anchor_ops.cell_anchors(size, config.anchor_aspect_ratios, config.round_anchors)
         height, width = ops.shape(features[level])[1:3]

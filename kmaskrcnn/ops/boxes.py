@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 from keras import ops
 
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 # The published clamp on dh and dw: a decoded side is at most 1000 / 16 times the anchor's.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)

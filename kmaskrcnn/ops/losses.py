@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from keras import ops
 
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

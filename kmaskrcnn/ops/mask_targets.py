@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
 
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 
 def _interpolation(

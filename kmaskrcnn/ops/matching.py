@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 NEGATIVE = -1
 IGNORED = -2

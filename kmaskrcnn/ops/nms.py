@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import keras
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 # Below every score, and finite: the kernel compares scores with it.
 _NEVER = -1e30

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 # Samples of a bin in one direction, at most, with sampling ratio 0: those of a RoI as wide as 3,584 feature pixels.
 _MOST_SAMPLES = 512

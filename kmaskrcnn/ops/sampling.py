@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
-
-Tensor = Any
-
+from kmaskrcnn.ops.tensor import Tensor
 
 # PyTorch does not multiply uint32, so there words are the low bits of int64.
 _WORD = "int64" if keras.backend.backend() == "torch" else "uint32"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Tensor = Any
+from kmaskrcnn.ops.tensor import Tensor
 
 # The gradient runs cell by cell where at most one cell in so many has one, and else as that of a convolution.
 _FEW = 8
@@ -44,7 +42,7 @@ def convolve_twice(x: Tensor, kernel: Tensor, bias: Tensor, out_kernel: Tensor, 
         def gradient(upstream: Tensor) -> list[Tensor]:
             cells = tf.cast(tf.where(tf.reduce_any(upstream != 0, axis=-1)), tf.int32)  # (n, 3)
             few = tf.shape(cells)[0] * _FEW <= tf.reduce_prod(tf.shape(upstream)[:3])
-            return tf.cond(few, lambda: _cell_gradients(*inputs, hidden, upstream, cells), lambda: everywhere(upstream))
+            return tf.cond(few, lambda: _cell_gradients(inputs, hidden, upstream, cells), lambda: everywhere(upstream))
 
         return outputs, gradient
 
@@ -52,19 +50,11 @@ def convolve_twice(x: Tensor, kernel: Tensor, bias: Tensor, out_kernel: Tensor, 
     return run(*(tf.convert_to_tensor(v) for v in (x, kernel, bias, out_kernel, out_bias)))
 
 
-def _cell_gradients(
-    x: Tensor,
-    kernel: Tensor,
-    bias: Tensor,
-    out_kernel: Tensor,
-    out_bias: Tensor,
-    hidden: Tensor,
-    upstream: Tensor,
-    cells: Tensor,
-) -> list[Tensor]:
-    """Gradients of the first five arguments; cells (n, 3) are the image, row and column of each output with one."""
+def _cell_gradients(inputs: tuple[Tensor, ...], hidden: Tensor, upstream: Tensor, cells: Tensor) -> list[Tensor]:
+    """Gradients of the five inputs; cells (n, 3) are the image, row and column of each output that has one."""
     import tensorflow as tf
 
+    x, kernel, _, out_kernel, _ = inputs
     side, _, channels, width = kernel.shape
     _, height, columns, _ = tf.unstack(tf.shape(x))
 

@@ -26,7 +26,8 @@ Topics = Mapping[str, Sequence[str]]
 def define_config_flags() -> None:
     """Define `--NAME` for every setting; lists are written with commas, and flagfiles may hold any of them."""
     for name, (field, scalar, is_tuple) in config_lib.fields().items():
-        default, text = field.default, field.metadata["help"]
+        default: Any = field.default
+        text = field.metadata["help"]
         if is_tuple:
             flags.DEFINE_list(name, [str(v) for v in default], text)
         elif field.metadata["choices"]:
@@ -142,11 +143,11 @@ def _fail(message: str, code: int = 2) -> int:
 def _help(name: str, about: str, topics: Topics, positional: str, full: bool) -> str:
     usage = f"usage: {name}{f' [{positional} ...]' if positional else ''} [--flagfile=FILE] [--NAME=VALUE ...]"
     lines = [about, "", usage]
-    shown = dict(topics)
+    shown: dict[str, Sequence[str]] = dict(topics)
     if full:
         listed = {flag for names in topics.values() for flag in names}
-        for group, names in config_lib.groups().items():
-            shown[f"Other {group} settings"] = [n for n in names if n in FLAGS and n not in listed]
+        for group, settings in config_lib.groups().items():
+            shown[f"Other {group} settings"] = [n for n in settings if n in FLAGS and n not in listed]
     for topic, names in shown.items():
         if names:
             lines += ["", f"{topic}:", *(line for flag in names for line in _flag_help(FLAGS[flag]))]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.errors import EXIT_RESTART
@@ -46,7 +47,8 @@ def launch(workers: int, arguments: Sequence[str]) -> int:
             share = len(gpus) // workers
             own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share : (worker + 1) * share])
         # The chief speaks for all. In sessions of their own, so that Ctrl-C reaches each worker once, from here.
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"} if worker else {}
+        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+        output = piped if worker else {}
         command = [sys.executable, *arguments, "--num_local_workers=0", "--strategy=multi_worker"]
         processes.append(subprocess.Popen(command, env=os.environ | own, start_new_session=True, **output))
     readers = [threading.Thread(target=_prefix, args=(w, p.stdout)) for w, p in enumerate(processes) if p.stdout]

@@ -52,7 +52,7 @@ class _QuietFinder(importlib.abc.MetaPathFinder):
             if not gpus and _gpu_driver():
                 _tell_why()
 
-        spec.loader.exec_module = held
+        spec.loader.exec_module = held  # type: ignore[method-assign]
         return spec
 
 

@@ -23,7 +23,8 @@ _COLORS = (
 
 def instance_color(index: int) -> tuple[int, int, int]:
     """The RGB colour of the instance at `index`; neighbours in the order differ as much as can be."""
-    return ImageColor.getrgb(_COLORS[index % len(_COLORS)])
+    red, green, blue = ImageColor.getrgb(_COLORS[index % len(_COLORS)])[:3]
+    return red, green, blue
 
 
 def draw_instances(
@@ -61,8 +62,8 @@ def draw_instances(
         if not window.size:
             continue
         part = canvas[top : top + window.shape[0], left : left + window.shape[1]]
-        for channel, color in enumerate(colors[index]):  # one at a time by a table, for memory on large images
-            table = np.round((1 - _MASK_OPACITY) * np.arange(256) + _MASK_OPACITY * color).astype(np.uint8)
+        for channel, value in enumerate(colors[index]):  # one at a time by a table, for memory on large images
+            table = np.round((1 - _MASK_OPACITY) * np.arange(256) + _MASK_OPACITY * value).astype(np.uint8)
             np.copyto(part[..., channel], table[part[..., channel]], where=window)
         part[_contour(window, line)] = colors[index]
     picture = Image.fromarray(canvas)

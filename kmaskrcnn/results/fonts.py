@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 import warnings
+from typing import cast
 
 from PIL import ImageFont
 
@@ -28,7 +29,8 @@ def caption_font(text: str, size: int, font: str = "") -> tuple[ImageFont.FreeTy
     """
     text = unicodedata.normalize("NFC", text)
     if not font and text.isascii() and text.isprintable():
-        return ImageFont.load_default(size=size), text
+        # With a size it is never the bitmap font that the type names besides.
+        return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size)), text
     characters = frozenset(text)
     path = font or _installed_font(characters)
     missing = characters - _glyphs(path)

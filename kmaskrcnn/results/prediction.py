@@ -54,8 +54,18 @@ class Prediction:
     pasted: PastedMasks | None = None
     track_ids: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        if self.mask_probabilities is None and self.pasted is None:
+            raise ValueError("a Prediction needs masks: mask_probabilities or pasted")
+
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def _masks(self) -> np.ndarray | PastedMasks:
+        masks = self.mask_probabilities if self.pasted is None else self.pasted
+        assert masks is not None  # refused above
+        return masks
 
     @property
     def names(self) -> list[str]:
@@ -64,10 +74,10 @@ class Prediction:
 
     def window(self, index: int) -> Window:
         """The mask of one object as a part of the picture: (h, w) bool, and the y and x of its top left pixel."""
-        if self.pasted is not None:
-            return self.pasted.window(index)
-        mask, box = self.mask_probabilities[index], self.boxes[index]
-        return paste_window(mask, box, self.height, self.width, self.mask_paste)
+        masks = self._masks
+        if isinstance(masks, PastedMasks):
+            return masks.window(index)
+        return paste_window(masks[index], self.boxes[index], self.height, self.width, self.mask_paste)
 
     def mask(self, index: int) -> np.ndarray:
         """The mask of one object at the picture's size, (height, width) bool."""
@@ -91,8 +101,9 @@ class Prediction:
     def take(self, rows: np.ndarray) -> Prediction:
         """The objects at an array of indices, or where an array of bool is set."""
         fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted", "track_ids")
-        values = {name: getattr(self, name) for name in fields}
-        return dataclasses.replace(self, **{n: None if v is None else v[rows] for n, v in values.items()})
+        values: dict[str, Any] = {name: getattr(self, name) for name in fields}
+        values = {name: None if value is None else value[rows] for name, value in values.items()}
+        return dataclasses.replace(self, **values)
 
     def above(self, score: float) -> Prediction:
         """The objects with at least this score."""
@@ -181,8 +192,7 @@ class Prediction:
         if shown.track_ids is not None:  # one object has one color in all frames
             captions = [f"#{i} {c}" if i >= 0 else c for i, c in zip(shown.track_ids, captions, strict=True)]
             colors = [instance_color(int(i)) for i in shown.track_ids]
-        masks = shown.mask_probabilities if shown.pasted is None else shown.pasted
-        return draw_instances(image, shown.boxes, masks, captions, colors, font)
+        return draw_instances(image, shown.boxes, shown._masks, captions, colors, font)
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the picture with the objects; None where the picture is not at hand."""

@@ -41,18 +41,21 @@ class Detector(LitAPI):
             batch_timeout=settings.batch_wait_ms / 1000,
             api_path=f"/v1/models/{name}:predict",
         )
-        self._settings, self._open = settings, open_version
+        self._settings, self._open_version = settings, open_version
 
     def setup(self, device: str) -> None:
         """Load the newest version; later ones are loaded beside it and then take its place."""
         del device
         settings = self._settings
-        if self._open is None:
-            self._open = lambda path: open_model(path, settings.threads_of_worker(), settings.max_pixels)
         version = newest_version(settings)
         self._served = version, self._open(version.path)
         if settings.poll_seconds:
             threading.Thread(target=self._watch, args=(version,), daemon=True).start()
+
+    def _open(self, path: str) -> Any:
+        if self._open_version is not None:
+            return self._open_version(path)
+        return open_model(path, self._settings.threads_of_worker(), self._settings.max_pixels)
 
     def _watch(self, version: Any) -> None:
         while True:

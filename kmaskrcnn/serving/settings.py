@@ -45,7 +45,7 @@ class ServeSettings:
     poll_seconds: float = 5.0
 
     def __post_init__(self):
-        lowest = {"workers": 1, "threads": 0, "max_batch_size": 1, "batch_wait_ms": 0, "queue": 1}
+        lowest: dict[str, float] = {"workers": 1, "threads": 0, "max_batch_size": 1, "batch_wait_ms": 0, "queue": 1}
         lowest |= {"max_request_bytes": 1, "max_images": 1, "max_pixels": 1, "timeout": 0.001}
         for field, least in lowest.items():
             if getattr(self, field) < least:

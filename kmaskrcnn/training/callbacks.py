@@ -92,7 +92,7 @@ class Callbacks:
         return bool(self.model.stop_training)
 
     def _end_epoch(self) -> None:
-        if self._epoch is not None:
+        if self._list and self._epoch is not None:
             self._list.on_epoch_end(self._epoch, _logs(np.mean(self._rows, axis=0)) | self._scores)
         self._rows, self._scores = [], {}
 

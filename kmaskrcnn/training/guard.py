@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Guard:
         stops: bool,
         folder: Path,
         worker: int,
-        batch_of: Callable[[int], Mapping[str, np.ndarray]],
+        batch_of: Callable[[int], Mapping[str, Any]],
         newest: Callable[[], str],
     ):
         self.stops, self.folder, self.worker, self.batch_of, self.newest = stops, folder, worker, batch_of, newest

@@ -35,9 +35,9 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
     """
     (name, revision), library = _parts(address), _library()
     offline = is_offline() if offline is None else offline
-    for file in _FILES if folder else ():
-        if (Path(folder) / file).exists():
-            raise WeightsError(f"{Path(folder) / file}: is there already; choose another folder, or move it away")
+    for file in [Path(folder) / name for name in _FILES] if folder else ():
+        if file.exists():
+            raise WeightsError(f"{file}: is there already; choose another folder, or move it away")
     try:
         path = library.snapshot_download(
             name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline, local_dir=folder

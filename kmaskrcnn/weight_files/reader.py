@@ -15,7 +15,16 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS, BFLOAT16, StandIn, Storage, Tensor, TensorUnpickler, decode
+from kmaskrcnn.weight_files.unpickle import (
+    ARRAY_KINDS,
+    BFLOAT16,
+    ByteOrder,
+    StandIn,
+    Storage,
+    Tensor,
+    TensorUnpickler,
+    decode,
+)
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -126,7 +135,7 @@ def _wanted_storages(named: Mapping[str, StandIn]) -> dict[str, Storage]:
     return {tensor.storage.key: tensor.storage for tensor in tensors if isinstance(tensor.storage, Storage)}
 
 
-def _read_storage(stream: IO[bytes], storage: Storage, budget: Budget, byteorder: str = "<") -> None:
+def _read_storage(stream: IO[bytes], storage: Storage, budget: Budget, byteorder: ByteOrder = "<") -> None:
     budget.take(storage.byte_count, f"storage {storage.key}")
     data = stream.read(storage.byte_count)
     if len(data) != storage.byte_count:
@@ -151,7 +160,7 @@ def _read_zip(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]
     with archive.open(pickles[0]) as stream:
         unpickler = TensorUnpickler(stream, path)
         named = _named_tensors(unpickler.load_checked(), path)
-    byteorder = "<"
+    byteorder: ByteOrder = "<"
     with contextlib.suppress(KeyError), archive.open(f"{root}byteorder") as stream:
         byteorder = ">" if stream.read(16) == b"big" else "<"
     for storage in _wanted_storages(named).values():

@@ -10,16 +10,17 @@ values are hashed (a tuple of one tuple, a million deep, ends the process when i
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
+
+ByteOrder: TypeAlias = Literal["<", ">", "="]
 
 BFLOAT16 = "bfloat16"  # numpy has no such dtype: read as uint16 and widened to float32
 
@@ -48,7 +49,7 @@ def item_size(dtype: str) -> int:
     return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
 
 
-def decode(data: Any, dtype: str, byteorder: str = "<") -> np.ndarray:
+def decode(data: Any, dtype: str, byteorder: ByteOrder = "<") -> np.ndarray:
     """Raw bytes (a buffer) -> (n,) array in native byte order; bfloat16 becomes float32."""
     if dtype == BFLOAT16:
         words = np.frombuffer(data, f"{byteorder}u2").astype(np.uint32)
@@ -145,7 +146,8 @@ class _NumpyDtype(_Sealed):
         dtype = np.dtype(self.name)
         if dtype.kind not in ARRAY_KINDS:
             raise ValueError(f"an array of dtype {self.name}")
-        return dtype.newbyteorder({"<": "<", ">": ">"}.get(self.order, "="))
+        orders: dict[str, ByteOrder] = {"<": "<", ">": ">"}
+        return dtype.newbyteorder(orders.get(self.order, "="))
 
 
 class _NumpyArray(StandIn):
@@ -217,6 +219,7 @@ class _Function:
     """A callable that a pickle can call but not look into or alter."""
 
     __slots__ = ("_call",)
+    _call: Callable
 
     def __init__(self, call: Callable) -> None:
         object.__setattr__(self, "_call", call)
@@ -305,7 +308,10 @@ def _check_keys(keys: Iterable[Any]) -> None:
 
 
 # Python's own Unpickler in Python: the one in C can neither be stopped between two steps nor asked what it hashes.
-class TensorUnpickler(pickle._Unpickler):
+_Unpickler: Any = pickle._Unpickler
+
+
+class TensorUnpickler(_Unpickler):
     """An unpickler of tensors and plain containers that refuses every other global.
 
     Args:
@@ -318,7 +324,7 @@ class TensorUnpickler(pickle._Unpickler):
     `load_checked` raises WeightsError for a global outside the table or for a damaged pickle.
     """
 
-    def __init__(self, stream: io.BufferedIOBase, path: str) -> None:
+    def __init__(self, stream: IO[bytes], path: str) -> None:
         super().__init__(stream, encoding="latin1")
         self._path = path
         self._steps = 0
@@ -375,7 +381,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     def _setitem(self) -> None:
         _check_keys(self.stack[-2:-1])
-        pickle._Unpickler.load_setitem(self)
+        _Unpickler.load_setitem(self)
 
 
 def _counted(load: Callable[[Any], None], every: int = 0) -> Callable[[TensorUnpickler], None]:
@@ -390,9 +396,9 @@ def _counted(load: Callable[[Any], None], every: int = 0) -> Callable[[TensorUnp
 
 _HASHING = {pickle.SETITEMS[0]: 2, pickle.DICT[0]: 2, pickle.ADDITEMS[0]: 1, pickle.FROZENSET[0]: 1}
 _STEPS = {
-    **pickle._Unpickler.dispatch,
+    **_Unpickler.dispatch,
     pickle.SETITEM[0]: TensorUnpickler._setitem,
     # As bytes: a bytearray is filled with zeros before anybody sees that the file is shorter.
-    pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,
+    pickle.BYTEARRAY8[0]: _Unpickler.load_binbytes8,
 }
 TensorUnpickler.dispatch = {code: _counted(load, _HASHING.get(code, 0)) for code, load in _STEPS.items()}

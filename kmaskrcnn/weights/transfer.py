@@ -115,11 +115,11 @@ def transfer(
     wrong: list[tuple[Entry, str]] = []
     for entry in entries:
         if tensors.keys() >= set(entry.names):
-            value, problem = _make(entry, tensors)
-            if problem:
-                wrong.append((entry, problem))
+            made = _make(entry, tensors)
+            if isinstance(made, str):
+                wrong.append((entry, made))
             else:
-                values.append((entry, value))
+                values.append((entry, made))
     if new_classes and any(entry.is_last_layer for entry, _ in wrong):
         skipped += [entry for entry in entries if entry.is_last_layer]
         values = [(entry, value) for entry, value in values if not entry.is_last_layer]
@@ -140,8 +140,8 @@ def transfer(
     )
 
 
-def _make(entry: Entry, tensors: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, str]:
-    """The value of an entry and what is wrong with it, or an empty string."""
+def _make(entry: Entry, tensors: Mapping[str, np.ndarray]) -> np.ndarray | str:
+    """The value of an entry, or what is wrong with it."""
     arrays = [tensors[name] for name in entry.names]
     expected = tuple(entry.variable.shape)
     try:
@@ -150,10 +150,10 @@ def _make(entry: Entry, tensors: Mapping[str, np.ndarray]) -> tuple[np.ndarray |
         value = None
     if value is None or value.shape != expected:
         shapes = " and ".join(f"{n} of shape {a.shape}" for n, a in zip(entry.names, arrays, strict=True))
-        return None, f"{shapes} does not fit {entry.variable.path} with {expected}"
+        return f"{shapes} does not fit {entry.variable.path} with {expected}"
     if not np.all(np.isfinite(value)):
-        return None, f"{entry.names[0]} holds values that are not finite"
-    return value, ""
+        return f"{entry.names[0]} holds values that are not finite"
+    return value
 
 
 def take_size(tensors: Mapping[str, Any], name: str, axis: int, source: str) -> int:

@@ -26,12 +26,12 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, width: int 
 
 
 def histogram(
-    values: np.ndarray, edges: Sequence[float], title: str, axis: str, width: int = 460, height: int = 200
+    values: np.ndarray, edges: np.ndarray | Sequence[float], title: str, axis: str, width: int = 460, height: int = 200
 ) -> str:
     """Upright bars of the numbers of values between edges; those beyond the ends are counted in the end bars."""
-    edges = np.asarray(edges, np.float64)
-    inside = np.clip(values, edges[0], np.nextafter(edges[-1], edges[0]))
-    counts, _ = np.histogram(inside, edges)
+    limits = np.asarray(edges, np.float64)
+    inside = np.clip(values, limits[0], np.nextafter(limits[-1], limits[0]))
+    counts, _ = np.histogram(inside, limits)
     left, bottom, top = 46, 40, 14
     most, step = max(int(counts.max(initial=0)), 1), (width - left - 10) / len(counts)
     parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}">']
@@ -42,13 +42,13 @@ def histogram(
     every = max(1, len(counts) // 8)
     for i, count in enumerate(counts.tolist()):
         bar = (height - bottom - top) * count / most
-        tip = f"<title>{edges[i]:g} to {edges[i + 1]:g}: {count}</title>"
+        tip = f"<title>{limits[i]:g} to {limits[i + 1]:g}: {count}</title>"
         x, y = left + i * step + 0.5, height - bottom - bar
         box = f'x="{x:.1f}" y="{y:.1f}" width="{max(step - 1, 0.5):.1f}" height="{bar:.1f}"'
         parts.append(f'<rect {box} fill="{_COLOR}">{tip}</rect>')
         if i % every == 0:
             parts.append(
-                f'<text x="{left + i * step:.1f}" y="{height - bottom + 14}" text-anchor="middle">{edges[i]:g}</text>'
+                f'<text x="{left + i * step:.1f}" y="{height - bottom + 14}" text-anchor="middle">{limits[i]:g}</text>'
             )
     parts.append(f'<text x="{(left + width) / 2}" y="{height - 6}" text-anchor="middle">{html.escape(axis)}</text>')
     return "".join([*parts, "</svg>"])

@@ -69,25 +69,28 @@ def draw_transform(
         scale *= float(np.exp(rng.uniform(*np.log(config.scale_jitter))))
     window, size = (0, 0, height, width), network_size(height, width, config, short_side)
     if config.crop_size:
-        window_size = [min(side, max(1, round(config.crop_size / scale))) for side in (height, width)]
+        cut_height, cut_width = (min(side, max(1, round(config.crop_size / scale))) for side in (height, width))
         center = None
         if len(boxes) and rng.random() < _CROP_ON_OBJECT:
             box = boxes[rng.integers(len(boxes))]
             center = (box[:2] + box[2:]) / 2
         corner = []
-        for axis, (side, cut) in enumerate(zip((height, width), window_size, strict=True)):
+        for axis, (side, cut) in enumerate(((height, cut_height), (width, cut_width))):
             low, high = 0, side - cut
             if center is not None:
                 low = min(max(0, int(np.ceil(center[axis] - cut))), high)
                 high = max(low, min(high, int(center[axis])))
             corner.append(int(rng.integers(low, high + 1)))
-        window = (*corner, *window_size)
-        size = tuple(min(side, config.crop_size) for side in scaled_size(*window_size, scale))
+        y, x = corner
+        window = (y, x, cut_height, cut_width)
+        rows, columns = scaled_size(cut_height, cut_width, scale)
+        size = (min(rows, config.crop_size), min(columns, config.crop_size))
     elif rng.random() < config.crop_probability:
         window = _draw_window(height, width, boxes, rng)
         # Magnified as far as the padded shape of the whole image allows; native pixels keep their size.
         fit = scale if config.resize_mode == "native" else min(size[0] / window[2], size[1] / window[3])
-        size = tuple(min(a, b) for a, b in zip(scaled_size(*window[2:], fit), size, strict=True))
+        rows, columns = scaled_size(window[2], window[3], fit)
+        size = (min(rows, size[0]), min(columns, size[1]))
     strength, blurred = config.color_jitter, rng.random() < config.blur_probability
 
     def factor(share: float = 1.0) -> float:

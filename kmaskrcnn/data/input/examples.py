@@ -94,9 +94,19 @@ class ExampleMaker:
             offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
             instances, covered = paste_instances(instances, source, moved.output_size, offset, size, rng)
         instances = self._masked_first(instances, rng)
-        rows = [instances[name] for name in _ROWS]
-        others = (np.int32(other), *augment.as_arrays(moved), offset.astype(np.int32), covered)
-        return Drawn(*augment.as_arrays(transform), np.array(size, np.int32), *rows, *others)
+        geometry, amounts = augment.as_arrays(transform)
+        other_geometry, other_amounts = augment.as_arrays(moved)
+        return Drawn(
+            geometry=geometry,
+            amounts=amounts,
+            shape=np.array(size, np.int32),
+            **{name: instances[name] for name in _ROWS},
+            other=np.array(other, np.int32),
+            other_geometry=other_geometry,
+            other_amounts=other_amounts,
+            offset=offset.astype(np.int32),
+            covered=covered,
+        )
 
     def _one(self, index: int, rng: np.random.Generator) -> tuple[augment.Transform, Instances]:
         """A transform drawn for an image, and its instances after it."""
@@ -119,7 +129,7 @@ class ExampleMaker:
     def make(self, index: tf.Tensor, epoch: tf.Tensor, repeat: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """In a graph: the pixels (h, w, 3) uint8 of an image, and image_shapes, boxes, ... of it, as `draw` has it."""
         n, m = self.config.max_instances, self.config.mask_resolution
-        kinds = Drawn(
+        kinds = (  # of the fields of Drawn
             (tf.int32, (9,)),
             (tf.float32, (10,)),
             (tf.int32, (2,)),

@@ -145,7 +145,8 @@ def training_dataset(
     slots = slots or [range(batch_size)]
     own = [slot for each in slots for slot in each]
 
-    def plan_step(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def plan_step(counter: np.ndarray) -> np.ndarray:
+        step = int(counter)
         chosen = plan.step(step)
         rows = [(*chosen[s], *plan.shapes[chosen[s][0]], step, _sample_seed(seed, step, s)) for s in own]
         return np.array(rows, np.int64)

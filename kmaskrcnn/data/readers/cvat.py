@@ -106,7 +106,8 @@ def _segmentation(shape: ElementTree.Element, height: int, width: int) -> Part:
         return [turned_rectangle((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, angle)]
     if shape.tag == "ellipse":
         angle = math.radians(finite(shape.get("rotation", "0")))
-        return [circle(*numbers("cx", "cy", "rx", "ry"), angle)]
+        x, y, radius_x, radius_y = numbers("cx", "cy", "rx", "ry")
+        return [circle(x, y, radius_x, radius_y, angle)]
     if shape.tag == "mask":
         left, top, w, h = (plain_integer(shape.get(name)) for name in ("left", "top", "width", "height"))
         if flaw := size_flaw(h, w):

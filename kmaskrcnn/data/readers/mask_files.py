@@ -167,7 +167,7 @@ def read_mask_files(path: str, images_dir: str, default_class: str = "object") -
             # Masks of the size of the stored pixels mean these, all others the image as EXIF turns it.
             sizes = {part.indices.shape for part in parts}
             size = next((s for s in sizes if header.turn_for(*s) is not None), header.upright)
-            image_id = builder.image(names[name], *size, names[name])
+            image_id = builder.image(names[name], size[0], size[1], names[name])
             for part in parts:
                 _add_masks(builder, image_id, part, size)
     return builder.finish()

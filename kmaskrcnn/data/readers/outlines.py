@@ -19,11 +19,12 @@ def union(parts: list[Part], height: int, width: int) -> Part:
 
     Raises Flaw where an outline is too long to be drawn.
     """
-    if all(isinstance(part, list) for part in parts):
-        return [polygon for part in parts for polygon in part]
-    polygons = [np.asarray(polygon) for part in parts if isinstance(part, list) for polygon in part if len(polygon) > 4]
-    drawn = [draw(polygons, height, width)] if polygons else []
+    polygons = [polygon for part in parts if isinstance(part, list) for polygon in part]
     masks = [{**part, "counts": part["counts"].encode()} for part in parts if isinstance(part, dict)]
+    if not masks:
+        return polygons
+    areas = [np.asarray(polygon) for polygon in polygons if len(polygon) > 4]
+    drawn = [draw(areas, height, width)] if areas else []
     return rle_as_json(mask_utils.merge(masks + drawn))
 
 

@@ -64,7 +64,8 @@ def _read_image(builder: SetBuilder, root: str, name: str, image: str) -> None:
     except OSError as error:
         builder.problem(getattr(error, "code", "unreadable-record"), f"{_MASKS}/{name}.png", str(error))
         return
-    image_id = builder.image(image, *indices.shape, f"{_MASKS}/{name}.png")
+    height, width = indices.shape
+    image_id = builder.image(image, height, width, f"{_MASKS}/{name}.png")
     masks = dict(indexed_masks(indices, void=_VOID))
     for number, (label, difficult) in enumerate(objects, 1):
         place = f"{_RECORDS}/{name}.xml: object {number} ({label})"

@@ -90,8 +90,8 @@ def write_shards(
             done.result()
     progress.clear()
     paths = [outputs.path(name) for name in names]
-    tree = {"shards": {name: files.size(path) for name, path in zip(names, paths, strict=True)}, **tree}
-    outputs.write_text(INSTANCES, json.dumps(tree))  # last, so that a folder with it is whole
+    sizes = {name: files.size(path) for name, path in zip(names, paths, strict=True)}
+    outputs.write_text(INSTANCES, json.dumps({"shards": sizes, **tree}))  # last, so that a folder with it is whole
     return paths
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from kmaskrcnn.data.sizes import MAX_PIXELS
 from kmaskrcnn.errors import Flaw
@@ -27,7 +27,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_id(value: Any) -> bool:
+def is_id(value: Any) -> TypeGuard[int]:
     """Whether a JSON value is an integer of 64 bits."""
     return is_integer(value) and -_MOST_ID <= value < _MOST_ID
 

@@ -183,20 +183,20 @@ def check_images(raw: RawSet, findings: Findings) -> CheckedImages:
         headers[position] = _header(images[position])
     kept = CheckedImages([], [], [], [], dropped)
     for image, header in zip(images, headers, strict=True):
-        turn: int | None = None
         if isinstance(header, FileNotFoundError):
             findings.add("missing-image", image.place, missing_detail(raw.images_dir, image.record["file_name"]))
         elif isinstance(header, OSError):
             findings.add(code_of(header), image.place, str(header))
-        elif "shard" in image.record:
-            turn = image.record.get("turn", 1)
         else:
-            turn = check_size(image, header, findings.add)
-        if turn is None:
-            dropped.add(image.record["id"])
-        else:
-            for column, value in zip(kept, (image.record, header, turn, image.path), strict=False):
-                column.append(value)
+            in_shard = "shard" in image.record
+            turn = image.record.get("turn", 1) if in_shard else check_size(image, header, findings.add)
+            if turn is not None:
+                kept.records.append(image.record)
+                kept.headers.append(header)
+                kept.turns.append(turn)
+                kept.paths.append(image.path)
+                continue
+        dropped.add(image.record["id"])
     return kept
 
 

@@ -38,7 +38,7 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
     """(size, size, 3) of coloured noise at two scales, darker or lighter by picture."""
     base = rng.uniform(40, 200, 3)
     coarse = rng.normal(0, 25, (size // 16 + 1, size // 16 + 1, 3))
-    planes = [Image.fromarray(c).resize((size, size), Image.BICUBIC) for c in coarse.transpose(2, 0, 1)]
+    planes = [Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC) for c in coarse.transpose(2, 0, 1)]
     coarse = np.stack([np.asarray(p) for p in planes], axis=-1)
     return np.clip(base + coarse + rng.normal(0, 10, (size, size, 3)), 0, 255)
 

@@ -18,16 +18,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kmaskrcnn import __version__
+from kmaskrcnn.errors import ConfigError, UnknownSetting
 
 _log = logging.getLogger(__name__)
-
-
-class ConfigError(ValueError):
-    """An unknown or impossible setting. The message names the setting and what it accepts."""
-
-
-class UnknownSetting(ConfigError, TypeError):
-    """A setting of no group; also a TypeError, as Python raises it for a keyword that a function does not have."""
 
 
 def _setting(

@@ -1,7 +1,4 @@
-"""The exceptions that a user can act on, and the exit codes of a run that can go on.
-
-`ConfigError` stands beside the settings, in `kmaskrcnn.config`.
-"""
+"""The exceptions that a user can act on, and the exit codes of a run that can go on."""
 
 # A signal ended the run after its state was saved.
 EXIT_INTERRUPTED = 75
@@ -9,6 +6,14 @@ EXIT_INTERRUPTED = 75
 EXIT_RESTART = 76
 # The file in a model folder that says who trains there.
 LOCK = "training.lock"
+
+
+class ConfigError(ValueError):
+    """An unknown or impossible setting. The message names the setting and what it accepts."""
+
+
+class UnknownSetting(ConfigError, TypeError):
+    """A setting of no group; also a TypeError, as Python raises it for a keyword that a function does not have."""
 
 
 class TrainingError(RuntimeError):

@@ -11,12 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def build_wheel(source, folder):
+    """The wheel of a folder with a pyproject.toml."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(source)]
+    subprocess.run(command, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(ROOT)]
-    subprocess.run(command, check=True)
-    return next(folder.glob("kmaskrcnn-*.whl"))
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_package_recipes_and_licence(wheel):

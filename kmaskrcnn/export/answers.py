@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kmaskrcnn.results.labels import Labels
-from kmaskrcnn.results.prediction import Prediction
+from ..results.labels import Labels
+from ..results.prediction import Prediction
 
 SIGNATURE = "serving_default"
 NUMBER, BOXES, SCORES = "num_detections", "detection_boxes", "detection_scores"

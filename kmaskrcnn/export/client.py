@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kmaskrcnn.export.answers import (
+from ..results.labels import Labels, read_labels
+from ..results.prediction import Prediction
+from .answers import (
     COMPACT_MASKS,
     COMPACT_OUTPUTS,
     OUTPUTS,
@@ -31,12 +33,10 @@ from kmaskrcnn.export.answers import (
     read,
     to_predictions,
 )
-from kmaskrcnn.export.gpu_client import LiteRTGpuClient
-from kmaskrcnn.export.http_post import Poster
-from kmaskrcnn.export.litert_client import LiteRTClient
-from kmaskrcnn.export.retries import Deadline, retry
-from kmaskrcnn.results.labels import Labels, read_labels
-from kmaskrcnn.results.prediction import Prediction
+from .gpu_client import LiteRTGpuClient
+from .http_post import Poster
+from .litert_client import LiteRTClient
+from .retries import Deadline, retry
 
 __all__ = [
     "AsyncClient",
@@ -234,9 +234,12 @@ class GrpcClient(Client):
         compact_masks: bool = False,
         max_answer_bytes: int = 1 << 28,
     ):
-        import grpc
+        try:
+            import grpc
 
-        from kmaskrcnn.export import serving_protos
+            from . import serving_protos
+        except ImportError:
+            raise ImportError("GrpcClient needs packages: pip install grpcio protobuf") from None
 
         self._grpc, self._protos = grpc, serving_protos
         self.target, self.model, self.labels, self.timeout = target, model, labels, timeout

@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from kmaskrcnn.export import host
-from kmaskrcnn.export.answers import Picture, read
-from kmaskrcnn.export.litert_client import decode_picture, letterbox, read_metadata
-from kmaskrcnn.results.labels import Labels
-from kmaskrcnn.results.prediction import Prediction
+from ..results.labels import Labels
+from ..results.prediction import Prediction
+from . import host
+from .answers import Picture, read
+from .litert_client import decode_picture, letterbox, read_metadata
 
 
 class LiteRTGpuClient:

@@ -9,8 +9,8 @@ import socket
 import threading
 import urllib.parse
 
-from kmaskrcnn.export.answers import ServerBusyError, ServingError, ServingTimeoutError
-from kmaskrcnn.export.retries import Deadline
+from .answers import ServerBusyError, ServingError, ServingTimeoutError
+from .retries import Deadline
 
 # Too many requests, bad gateway, unavailable, gateway timeout.
 _TRY_AGAIN = (429, 502, 503, 504)

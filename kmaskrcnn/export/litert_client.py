@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from kmaskrcnn.export.answers import BOXES, SIGNATURE, ImageError, Picture, read, to_prediction
-from kmaskrcnn.results.labels import Labels
-from kmaskrcnn.results.prediction import Prediction
+from ..results.labels import Labels
+from ..results.prediction import Prediction
+from .answers import BOXES, SIGNATURE, ImageError, Picture, read, to_prediction
 
 
 class LiteRTClient:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from kmaskrcnn.export.answers import ServerBusyError, ServingTimeoutError
+from .answers import ServerBusyError, ServingTimeoutError
 
 Result = TypeVar("Result")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from kmaskrcnn.results.fonts import caption_font
-from kmaskrcnn.results.mask_paste import paste_window
-from kmaskrcnn.results.pasted_masks import PastedMasks, Window
+from .fonts import caption_font
+from .mask_paste import paste_window
+from .pasted_masks import PastedMasks, Window
 
 _MASK_OPACITY = 0.4
 # Pictures are drawn with at least this long side, so that labels on small ones can be read.

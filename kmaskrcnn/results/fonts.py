@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import unicodedata
 import warnings
-from typing import cast
+from types import ModuleType
+from typing import Any, cast
 
 from PIL import ImageFont
 
-from kmaskrcnn.config import ConfigError
+from ..errors import ConfigError
 
 # Fonts of mathematics, and those that have a box for everything.
 _NOT_FOR_TEXT = ("STIX", "cm", "Last Resort")
@@ -51,8 +53,7 @@ def _load(path: str, size: int) -> ImageFont.FreeTypeFont:
 @functools.lru_cache(maxsize=256)
 def _glyphs(path: str) -> frozenset[str]:
     """The characters that a font has, other than control characters."""
-    from matplotlib.ft2font import FT2Font
-
+    FT2Font = _matplotlib("ft2font").FT2Font
     try:
         codes = FT2Font(path).get_charmap()
     except (OSError, RuntimeError, ValueError) as error:
@@ -79,14 +80,21 @@ def _installed_font(characters: frozenset[str]) -> str:
 
 @functools.cache
 def _font_files() -> list[str]:
-    from matplotlib import font_manager
+    font_manager = _matplotlib("font_manager")
 
-    def rank(entry: font_manager.FontEntry) -> tuple:
+    def rank(entry: Any) -> tuple:
         plain = entry.style == "normal", str(entry.weight) in ("400", "normal", "regular"), entry.stretch == "normal"
         return entry.name != "DejaVu Sans", *(not p for p in plain), "Sans" not in entry.name, entry.name, entry.fname
 
     entries = [e for e in font_manager.fontManager.ttflist if not e.name.startswith(_NOT_FOR_TEXT)]
     return list(dict.fromkeys(e.fname for e in sorted(entries, key=rank)))
+
+
+def _matplotlib(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"matplotlib.{module}")
+    except ImportError:
+        raise ModuleNotFoundError("captions beyond ASCII need a package: pip install matplotlib") from None
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from kmaskrcnn.config import ConfigError
+from ..errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

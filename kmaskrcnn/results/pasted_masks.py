@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.results.mask_paste import window_to_rle
+from .mask_paste import window_to_rle
 
 # A part of a picture: (h, w) bool, and the y and x of its top left pixel.
 Window = tuple[np.ndarray, int, int]

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.config import ConfigError
-from kmaskrcnn.results.draw import draw_instances, instance_color
-from kmaskrcnn.results.labels import Labels
-from kmaskrcnn.results.mask_paste import paste_window, window_to_rle
-from kmaskrcnn.results.pasted_masks import PastedMasks, Window
+from ..errors import ConfigError
+from .draw import draw_instances, instance_color
+from .labels import Labels
+from .mask_paste import paste_window, window_to_rle
+from .pasted_masks import PastedMasks, Window
 
 # Long side of the picture, and rows of the table, that a notebook shows.
 _NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20

@@ -118,9 +118,7 @@ class MaskRCNN(KerasInterface):
         inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
         images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"), training)
         features = self.pyramid(images, training)
-        rpn_outputs = {level: self.rpn_head(feature, training=training) for level, feature in features.items()}
-        anchors = level_anchors(features, self.config)
-        proposals, scores = propose(rpn_outputs, anchors, image_shapes, self.config, training)
+        rpn_outputs, anchors, proposals, scores = self.propose(features, image_shapes, training)
         if "boxes" not in inputs or not (training or self._in_evaluation):
             return self.detect(features, proposals, scores, image_shapes)
 
@@ -170,14 +168,19 @@ class MaskRCNN(KerasInterface):
             images = ops.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
         return ops.cast(images, self.compute_dtype), image_shapes
 
+    def propose(
+        self, features: dict[str, Tensor], image_shapes: Tensor, training: bool = False
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor], Tensor, Tensor]:
+        """What the RPN says of each level, its anchors, and the proposals (B, P, 4) with their scores (B, P)."""
+        rpn_outputs = {level: self.rpn_head(feature, training=training) for level, feature in features.items()}
+        anchors = level_anchors(features, self.config)
+        return rpn_outputs, anchors, *propose(rpn_outputs, anchors, image_shapes, self.config, training)
+
     def detect(
         self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
     ) -> dict[str, Tensor]:
         """Detections from the pyramid's features and the proposals (B, P, 4) with their scores (B, P)."""
-        logits, deltas = self._run_box_head(features, proposals)
-        boxes, scores, classes, count = detect_boxes(
-            logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes
-        )
+        boxes, scores, classes, count = self.find_boxes(features, proposals, scores, image_shapes)
         valid = ops.arange(boxes.shape[1], dtype="int32")[None, :] < count[:, None]  # (B, D)
         if self.static_shapes:
             pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)
@@ -188,13 +191,24 @@ class MaskRCNN(KerasInterface):
         else:
             rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(valid))
             flat = rows * boxes.shape[1] + columns
-            pooled = self.mask_roi_align.pool(features, ops.take(ops.reshape(boxes, (-1, 4)), flat, axis=0), rows)
-            own_classes = ops.take(ops.reshape(classes, (-1,)), flat, axis=0)
-            found = ops.sigmoid(self.mask_head(pooled, own_classes, training=False))  # (K, M, M)
+            own_boxes = ops.take(ops.reshape(boxes, (-1, 4)), flat, axis=0)
+            found = self.find_masks(features, own_boxes, ops.take(ops.reshape(classes, (-1,)), flat, axis=0), rows)
             total = ops.shape(boxes)[0] * boxes.shape[1]
             masks = ops.scatter(flat[:, None], found, (total, *found.shape[1:]))
             masks = ops.reshape(masks, (-1, boxes.shape[1], *found.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
         return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
+
+    def find_boxes(
+        self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes (B, D, 4), scores (B, D), classes (B, D) and their number (B,), as of `detect`."""
+        logits, deltas = self._run_box_head(features, proposals)
+        return detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes)
+
+    def find_masks(self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
+        """Mask probabilities (K, M, M) over boxes (K, 4) of classes (K,) in the images batch_indices (K,)."""
+        pooled = self.mask_roi_align.pool(features, boxes, batch_indices)
+        return ops.sigmoid(self.mask_head(pooled, classes, training=False))
 
     def _run_box_head(
         self, features: dict[str, Tensor], boxes: Tensor, training: bool = False

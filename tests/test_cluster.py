@@ -11,6 +11,7 @@ import tensorflow as tf
 from kmaskrcnn.cluster import Cluster, read_tf_config
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs.launcher import launch
+from tests.processes import run_python
 
 
 def _tf_config(groups, kind="worker", index=0):
@@ -135,7 +136,7 @@ def test_a_process_that_stands_still_is_ended_with_a_line():
         "    for _ in range(8): time.sleep(0.1); dog.beat()\n"
         "    print('beaten', flush=True); time.sleep(100)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = run_python("-c", code)
     assert result.returncode == 76
     assert result.stdout == "beaten\n"
     assert result.stderr.endswith("error: nothing went on\n")

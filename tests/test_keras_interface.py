@@ -2,9 +2,6 @@
 
 import dataclasses
 import inspect
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -13,6 +10,7 @@ import tensorflow as tf
 
 from kmaskrcnn import ConfigError, MaskRCNN, ModelConfig
 from kmaskrcnn.model import LOSSES
+from tests.processes import run_python
 
 
 def test_the_keywords_are_the_fields_of_model_config():
@@ -100,8 +98,6 @@ def test_a_keras_file_loads_in_a_process_that_only_imports_the_package(tiny_mode
         f"{order}, sys; m = keras.models.load_model(sys.argv[1]); o = m.optimizer; "
         "print(type(m).__name__, float(o.learning_rate), int(o.iterations), len(m.trainable_variables))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model.keras")], capture_output=True, text=True, env={**os.environ}
-    )
+    run = run_python("-c", code, tmp_path / "model.keras")
     rate = float(tiny_model.optimizer.learning_rate)
     assert run.stdout.split() == ["MaskRCNN", str(rate), "1", str(len(tiny_model.trainable_variables))], run.stderr

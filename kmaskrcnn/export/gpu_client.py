@@ -7,20 +7,17 @@ prediction = client.predict("photo.jpg")
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from ..results.labels import Labels
 from ..results.prediction import Prediction
 from . import host
-from .answers import Picture, read
-from .litert_client import decode_picture, letterbox, read_metadata
+from .litert_client import FileClient, letterbox
 
 
-class LiteRTGpuClient:
+class LiteRTGpuClient(FileClient):
     """The three graphs of a .tflite for the GPU, and the host's steps between them. One call at a time, in any thread.
 
     Args:
@@ -45,13 +42,11 @@ class LiteRTGpuClient:
             from ai_edge_litert import compiled_model as litert
         except ImportError:
             raise ImportError("LiteRTGpuClient needs the runtime: pip install 'ai-edge-litert>=2.3'") from None
-        self.metadata = read_metadata(path)
+        super().__init__(path)
         if "host" not in self.metadata:
             raise ValueError(f"{os.fspath(path)}: exported with --format=tflite, use LiteRTClient")
         self.settings = self.metadata["host"]
-        self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
         self.height, self.width = self.settings["height"], self.settings["width"]
-        self._lock = threading.Lock()
         options = litert.Options(
             hardware_accelerators=getattr(litert.HardwareAccelerator, accelerator.upper()),
             cpu_options=litert.CpuOptions(num_threads=threads),
@@ -88,24 +83,13 @@ class LiteRTGpuClient:
         images[:, scaled[0] :] = images[:, :, scaled[1] :] = self.metadata["pad_value"]
         return images, scaled
 
-    def predict(self, picture: Picture | np.ndarray) -> Prediction:
-        """Find the objects of one picture.
-
-        Args:
-            picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: it cannot be decoded.
-            OSError: the file cannot be read.
-        """
-        pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
-        images, scaled = self.letterbox(pixels)
+    def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
+        """Boxes, scores, classes and masks, as of `host.detect`, for a picture that `letterbox` scaled."""
         with self._lock:
-            found = host.detect(self.run, images, scaled, self.settings)
-        return self.interpret(found, pixels.shape[:2], scaled)
+            return host.detect(self.run, images, scaled, self.settings)
 
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
-        """What `host.detect` found in a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        """What `detect` found in a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
         height, width = int(size[0]), int(size[1])
         stretch = np.array([height / scaled[0], width / scaled[1]] * 2, np.float32)
         boxes = np.minimum(found["boxes"] * stretch, np.array([height, width] * 2, np.float32))

@@ -6,6 +6,7 @@ prediction = client.predict("photo.jpg")
 
 from __future__ import annotations
 
+import abc
 import io
 import json
 import os
@@ -22,7 +23,51 @@ from ..results.prediction import Prediction
 from .answers import BOXES, SIGNATURE, ImageError, Picture, read, to_prediction
 
 
-class LiteRTClient:
+class FileClient(abc.ABC):
+    """What the clients of .tflite files share.
+
+    Attributes:
+        metadata: what the exporter wrote into the file.
+        labels: classes of the model.
+        height, width: of the input.
+    """
+
+    height: int
+    width: int
+
+    def __init__(self, path: str | os.PathLike):
+        self.metadata = read_metadata(path)
+        self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
+        self._lock = threading.Lock()  # the runtime keeps the tensors of one call
+
+    @abc.abstractmethod
+    def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The input with a picture (H, W, 3) uint8 in it, and its height and width there."""
+
+    @abc.abstractmethod
+    def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
+        """What is found in an input of `letterbox`, in its frame."""
+
+    @abc.abstractmethod
+    def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
+        """What `detect` found, as a prediction for a picture of a size (height, width)."""
+
+    def predict(self, picture: Picture | np.ndarray) -> Prediction:
+        """Find the objects of one picture.
+
+        Args:
+            picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: it cannot be decoded.
+            OSError: the file cannot be read.
+        """
+        pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
+        images, scaled = self.letterbox(pixels)
+        return self.interpret(self.detect(images, scaled), pixels.shape[:2], scaled)
+
+
+class LiteRTClient(FileClient):
     """A .tflite file of ours in the LiteRT runtime (`pip install ai-edge-litert`).
 
     One client may be called from several threads; its calls then run one after the other, each on `threads` cores.
@@ -40,11 +85,9 @@ class LiteRTClient:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise ImportError("LiteRTClient needs the runtime: pip install ai-edge-litert") from None
-        self.metadata = read_metadata(path)
+        super().__init__(path)
         if "host" in self.metadata:
             raise ValueError(f"{os.fspath(path)}: exported with --format=tflite_gpu, use LiteRTGpuClient")
-        self.labels = Labels(tuple(self.metadata["class_names"]), tuple(self.metadata["category_ids"]))
-        self._lock = threading.Lock()  # an interpreter keeps the tensors of one call
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
         self._signature = self._interpreter.get_signature_runner(SIGNATURE)
         if "image_shape" not in self._signature.get_input_details():
@@ -70,25 +113,15 @@ class LiteRTClient:
         with self._lock:
             return self._signature(images=images, image_shape=shape)
 
-    def predict(self, picture: Picture | np.ndarray) -> Prediction:
-        """Find the objects of one picture.
+    def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
+        """The raw outputs by name for a picture that `letterbox` scaled."""
+        return self.run(images, scaled)
 
-        Args:
-            picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: it cannot be decoded.
-            OSError: the file cannot be read.
-        """
-        pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
-        canvas, scaled = self.letterbox(pixels)
-        return self.interpret(self.run(canvas, scaled), pixels.shape[:2], scaled)
-
-    def interpret(self, outputs: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
+    def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
         """The raw outputs for a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
         # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
-        outputs = {**outputs, BOXES: np.minimum(outputs[BOXES] * stretch, 1.0)}
+        outputs = {**found, BOXES: np.minimum(found[BOXES] * stretch, 1.0)}
         paste = self.metadata.get("mask_paste", "pixel_centers")
         return to_prediction(outputs, 0, (int(size[0]), int(size[1])), self.labels, paste)
 

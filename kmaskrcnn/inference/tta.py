@@ -15,8 +15,6 @@ import tensorflow as tf
 
 from kmaskrcnn.config import Config, DataConfig
 from kmaskrcnn.data.resize import prepare_image
-from kmaskrcnn.layers.box_head import detect_boxes
-from kmaskrcnn.layers.rpn import level_anchors, propose
 from kmaskrcnn.model import MaskRCNN
 
 
@@ -88,25 +86,20 @@ class AugmentedDetector:
         return masks[:, :, ::-1] if view.mirrored else masks
 
     def _find_boxes(self, images: tf.Tensor, image_shapes: tf.Tensor) -> tuple[Any, ...]:
-        """The first half of `MaskRCNN.call`, up to the boxes; and the pyramid, float32."""
+        """Boxes, scores and classes of one image, and the pyramid, float32."""
         model = self.model
         images, image_shapes = model.preprocess(images, image_shapes)
         features = model.pyramid(images)
-        rpn_outputs = {level: model.rpn_head(feature) for level, feature in features.items()}
-        anchors = level_anchors(features, model.config)
-        proposals, scores = propose(rpn_outputs, anchors, image_shapes, model.config, False)
-        logits, deltas = model._run_box_head(features, proposals)
-        boxes, scores, classes, count = detect_boxes(logits, deltas, proposals, scores, image_shapes, model.config)
-        count = count[0]
+        _, _, proposals, scores = model.propose(features, image_shapes)
+        boxes, scores, classes, counts = model.find_boxes(features, proposals, scores, image_shapes)
+        count = counts[0]
         features = {level: tf.cast(feature, tf.float32) for level, feature in features.items()}
         return boxes[0, :count], scores[0, :count], classes[0, :count], features
 
     def _find_masks(self, features: dict[str, tf.Tensor], boxes: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The second half: (N, M, M) probabilities over each box (N, 4) of the network's pixels."""
-        model = self.model
-        features = {level: tf.cast(feature, model.compute_dtype) for level, feature in features.items()}
-        pooled = model.mask_roi_align.pool(features, boxes, tf.zeros_like(classes))
-        return tf.sigmoid(model.mask_head(pooled, classes))
+        """(N, M, M) probabilities over each box (N, 4) of the network's pixels."""
+        features = {level: tf.cast(feature, self.model.compute_dtype) for level, feature in features.items()}
+        return self.model.find_masks(features, boxes, classes, tf.zeros_like(classes))
 
 
 def scaled_config(config: DataConfig, factor: float) -> DataConfig:

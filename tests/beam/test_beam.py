@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +22,8 @@ from kmaskrcnn.inference.predictor import Predictor
 from tests.conftest import TINY
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture
+from tests.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 MIN_SCORE = 0.2
 
@@ -44,9 +41,8 @@ def model(tmp_path_factory):
 
 def run(*arguments):
     """The program on its own, with two worker processes."""
-    command = [sys.executable, "-m", "kmaskrcnn", "batch", "--direct_num_workers=2"]
-    command += ["--direct_running_mode=multi_processing", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=900)
+    workers = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    return run_python("-m", "kmaskrcnn", "batch", *workers, *arguments, timeout=900)
 
 
 def lines(folder, name):

@@ -1,10 +1,6 @@
 """export.py as a user starts it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -15,14 +11,11 @@ from kmaskrcnn.export.saved_model import SavedModelClient
 from kmaskrcnn.model_folder import BEST, prepare_directory, save_weights
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 
 def run(*arguments):
-    command = [sys.executable, str(ROOT / "export.py"), *map(str, arguments)]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    return run_python("export.py", *arguments)
 
 
 @pytest.fixture(scope="module")

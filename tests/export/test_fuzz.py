@@ -1,19 +1,17 @@
 """Mutated image files do not bring the model's process down, and the watch over it notices one that is."""
 
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, UNDECODABLE
 from tests.export import fuzz
+from tests.processes import run_python
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "tests.export.fuzz", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=1800)
+    return run_python("-m", "tests.export.fuzz", *arguments, timeout=1800)
 
 
 @pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])

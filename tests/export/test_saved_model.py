@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from concurrent import futures
 from pathlib import Path
@@ -31,6 +30,7 @@ from kmaskrcnn.export.saved_model import (
 from kmaskrcnn.results.labels import read_labels
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture, with_exif
+from tests.processes import run_python
 
 OUTPUTS = {
     "num_detections",
@@ -276,8 +276,7 @@ print(json.dumps(outputs["detection_scores"].numpy().tolist()))
 
 def test_runs_where_keras_and_this_package_cannot_be_imported(exported, serve, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture()))
-    command = [sys.executable, "-c", ALONE, str(exported.version), str(tmp_path / "a.png")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    result = run_python("-c", ALONE, exported.version, tmp_path / "a.png", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     scores = json.loads(result.stdout.splitlines()[-1])
     np.testing.assert_allclose(scores, serve([encode(picture())])["detection_scores"], atol=1e-5)
@@ -444,5 +443,5 @@ assert not heavy, heavy
 
 
 def test_clients_need_neither_tensorflow_nor_keras():
-    result = subprocess.run([sys.executable, "-c", NO_TENSORFLOW], capture_output=True, text=True, timeout=120)
+    result = run_python("-c", NO_TENSORFLOW)
     assert result.returncode == 0, result.stderr

@@ -1,12 +1,8 @@
 """The real converter, the real runtime: builtin operations only, and the numbers of the model."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -23,6 +19,7 @@ from kmaskrcnn.results.labels import Labels
 from tests.conftest import TINY
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture
+from tests.processes import run_python
 
 HEIGHT, WIDTH = 64, 96
 SETTINGS = TINY | {"backbone_norm": "frozen_bn", "score_threshold": 0.3}
@@ -243,8 +240,8 @@ import numpy as np
 found = LiteRTClient({str(mobile.paths["dynamic"])!r}).predict(np.full((50, 80, 3), 90, np.uint8))
 assert (found.height, found.width) == (50, 80)
 """
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_what_cannot_be_converted_is_refused(mobile):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from kmaskrcnn.inference.video import VideoReader, VideoWriter
+from tests.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 SMALL = """
 --backbone=resnet18
 --backbone_norm=gn
@@ -45,12 +45,6 @@ SMALL = """
 """
 
 
-def _run(program, *arguments, **keywords):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(ROOT / program), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **keywords)
-
-
 @pytest.fixture(scope="module")
 def flagfile(tmp_path_factory):
     path = tmp_path_factory.mktemp("flags") / "small.flags"
@@ -75,7 +69,7 @@ def trained(tmp_path_factory, flagfile):
     assert process.returncode == 75, rest
     assert "SIGINT: saved step" in rest
     done = int(rest.split("saved step ")[1].split()[0])
-    again = _run("train.py", f"--flagfile={flagfile}", f"--model_dir={folder}", f"--steps={done + 2}")
+    again = run_python("train.py", f"--flagfile={flagfile}", f"--model_dir={folder}", f"--steps={done + 2}")
     assert again.returncode == 0, again.stderr
     assert "going on from" in again.stdout
     assert f"step {done + 1}/{done + 2}" in again.stdout
@@ -85,7 +79,9 @@ def trained(tmp_path_factory, flagfile):
 
 
 def test_evaluate_opens_the_folder_alone(trained, tmp_path):
-    result = _run("evaluate.py", f"--model_dir={trained}", f"--output={tmp_path / 'scores'}", "--max_detections=5")
+    result = run_python(
+        "evaluate.py", f"--model_dir={trained}", f"--output={tmp_path / 'scores'}", "--max_detections=5"
+    )
     assert result.returncode == 0, result.stderr
     assert "mask" in result.stdout
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
@@ -104,7 +100,7 @@ def test_predict_on_files_folders_and_globs(trained, tmp_path):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     output = tmp_path / "out"
     single = pictures / "b.jpg"
-    result = _run(
+    result = run_python(
         "predict.py",
         f"--model_dir={trained}",
         f"--input={pictures},{pictures / '*.png'},{single}",
@@ -138,13 +134,13 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (50, 70, 3), np.uint8)).save(images / name)
     before = {p: p.read_bytes() for p in images.rglob("*.*")}
-    result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images}")
+    result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images}")
     assert result.returncode == 2
     assert [line for line in result.stderr.splitlines() if line] == [
         f"error: {images / 'cam1/1.png'}: is an input, which an output never replaces; choose another output"
     ]
     for _ in range(2):
-        result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
+        result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
         assert result.returncode == 0, result.stderr
         assert "4 inputs" in result.stdout
         overlays = {str(p.relative_to(images / "out")) for p in (images / "out").rglob("*.png")}
@@ -152,7 +148,7 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
     assert "left out: 4 files" in result.stdout
     assert {p: p.read_bytes() for p in before} == before
     (images / "out" / "results.json").write_text("corrected by hand")
-    result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
+    result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
     assert result.returncode == 2
     assert "results.json: exists already" in result.stderr
     assert (images / "out" / "results.json").read_text() == "corrected by hand"
@@ -164,7 +160,7 @@ def test_predict_on_a_video(trained, tmp_path):
         for _ in range(4):
             video.add(rng.integers(0, 255, (64, 80, 3), np.uint8))
     arguments = [f"--model_dir={trained}", f"--input={tmp_path / 'in.mp4'}", f"--output={tmp_path}/out"]
-    result = _run("predict.py", *arguments, "--outputs=overlay,csv", "--frame_step=2", "--min_score=0")
+    result = run_python("predict.py", *arguments, "--outputs=overlay,csv", "--frame_step=2", "--min_score=0")
     assert result.returncode == 0, result.stderr
     assert "2 frames" in result.stdout
     frames = list(VideoReader(tmp_path / "out" / "in.mp4"))
@@ -172,12 +168,12 @@ def test_predict_on_a_video(trained, tmp_path):
     assert frames[0].shape == (512, 640, 3)
     pictures = {row.split(",")[0] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]}
     assert pictures == {f"{tmp_path / 'in.mp4'}#{number}" for number in (0, 2)}
-    result = _run("predict.py", *arguments, "--outputs=csv,coco", "--min_score=0", "--track")  # csv: its own
+    result = run_python("predict.py", *arguments, "--outputs=csv,coco", "--min_score=0", "--track")  # csv: its own
     assert result.returncode == 0, result.stderr
     tracks = [row.split(",")[-1] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]]
     assert len(tracks) >= 4
     assert set(map(int, tracks)) <= set(range(-1, 100))
-    result = _run("predict.py", *arguments, "--outputs=labelme")
+    result = run_python("predict.py", *arguments, "--outputs=labelme")
     assert result.returncode == 2
     assert "is a video" in result.stderr
 
@@ -221,7 +217,7 @@ def test_predict_on_a_video(trained, tmp_path):
 )
 def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_path):
     fill = {"tmp": tmp_path, "flags": flagfile}
-    result = _run(program, *(a.format(**fill) for a in arguments))
+    result = run_python(program, *(a.format(**fill) for a in arguments))
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(errors) == 1
@@ -230,7 +226,7 @@ def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_pa
 
 
 def test_unknown_flag_is_named():
-    result = _run("train.py", "--num_clases=3")
+    result = run_python("train.py", "--num_clases=3")
     assert result.returncode != 0
     assert "num_clases" in result.stderr + result.stdout
 
@@ -238,5 +234,7 @@ def test_unknown_flag_is_named():
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.flags")))
 def test_flagfiles_parse(name, tmp_path):
     # An annotation file that is not there ends the run after the settings were accepted.
-    result = _run("train.py", f"--flagfile=configs/{name}", f"--model_dir={tmp_path}", "--train_annotations=/no.json")
+    result = run_python(
+        "train.py", f"--flagfile=configs/{name}", f"--model_dir={tmp_path}", "--train_annotations=/no.json"
+    )
     assert "/no.json: no such annotation file" in result.stderr

@@ -1,15 +1,12 @@
 """TensorFlow starts without noise; what is wrong with a GPU is told."""
 
 import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 
 def _run(code):
-    start = "from kmaskrcnn.programs import quiet; "
-    return subprocess.run([sys.executable, "-c", start + code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return run_python("-c", f"from kmaskrcnn.programs import quiet; {code}")
 
 
 def test_nothing_is_printed_but_the_faults_of_a_gpu():

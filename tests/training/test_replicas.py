@@ -1,19 +1,15 @@
 """The step on two replicas and in parts: the numbers of one device, whatever lies where."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
 def report():
-    command = [sys.executable, "-m", "tests.training.replicas"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    result = run_python("-m", "tests.training.replicas")
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 

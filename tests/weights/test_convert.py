@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,11 +14,11 @@ from kmaskrcnn.weights import WeightsError, write_tensors
 from kmaskrcnn.weights.coco_labels import COCO_LABELS, COCO_LABELS_WITH_GAPS, labels_for
 from kmaskrcnn.weights.convert import detect_format, import_file, starting_weights, write_folder
 from kmaskrcnn.weights.presets import PRESETS, Preset
+from tests.processes import ROOT, run_python
 from tests.weight_files import server as servers
 from tests.weights import test_matterport
 from tests.weights.state_dicts import detectron2_state, torchvision_state
 
-ROOT = pathlib.Path(__file__).parents[2]
 INSTANCES = ROOT.parent / "shared" / "data" / "coco_open"
 
 
@@ -39,9 +36,7 @@ def files(tmp_path_factory):
 
 
 def run(*arguments, cwd=ROOT):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "kmaskrcnn", "weights", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return run_python("-m", "kmaskrcnn", "weights", *arguments, cwd=cwd, TF_CPP_MIN_LOG_LEVEL="3")
 
 
 def test_command_writes_a_folder_that_the_predictor_opens(files, tmp_path):

@@ -1,8 +1,6 @@
 """The doctor, on a set that this test breaks in every way it knows, and on whole ones."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from kmaskrcnn.data.sets.check_mask import find_crossing
 from kmaskrcnn.data.sets.defects import DEFECTS
 from kmaskrcnn.ops.anchors import cell_anchors, grid_anchors
 from kmaskrcnn.outputs import OutputError
+from tests.processes import run_python
 
 HEIGHT, WIDTH = 60, 80
 
@@ -349,10 +348,10 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     b = _Breaker(folder)
     b.annotation(b.image("a.png"))
     b.broken("box-without-area", b.image("b.png"), bbox=[3, 3, 0, 1])
-    command = [sys.executable, "-m", "kmaskrcnn", "doctor", f"--train_annotations={b.write()}"]
+    command = ["-m", "kmaskrcnn", "doctor", f"--train_annotations={b.write()}"]
     command += [f"--report={tmp_path}/report.html", f"--repair={tmp_path}/repaired", "--max_instances=4"]
     command += [f"--write_flagfile={tmp_path}/mine.flags"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_python(*command)
     assert result.returncode == 1, result.stderr
     assert "1 x box-without-area" in result.stdout
     assert f"--train_annotations={tmp_path}/repaired/train/instances.json" in result.stdout
@@ -362,7 +361,7 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     assert all(line in result.stdout for line in lines)
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert len(load_coco(tmp_path / "repaired/train/instances.json").classes) == 2
-    bad = subprocess.run([*command[:4], "--train_annotations=none.json"], capture_output=True, text=True)
+    bad = run_python(*command[:3], "--train_annotations=none.json")
     assert bad.returncode == 2
     errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: none.json: no such annotation file or folder"]

@@ -1,8 +1,6 @@
 """Split, sample and merge: deterministic, whole, and as a user starts them."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.data.sets.subsets import merge_coco, sample_coco, split_coco, tree_of
 from kmaskrcnn.outputs import OutputError
+from tests.processes import run_python
 
 
 def _tree(count=12, first=1, names=("cat", "dog")):
@@ -111,8 +110,7 @@ def test_the_commands_as_a_user_starts_them(tmp_path):
     _write(tmp_path / "two", _tree(6, first=50), seed=1)
 
     def start(module, *flags):
-        command = [sys.executable, "-m", "kmaskrcnn", module, *flags]
-        return subprocess.run(command, capture_output=True, text=True)
+        return run_python("-m", "kmaskrcnn", module, *flags)
 
     one, two = (f"{tmp_path}/{name}/instances.json" for name in ("one", "two"))
     done = start("merge", f"--annotations={one}", f"--with={two}", f"--output={tmp_path}/all.json")
@@ -139,13 +137,12 @@ def test_tools_leave_what_they_read_alone(tmp_path):
     for name in ("train.json", "instances.json"):
         (tmp_path / name).write_text(json.dumps(_tree(3)))
         files_before[name] = (tmp_path / name).read_text()
-    command = [sys.executable, "-m", "kmaskrcnn"]
     for arguments, words in (
         (["split", f"--annotations={tmp_path}/train.json", "--val_images=1", f"--output={tmp_path}"], "is an input"),
         (["split", f"--annotations={tmp_path}/instances.json", "--val_images=1", f"--output={tmp_path}"], "exists"),
         (["sample", f"--annotations={tmp_path}/train.json", "--count=1", f"--output={tmp_path}/1.png"], "exists"),
     ):
-        result = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        result = run_python("-m", "kmaskrcnn", *arguments)
         assert result.returncode == 2, result.stderr
         (line,) = result.stderr.splitlines()
         assert words in line

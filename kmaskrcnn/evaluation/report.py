@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from kmaskrcnn import report_page
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.data import CocoDataset
 from kmaskrcnn.evaluation import report_figures as figures
@@ -21,6 +20,7 @@ from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.evaluation.error_kinds import ImageMatches, calibration, confusion_matrix, match_images, to_rle
 from kmaskrcnn.evaluation.evaluator import Evaluation, evaluation_outputs
 from kmaskrcnn.progress import Progress
+from kmaskrcnn.report_page import figure, jpeg, row
 from kmaskrcnn.results.draw import draw_instances
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.pasted_masks import PastedMasks
@@ -28,18 +28,6 @@ from kmaskrcnn.results.pasted_masks import PastedMasks
 _WORST, _BEST, _CHANGED = 6, 4, 3
 _PICTURE_SIDE = 900
 _RIGHT, _FALSE, _MISSED = (60, 200, 90), (240, 70, 50), (255, 210, 0)
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; margin-bottom: 0.2em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 0.8em 0; } th, td { padding: 0.25em 0.7em; text-align: right; }
-th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
-tr:nth-child(even) { background: #f5f6f8; } .all td { font-weight: 600; }
-.row { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; } .row > img { max-width: 560px; }
-figure { margin: 0 0 1em; flex: 1 1 500px; max-width: 580px; } figure img { width: 100%; }
-figcaption { font-size: 0.9em; color: #444; } .up { color: #177a36; } .down { color: #b3261e; }
-.key { display: inline-block; width: 0.9em; height: 0.9em; margin: 0 0.3em 0 1em; vertical-align: -0.1em; }
-nav a { margin-right: 1em; }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +99,7 @@ def write_report(
     if other:
         sections["Images that changed most"] = _changes_section(own, other, changed, dataset, progress)
     progress.clear()
-    page = _page(f"Evaluation of {name}", _headline(own, other, evaluation), sections)
+    page = report_page.page(f"Evaluation of {name}", _headline(own, other, evaluation), sections)
     return Path(outputs.write_text("report.html", page))
 
 
@@ -160,7 +148,7 @@ def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: E
             cells = [html.escape(name), str(count), *(_cell(values[c], old[c] if old else None) for c in columns)]
             body.append(f"<tr{' class=all' if not index else ''}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
         heads = "".join(f"<th>{c}</th>" for c in (f"{kind}es" if kind == "box" else f"{kind}s", "objects", *columns))
-        parts.append(f"<table><tr>{heads}</tr>{''.join(body)}</table>")
+        parts.append(f"<table class=numbers><tr>{heads}</tr>{''.join(body)}</table>")
     shares = ", ".join(f"{v:.3f} at {iou}" for iou, v in zip(COUNT_IOUS, evaluation.mask.overlap_scores(), strict=True))
     note = (
         "COCO's measures: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
@@ -184,7 +172,7 @@ def _curves_section(own: _Run, other: _Run | None) -> str:
     if len(own.mask.class_ap) > 1:
         drawings.append(figures.precision_recall_by_class(own.mask))
     captions = ("Masks, mean over the classes.", "Masks at IoU 0.5, the classes of lowest precision first.")
-    return _row(_figure(_svg(d), c) for d, c in zip(drawings, captions, strict=False))
+    return row(figure(d, c) for d, c in zip(drawings, captions, strict=False))
 
 
 def _confusion_section(own: _Run, labels: Labels, dataset: CocoDataset) -> str:
@@ -195,19 +183,19 @@ def _confusion_section(own: _Run, labels: Labels, dataset: CocoDataset) -> str:
         "Masks of a score of at least 0.5 and the objects that they cover with an IoU of at least 0.5, whatever the "
         "class. Last row: found where nothing is; last column: missed."
     )
-    return _row([_figure(_svg(drawing), caption)])
+    return row([figure(drawing, caption)])
 
 
 def _calibration_section(own: _Run, other: _Run | None) -> str:
     runs = [(run.name, calibration(run.matches)) for run in (own, other) if run]
     caption = "Of the masks of a score, the share that is an object (IoU 0.5); bars: how many. Error: the mean gap."
-    return _row([_figure(_svg(figures.reliability(runs)), caption)])
+    return row([figure(figures.reliability(runs), caption)])
 
 
 def _gallery(run: _Run, indices: Sequence[int], dataset: CocoDataset, progress: Progress) -> str:
     if not indices:
         return "<p>None.</p>"
-    return _key() + _row(_picture(run.matches[i], i, dataset, progress) for i in indices)
+    return _key() + row(_picture(run.matches[i], i, dataset, progress) for i in indices)
 
 
 def _key() -> str:
@@ -218,13 +206,10 @@ def _key() -> str:
 def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Progress, title: str = "") -> str:
     names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
     picture = draw_matches(image, dataset.image(index), names)
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
     progress.step()
     right, false, missed = image.counts
     text = f"{title}{image.image['file_name']}: {right} right, {false} false, {missed} missed"
-    return _figure(_data_url("image/jpeg", data.getvalue()), text)
+    return figure(jpeg(picture, _PICTURE_SIDE), text)
 
 
 def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str]) -> Image.Image:
@@ -263,35 +248,5 @@ def _changes_section(own: _Run, other: _Run, indices: list[int], dataset: CocoDa
     rows = []
     for i in indices:
         both = (_picture(run.matches[i], i, dataset, progress, f"{run.name}, ") for run in (own, other))
-        rows.append(f"<h3>F1 {other.f1[i]:.2f} &rarr; {own.f1[i]:.2f}</h3>" + _row(both))
+        rows.append(f"<h3>F1 {other.f1[i]:.2f} &rarr; {own.f1[i]:.2f}</h3>" + row(both))
     return f"<p>{text}</p>" + "".join(rows)
-
-
-# The page
-
-
-def _row(parts: Iterable[str]) -> str:
-    return f'<div class="row">{"".join(parts)}</div>'
-
-
-def _figure(source: str, caption: str) -> str:
-    return f'<figure><img src="{source}" alt=""/><figcaption>{html.escape(caption)}</figcaption></figure>'
-
-
-def _svg(data: bytes) -> str:
-    return _data_url("image/svg+xml", data)
-
-
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _page(title: str, headline: str, sections: dict[str, str]) -> str:
-    anchors = {name: name.lower().replace(" ", "-") for name in sections}
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
-    body = "".join(f'<h2 id="{anchors[name]}">{name}</h2>{content}' for name, content in sections.items())
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{headline}<nav>{links}</nav>{body}"
-        "</body></html>\n"
-    )

@@ -1,8 +1,7 @@
-"""The drawings of the evaluation report, as SVG by matplotlib."""
+"""The drawings of the evaluation report, as data URLs."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,24 +9,11 @@ import numpy as np
 
 from kmaskrcnn.evaluation.coco_metrics import CocoScores
 from kmaskrcnn.evaluation.error_kinds import Calibration
+from kmaskrcnn.report_page import chart, new_chart
 
 _RECALLS = np.linspace(0, 1, 101)
 # Classes drawn with a curve of their own, and classes whose cells of the confusion matrix hold their numbers.
 _MOST_CURVES, _MOST_NUMBERS = 10, 20
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # Imported here, since only the report draws; without pyplot nothing looks for a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _svg(figure: Any) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="svg")
-    return data.getvalue()
 
 
 def _curve(precision: np.ndarray) -> np.ndarray:
@@ -36,9 +22,9 @@ def _curve(precision: np.ndarray) -> np.ndarray:
     return precision[:, present].mean(1) if present.any() else np.zeros(len(precision))
 
 
-def precision_recall_by_iou(runs: Sequence[tuple[str, CocoScores]]) -> bytes:
+def precision_recall_by_iou(runs: Sequence[tuple[str, CocoScores]]) -> str:
     """Precision over recall at IoU 0.5 and 0.75 and over all ten thresholds, means over the classes; a style a run."""
-    figure, axes = _figure(6, 4.5)
+    drawing, axes = new_chart()
     for (name, scores), style in zip(runs, ("-", "--"), strict=False):
         rows = {"IoU 0.5": scores.precision[0], "IoU 0.75": scores.precision[5]}
         curves = {key: _curve(value) for key, value in rows.items()}
@@ -46,33 +32,33 @@ def precision_recall_by_iou(runs: Sequence[tuple[str, CocoScores]]) -> bytes:
         for color, (key, values) in zip(("C0", "C1", "C2"), curves.items(), strict=True):
             label = f"{key}: {values.mean():.3f}" + (f" ({name})" if len(runs) > 1 else "")
             axes.plot(_RECALLS, values, style, color=color, label=label)
-    return _finish(figure, axes)
+    return _finish(drawing, axes)
 
 
-def precision_recall_by_class(scores: CocoScores) -> bytes:
+def precision_recall_by_class(scores: CocoScores) -> str:
     """Precision over recall at IoU 0.5 of each class, of the worst ones where there are many."""
-    figure, axes = _figure(6, 4.5)
+    drawing, axes = new_chart()
     names = list(scores.class_ap)
     rows = [(k, scores.precision[0, :, k]) for k in range(len(names)) if (scores.precision[0, :, k] > -1).all()]
     rows.sort(key=lambda row: row[1].mean())
     for k, values in rows[:_MOST_CURVES]:
         axes.plot(_RECALLS, values, label=f"{names[k]}: {values.mean():.3f}")
-    return _finish(figure, axes)
+    return _finish(drawing, axes)
 
 
-def _finish(figure: Any, axes: Any) -> bytes:
+def _finish(drawing: Any, axes: Any) -> str:
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8, loc="lower left")
-    return _svg(figure)
+    return chart(drawing)
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
     """The matrix of `errors.confusion_matrix`, colours by the share of each row."""
     labels = [*names, "nothing"]
     side = max(4.0, min(0.45 * len(labels) + 1.5, 16))
-    figure, axes = _figure(side, side)
+    drawing, axes = new_chart(side, side)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="found as", ylabel="is", xticks=range(len(labels)), yticks=range(len(labels)))
@@ -82,12 +68,12 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         for row, column in np.argwhere(matrix > 0):
             color = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=8)
-    return _svg(figure)
+    return chart(drawing)
 
 
-def reliability(runs: Sequence[tuple[str, Calibration]]) -> bytes:
+def reliability(runs: Sequence[tuple[str, Calibration]]) -> str:
     """The share of right detections over their score, with the number of detections below."""
-    figure, axes = _figure(6, 4.5)
+    drawing, axes = new_chart()
     axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, label="perfectly calibrated")
     counts = runs[0][1].counts
     edges = np.linspace(0, 1, len(counts) + 1)
@@ -100,4 +86,4 @@ def reliability(runs: Sequence[tuple[str, Calibration]]) -> bytes:
     axes.set(xlabel="score", ylabel="share that is an object", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")
-    return _svg(figure)
+    return chart(drawing)

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config, ModelConfig
-from kmaskrcnn.data.doctor.charts import bars, histogram
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, coverage, measure
 from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.sets.masks import mask_frame, resample_area
+from kmaskrcnn.report_page import bars, figure, histogram, jpeg, page, row
 from kmaskrcnn.results.draw import draw_instances
 
 _SAMPLES, _SAMPLE_SIDE, _MASK_CELLS = 12, 560, 112
 _MOST_CLASSES, _MOST_EXAMPLES = 60, 10
 _SIZE_EDGES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #222 }
-h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc }
-h3 { font-size: 1em; margin: 0.6em 0 } svg text { font: 11px system-ui, sans-serif; fill: #444 }
-table { border-collapse: collapse } td, th { padding: 0.25em 0.8em; text-align: left; vertical-align: top }
-tr { border-bottom: 1px solid #eee } td.n { text-align: right } code, pre { font: 13px ui-monospace, monospace }
-pre { background: #f5f5f2; padding: 1em; overflow-x: auto } .row { display: flex; flex-wrap: wrap; gap: 1.5em }
-.beside { flex: 1; min-width: 480px; align-content: flex-start }
-.error { color: #b3261e; font-weight: 600 } .warning { color: #9a6700; font-weight: 600 } .note { color: #666 }
-figure { margin: 0; width: 360px } figure img { width: 100%; border-radius: 4px } figcaption { font-size: 12px }
-td.example { font-size: 13px; overflow-wrap: anywhere }
-details ul { margin: 0.3em 0; padding-left: 1.2em; font-size: 13px; overflow-wrap: anywhere }
-"""
 
 
 def report_page(examined: Examined, val: Examined | None, config: Config, flag_lines: list[str], seed: int = 0) -> str:
@@ -47,26 +30,25 @@ def report_page(examined: Examined, val: Examined | None, config: Config, flag_l
         flag_lines: the suggested flagfile, a line each.
         seed: of the draw of sample pictures.
     """
-    body = [f"<h1>Data report: {html.escape(os.path.basename(examined.source) or examined.source)}</h1>"]
-    sets = [("training set", examined)] + ([("validation set", val)] if val else [])
-    for name, one in sets:
-        body.append(_summary(name, one))
     statistics = measure(examined, config.data)
-    body.append("<h2>What the training set holds</h2>" + _charts(statistics))
-    body.append(_anchors(statistics, config))
-    body.append("<h2>Suggested flagfile</h2><pre>" + html.escape("\n".join(flag_lines)) + "</pre>")
-    body.append("<h2>Samples</h2><div class=row>" + "".join(_samples(examined, seed)) + "</div>")
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Data report</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
-    )
+    sections = {
+        f"Findings in the {name}": _summary(one)
+        for name, one in (("training set", examined), ("validation set", val))
+        if one
+    }
+    sections |= {
+        "What the training set holds": _charts(statistics),
+        "Anchors": _anchors(statistics, config),
+        "Suggested flagfile": "<pre>" + html.escape("\n".join(flag_lines)) + "</pre>",
+        "Samples": row(_samples(examined, seed), "row small"),
+    }
+    return page(f"Data report: {os.path.basename(examined.source) or examined.source}", "", sections)
 
 
-def _summary(name: str, one: Examined) -> str:
+def _summary(one: Examined) -> str:
     findings = one.findings
     crowd = sum(a.record["iscrowd"] for a in one.annotations)
     lines = [
-        f"<h2>Findings in the {name}</h2>",
         f"<p><code>{html.escape(one.source)}</code>: {one.counts[0]} images and {one.counts[1]} annotations by its "
         f"files; {len(one.images)} and {len(one.annotations)} ({crowd} crowd) can be kept, "
         f"of {len(one.categories)} classes. "
@@ -104,36 +86,18 @@ def _charts(statistics: Statistics) -> str:
     step = max(1, -(-most // 24))
     side = np.sqrt((statistics.scaled[:, 2:] - statistics.scaled[:, :2]).prod(axis=1))
     images = np.sqrt(statistics.image_sizes.prod(axis=1).astype(np.float64))
-    parts = [
-        ("Objects of each class", bars(labels, counts, "objects of each class")),
-        (
-            "Size of the objects as the network sees them",
-            histogram(
-                side, _SIZE_EDGES, "object sizes", "root of the box's area, network pixels (lower edge of a bar)"
-            ),
+    charts = {
+        "Objects of each class": bars(labels, counts),
+        "Size of the objects as the network sees them": histogram(
+            side, _SIZE_EDGES, "root of the box's area, network pixels (lower edge of a bar)"
         ),
-        (
-            "Objects an image",
-            histogram(
-                statistics.per_image, np.arange(0, most + step + 1, step), "objects an image", "objects in an image"
-            ),
+        "Objects an image": histogram(statistics.per_image, np.arange(0, most + step + 1, step), "objects in an image"),
+        "Shape of the boxes": histogram(ratio, np.arange(-4, 4.01, 0.5), "log2 of height / width; 0 is a square"),
+        "Size of the images": histogram(
+            images, np.linspace(0, images.max(initial=1) * 1.05, 21).round(), "root of height x width"
         ),
-        (
-            "Shape of the boxes",
-            histogram(ratio, np.arange(-4, 4.01, 0.5), "box shapes", "log2 of height / width; 0 is a square"),
-        ),
-        (
-            "Size of the images",
-            histogram(
-                images,
-                np.linspace(0, images.max(initial=1) * 1.05, 21).round(),
-                "image sizes",
-                "root of height x width",
-            ),
-        ),
-    ]
-    first, *others = (f"<div><h3>{title}</h3>{chart}</div>" for title, chart in parts)
-    return f"<div class=row>{first}<div class='row beside'>{''.join(others)}</div></div>"
+    }
+    return row((figure(source, title) for title, source in charts.items()), "columns")
 
 
 def _anchors(statistics: Statistics, config: Config) -> str:
@@ -142,17 +106,17 @@ def _anchors(statistics: Statistics, config: Config) -> str:
         for m in (config.model, ModelConfig())
     )
 
-    def row(name: str, c: Coverage) -> str:
+    def line(name: str, c: Coverage) -> str:
         sizes, ratios = (", ".join(f"{v:g}" for v in values) for values in (c.anchor_sizes, c.ratios))
         return (
             f"<tr><td>{name}<td>{sizes}<td>{ratios}<td class=n>{c.unmatched:.1%}<td class=n>{c.hopeless:.1%}"
             f"<td class=n>{c.mean:.2f}</tr>"
         )
 
-    rows = [row("the flagfile's", own)] + ([row("the published", published)] if published != own else [])
+    rows = [line("the flagfile's", own)] + ([line("the published", published)] if published != own else [])
     positive, negative = config.model.rpn_positive_iou, config.model.rpn_negative_iou
     return (
-        "<h2>Anchors</h2><p>Share of the boxes that no anchor meets with an IoU of "
+        "<p>Share of the boxes that no anchor meets with an IoU of "
         f"{positive:g} (they train through their one best anchor alone) or even {negative:g}.</p>"
         f"<table><tr><th>anchors<th>sizes<th>height / width<th>best IoU below {positive:g}<th>below {negative:g}"
         f"<th>mean best IoU</tr>{''.join(rows)}</table>"
@@ -187,15 +151,8 @@ def _samples(examined: Examined, seed: int) -> list[str]:
         ]
         captions = [names[a.record["category_id"]] + (" (crowd)" if a.record["iscrowd"] else "") for a in mine]
         picture = draw_instances(image.pixels(), np.array(frames), np.stack(masks) / 255, captions)
-        picture.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        name = html.escape(image.record["file_name"])
-        figures.append(
-            f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}">'
-            f"<figcaption>{name}, {width} x {height}, {len(mine)} objects</figcaption></figure>"
-        )
+        caption = f"{image.record['file_name']}, {width} x {height}, {len(mine)} objects"
+        figures.append(figure(jpeg(picture, _SAMPLE_SIDE), caption))
     return figures
 
 

@@ -73,21 +73,11 @@ def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int
     return ops.reshape(taps, shape), ops.reshape(weights, shape)  # (K, P * s, 2) -> (K, P, 2 * s)
 
 
-def _taps(
-    boxes: Tensor,
-    first_row: Tensor,
-    map_shape: tuple[Tensor, Tensor],
-    scale: Tensor,
-    size: int,
-    ratio: int,
-    aligned: bool,
-) -> tuple[Tensor, Tensor]:
-    """Row of the table of all maps and weight of every value that a bin reads, both (K, P, P, 4 * s * s).
-
-    first_row (K,) is where the map of each RoI begins; map_shape is its height and width, each (K,); scale is (K, 1).
-    """
-    start, bins = _bins(boxes, scale, size, aligned)
-    height, width = map_shape
+def _taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor]:
+    """Row of the table of all maps and weight of every value that a bin reads, both (K, P, P, 4 * s * s)."""
+    size, ratio = inputs.output_size, inputs.sampling_ratio
+    first_row, (height, width), scale = _own_map(inputs)
+    start, bins = _bins(inputs.boxes, scale, size, inputs.aligned)
     (y_start, x_start), (y_bins, x_bins) = ops.unstack(start, axis=1), ops.unstack(bins, axis=1)
     y, y_weight = _axis_taps(y_start, y_bins, height, size, ratio)
     x, x_weight = _axis_taps(x_start, x_bins, width, size, ratio)
@@ -181,8 +171,7 @@ def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
 
 def _table_and_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
     """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as of `_taps`."""
-    options = (inputs.output_size, inputs.sampling_ratio, inputs.aligned)
-    return _table(inputs.features), *_taps(ops.stop_gradient(inputs.boxes), *_own_map(inputs), *options)
+    return _table(inputs.features), *_taps(inputs._replace(boxes=ops.stop_gradient(inputs.boxes)))
 
 
 def _table(features: Sequence[Tensor]) -> Tensor:
@@ -323,7 +312,7 @@ def _sampling_matrix(inputs: RoIAlignInputs) -> Tensor:
     size, ratio = inputs.output_size, inputs.sampling_ratio
     bins = tf.shape(inputs.boxes)[0] * size * size
     if ratio:
-        taps, weights = _taps(inputs.boxes, *_own_map(inputs), size, ratio, inputs.aligned)
+        taps, weights = _taps(inputs)
         taps, weights = tf.reshape(taps, (-1,)), tf.reshape(weights, (-1,))
         owner = tf.repeat(tf.range(bins), 4 * ratio * ratio)
     else:

@@ -34,7 +34,7 @@ KINDS = {
     "lost_images": 20,
     "weight_files": 300,
 }
-TIMEOUT = 1200.0  # seconds of one kind
+TIMEOUT = 3600.0  # seconds of one kind
 
 
 def run_one(kind: str, count: int, folder: Path) -> None:

@@ -23,14 +23,23 @@ def iou(a, b):
     return overlap / np.maximum(area_a + area_b - overlap, 1e-12)
 
 
-def match(boxes_a, boxes_b, classes_a=None, classes_b=None, scores_a=None, scores_b=None):
-    """Pairs of rows (i, j) with an IoU above IOU_BOUND, equal classes, close scores; each row in one pair at most."""
+def match(
+    boxes_a,
+    boxes_b,
+    classes_a=None,
+    classes_b=None,
+    scores_a=None,
+    scores_b=None,
+    iou_bound=IOU_BOUND,
+    score_bound=SCORE_BOUND,
+):
+    """Pairs of rows (i, j) with an IoU above the bound, equal classes, close scores; each row in one pair at most."""
     overlap = iou(boxes_a, boxes_b)
     if classes_a is not None:
         overlap = np.where(classes_a[:, None] == classes_b[None], overlap, 0.0)
     if scores_a is not None:
-        overlap = np.where(np.abs(scores_a[:, None] - scores_b[None]) < SCORE_BOUND, overlap, 0.0)
-    rows, columns = np.nonzero(overlap > IOU_BOUND)
+        overlap = np.where(np.abs(scores_a[:, None] - scores_b[None]) < score_bound, overlap, 0.0)
+    rows, columns = np.nonzero(overlap > iou_bound)
     pairs, used_a, used_b = [], set(), set()
     for k in np.argsort(-overlap[rows, columns], kind="stable"):
         i, j = int(rows[k]), int(columns[k])

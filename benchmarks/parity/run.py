@@ -19,9 +19,10 @@ import tensorflow as tf
 from pycocotools import mask as mask_utils
 
 import kmaskrcnn.model
-from benchmarks.parity.compare import Found, Table, relative, unexplained
+from benchmarks.parity.compare import Found, Table, match, relative, unexplained
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.evaluation import score
+from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.layers.box_head import detect_boxes
 from kmaskrcnn.layers.rpn import LEVELS, level_anchors, propose
 from kmaskrcnn.ops import boxes as box_ops
@@ -29,6 +30,7 @@ from kmaskrcnn.ops.mask_targets import mask_targets
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.mask_paste import paste_mask
 from kmaskrcnn.results.prediction import Prediction
+from kmaskrcnn.weights.convert import import_file
 from kmaskrcnn.weights.torchvision import load_torchvision, torchvision_entries, torchvision_settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,7 +38,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STAGE_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
 NOISE_BOUND = 10  # times what torchvision's own gradient in float32 is off from that in float64
 COCO_BOUND = 1e-4
-COCO_MODEL, COCO_IMAGES = "r50_fpn", 20
+COCO_IMAGES = 60
+# From a file two detections are one where their IoU and the distance of their scores are within these.
+FILE_IOU, FILE_SCORE, FILE_BOUND = 0.99, 0.005, 0.01
 PIXELS_BOUND = 1e-4  # share of the pixels of pasted masks
 # torchvision's model -> what its file does not tell
 MODELS = {"r50_fpn": {"frozen_stages": 2}, "r50_fpn_v2": {}, "mobilenet_v2_fpn": {"frozen_stages": 0}}
@@ -233,23 +237,15 @@ def coco_results(image_ids, found):
     return [result | {"category_id": 1} for result in results]
 
 
-def compare_coco(table, name, model, dump, folder):
-    """COCO scores of our detections and of torchvision's on the same photographs."""
+def one_class(folder):
+    """The ground truth of a COCO set, every object of the class 1."""
     truth = json.loads(next(folder.glob("instances_*.json")).read_text())
-    one_class = [a | {"category_id": 1} for a in truth["annotations"]]
-    truth = truth | {"annotations": one_class, "categories": [{"id": 1, "name": "object"}]}
-    labels = Labels(tuple(map(str, range(1, 91))), tuple(range(1, 91)))
-    ids, ours, theirs = dump["image_ids"].tolist(), [], []
-    for i in range(len(ids)):
-        pixels, (height, width) = dump[f"image{i}"].astype(np.float32), dump[f"size{i}"]
-        shape = np.array(pixels.shape[:2], np.int32)
-        padded = np.pad(pixels, [(0, -shape[0] % 32), (0, -shape[1] % 32), (0, 0)])
-        found = {k: np.asarray(v)[0] for k, v in model({"images": padded[None], "image_shapes": shape[None]}).items()}
-        count = int(found["num_detections"])
-        boxes = found["boxes"][:count] * np.tile(np.array([height, width], np.float32) / shape.astype(np.float32), 2)
-        parts = (boxes, found["scores"][:count], found["classes"][:count], found["masks"][:count])
-        ours.append(Prediction(height, width, *parts, labels, model.config.mask_paste))
-        theirs.append([dump[f"{part}{i}"] for part in ("boxes", "scores", "classes", "masks")])
+    annotations = [a | {"category_id": 1} for a in truth["annotations"]]
+    return truth | {"annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+
+def compare_scores(table, name, prefix, truth, ids, ours, theirs, bounds):
+    """COCO scores of our predictions and of torchvision's (boxes, scores, classes, packed masks)."""
     our_results, their_results = coco_results(ids, ours), []
     for image_id, (boxes, scores, _, masks), own in zip(ids, theirs, ours, strict=True):
         masks = np.unpackbits(masks, axis=-1, count=own.width)
@@ -260,9 +256,54 @@ def compare_coco(table, name, model, dump, folder):
             their_results.append(base | {"segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
     for kind in ("box", "mask"):
         own, other = (score(truth, x, kind, image_ids=ids).summary for x in (our_results, their_results))
-        for key in ("AP", "AP50", "AR"):
-            print(f"{name} COCO {kind} {key} on {len(ids)} images, as one class: {own[key]:.6f} and {other[key]:.6f}")
-            table.add(name, f"COCO {kind} {key} (absolute)", abs(own[key] - other[key]), COCO_BOUND)
+        for key, bound in bounds.items():
+            print(f"{name} {prefix} {kind} {key} on {len(ids)} images: {own[key]:.6f} and {other[key]:.6f}")
+            table.add(name, f"{prefix} {kind} {key} (absolute)", abs(own[key] - other[key]), bound)
+
+
+def theirs_of(dump):
+    """torchvision's detections on the photographs of a COCO set."""
+    parts = ("boxes", "scores", "classes", "masks")
+    return [[dump[f"{part}{i}"] for part in parts] for i in range(len(dump["image_ids"]))]
+
+
+def compare_coco(table, name, model, dump, folder):
+    """COCO scores of both on the same photographs, from pixels that torchvision has resized."""
+    labels = Labels(tuple(map(str, range(1, 91))), tuple(range(1, 91)))
+    ids, ours = dump["image_ids"].tolist(), []
+    for i in range(len(ids)):
+        pixels, (height, width) = dump[f"image{i}"].astype(np.float32), dump[f"size{i}"]
+        shape = np.array(pixels.shape[:2], np.int32)
+        padded = np.pad(pixels, [(0, -shape[0] % 32), (0, -shape[1] % 32), (0, 0)])
+        found = {k: np.asarray(v)[0] for k, v in model({"images": padded[None], "image_shapes": shape[None]}).items()}
+        count = int(found["num_detections"])
+        boxes = found["boxes"][:count] * np.tile(np.array([height, width], np.float32) / shape.astype(np.float32), 2)
+        parts = (boxes, found["scores"][:count], found["classes"][:count], found["masks"][:count])
+        ours.append(Prediction(height, width, *parts, labels, model.config.mask_paste))
+    bounds = {"AP": COCO_BOUND, "AP50": COCO_BOUND, "AR": COCO_BOUND}
+    compare_scores(table, name, "COCO", one_class(folder), ids, ours, theirs_of(dump), bounds)
+
+
+def compare_files(table, name, state, dump, folder):
+    """From the files of photographs, as a user has them: our decoder, resizing and padding beside torchvision's."""
+    sizes = {"min_size": int(dump["min_size"]), "max_size": int(dump["max_size"])}
+    imported = import_file(state, **(TOP_K | MODELS[name] | sizes))
+    predictor = Predictor(imported.model, imported.config, imported.labels)
+    truth = one_class(folder)
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    ids, theirs, ours = dump["image_ids"].tolist(), theirs_of(dump), []
+    paired, total, pixels = 0, 0, []
+    for image_id, (boxes, scores, classes, masks) in zip(ids, theirs, strict=True):
+        own = predictor.predict(str(next(folder.glob(f"*/{names[image_id]}"))))
+        ours.append(own)
+        pairs = match(own.boxes, boxes, own.classes, classes, own.scores, scores, FILE_IOU, FILE_SCORE)
+        paired, total = paired + 2 * len(pairs), total + len(own) + len(boxes)
+        masks = np.unpackbits(masks, axis=-1, count=own.width).astype(bool)
+        pixels += [np.mean(own.mask(i) != masks[j]) for i, j in pairs]
+    print(f"{name} from {len(ids)} files: {paired / 2:.0f} of {total / 2:.0f} detections agree")
+    table.add(name, "from the file: detections without a partner (share)", 1 - paired / total, FILE_BOUND)
+    table.add(name, "from the file: pasted masks (share of pixels)", float(np.mean(pixels)), PIXELS_BOUND)
+    compare_scores(table, name, "from the file:", truth, ids, ours, theirs, {"AP": 5e-4, "AP75": 1e-3})
 
 
 def build(name, state, dtype="float32"):
@@ -287,7 +328,7 @@ def main():
                 if not options.torch_python:
                     parser.error("--torch_python: needed to make torchvision's side")
                 command = [options.torch_python, "-m", "benchmarks.parity.torch_side", name, folder]
-                if options.coco and name == COCO_MODEL:
+                if options.coco:
                     command += [f"--coco={options.coco}", f"--coco_images={COCO_IMAGES}"]
                 subprocess.run(command, check=True, cwd=ROOT)
             model = build(name, folder / "model.pth")
@@ -303,7 +344,9 @@ def main():
                 compare_gradients(table, name, model, build(name, folder / "gradients.pth"), tape, total, dump)
             if (folder / "coco.npz").exists() and options.coco:
                 with np.load(folder / "coco.npz") as dump:
-                    compare_coco(table, name, build(name, folder / "model.pth"), dict(dump), options.coco)
+                    dump = dict(dump)
+                compare_coco(table, name, build(name, folder / "model.pth"), dump, options.coco)
+                compare_files(table, name, folder / "model.pth", dump, options.coco)
             print(name, "compared", flush=True)
         versions = json.loads((folder / "versions.json").read_text())
     text = f"torchvision {versions['torchvision']}, torch {versions['torch']}, TensorFlow {tf.__version__}\n\n"

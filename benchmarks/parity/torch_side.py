@@ -193,6 +193,7 @@ def dump_coco(model, folder, count):
     model.transform.min_size, model.transform.max_size = (COCO_MIN_SIZE,), COCO_MAX_SIZE
     mean, std = (np.array(getattr(model.transform, name), np.float32) for name in ("image_mean", "image_std"))
     results = {"image_ids": np.array([image["id"] for image in truth["images"][:count]])}
+    results |= {"min_size": np.array(COCO_MIN_SIZE), "max_size": np.array(COCO_MAX_SIZE)}
     for i, record in enumerate(truth["images"][:count]):
         path = next(folder.glob(f"*/{record['file_name']}"))
         image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255

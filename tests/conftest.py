@@ -12,8 +12,9 @@ import pytest
 # The same examples at each run, or a change would be blamed for what chance found; HYPOTHESIS_PROFILE=random searches.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("random", deadline=None)
-# A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
+# A background job ignores these signals, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

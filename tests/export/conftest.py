@@ -1,5 +1,6 @@
 """A small model, exported once for all the tests of this folder."""
 
+import os
 from types import SimpleNamespace
 
 import keras
@@ -10,6 +11,7 @@ from kmaskrcnn.config import Config
 from kmaskrcnn.export.saved_model import export_saved_model
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.weight_files.download import locked
 from tests.conftest import TINY
 from tests.export.images import encode, picture
 
@@ -19,23 +21,26 @@ MAX_PIXELS = 300 * 300
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Model, predictor and the folder of its first version."""
+    """Model, predictor and the folder of its first version, which one of the test processes writes for all."""
     keras.utils.set_random_seed(3)
     settings = TINY | {"score_threshold": 0.0}
     model = MaskRCNN(**settings)
-    sizes = {"min_size": 64, "max_size": 128}
-    config = Config().replace(**settings, **sizes)
-    base = tmp_path_factory.mktemp("serving") / "fruits"
-    (base / "7").mkdir(parents=True)
-    (base / "part-8").mkdir()
-    (base / "part-8" / "left by a run that was stopped").touch()
+    config = Config().replace(**settings, min_size=64, max_size=128)
     warmup = [encode(picture()), encode(picture(90, 60, 1), "JPEG")]
-    version = export_saved_model(model, config, LABELS, base, warmup, MAX_PIXELS, full_size_masks=True)
+    root = tmp_path_factory.getbasetemp()
+    base = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "serving" / "fruits"
+    base.parent.mkdir(exist_ok=True)
+    with locked(base):
+        if not base.exists():
+            (base / "7").mkdir(parents=True)
+            (base / "part-8").mkdir()
+            (base / "part-8" / "left by a run that was stopped").touch()
+            export_saved_model(model, config, LABELS, base, warmup, MAX_PIXELS, full_size_masks=True)
     return SimpleNamespace(
         model=model,
         config=config,
         predictor=Predictor(model, config, LABELS),
         base=base,
-        version=version,
+        version=base / "8",
         warmup=warmup,
     )

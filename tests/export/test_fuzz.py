@@ -14,7 +14,7 @@ def run(*arguments):
     return run_python("-m", "tests.export.fuzz", *arguments, timeout=1800)
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_end_as_they_should(count):
     result = run(f"--count={count}")
     print(result.stdout)

@@ -44,13 +44,13 @@ OUTPUTS = {
 
 
 @pytest.fixture(scope="module")
-def loaded(exported):
-    return tf.saved_model.load(str(exported.version))
+def own_client(exported):
+    return SavedModelClient(exported.version)
 
 
 @pytest.fixture(scope="module")
-def own_client(exported):
-    return SavedModelClient(exported.version)
+def loaded(own_client):
+    return own_client._model
 
 
 @pytest.fixture(scope="module")

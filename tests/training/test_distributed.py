@@ -29,36 +29,43 @@ def _end(process, code=0):
     return output
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folders and outputs of three runs of three steps, with an evaluation of 5 images in batches of 2."""
-    folder = tmp_path_factory.mktemp("runs")
+def _train(folder, name):
+    """The output of three steps, with an evaluation of 5 images in batches of 2."""
     flags = {
         "one": [],
         "devices": ["--strategy=mirrored", "--num_devices=2", "--accumulate_steps=2"],
         "workers": ["--num_local_workers=2"],
-    }
-    processes = {name: _start(folder / name, "--steps=3", *more) for name, more in flags.items()}
-    return folder, {name: _end(process) for name, process in processes.items()}
+    }[name]
+    return _end(_start(folder / name, "--steps=3", *flags))
 
 
-@pytest.mark.parametrize("other", ["devices", "workers"])
-def test_weights_losses_and_averages_are_those_of_one_device(runs, other):
-    folder, _ = runs
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder above that of a run on one device, and its output."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, _train(folder, "one")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("workers", "2 devices of 2 workers x 2 images"),
+        pytest.param("devices", "2 devices of 1 workers x 1 images x 2 parts", marks=pytest.mark.slow),
+    ],
+)
+def test_weights_losses_and_averages_are_those_of_one_device(one, other, words):
+    folder, alone = one
+    assert "4 images a step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in alone
+    output = _train(folder, other)
+    assert f"4 images a step: {words}" in output
+    assert output.count("step 3/3") == 1  # the chief alone speaks
     assert weight_difference(folder / "one", folder / other) < 2e-5
     assert loss_difference(folder / "one", folder / other) < 1e-4
 
 
-def test_the_batch_and_its_rate_are_told(runs):
-    _, outputs = runs
-    assert "4 images a step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in outputs["one"]
-    assert "4 images a step: 2 devices of 1 workers x 1 images x 2 parts" in outputs["devices"]
-    assert "4 images a step: 2 devices of 2 workers x 2 images" in outputs["workers"]
-    assert outputs["workers"].count("step 3/3") == 1  # the chief alone speaks
-
-
-def test_evaluation_by_two_workers_is_that_of_one_process_to_the_last_bit(runs, tmp_path):
-    folder, _ = runs
+@pytest.mark.slow
+def test_evaluation_by_two_workers_is_that_of_one_process_to_the_last_bit(one, tmp_path):
+    folder, _ = one
     found = {}
     for name, more in (("one", []), ("two", ["--num_local_workers=2"])):
         program = [sys.executable, "evaluate.py", f"--model_dir={folder / 'one'}", "--which=last", *more]

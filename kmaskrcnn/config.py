@@ -63,7 +63,7 @@ class ModelConfig:
         "Feature extractor.",
         ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2", "efficientnet_lite0"),
     )
-    backbone_norm: str = _setting("frozen_bn", "Normalisation in the backbone.", ("frozen_bn", "bn", "sync_bn", "gn"))
+    backbone_norm: str = _setting("frozen_bn", "Normalization in the backbone.", ("frozen_bn", "bn", "sync_bn", "gn"))
     backbone_stride_in_1x1: bool = _setting(
         False, "ResNet bottlenecks stride in their first 1x1 convolution (caffe) instead of the 3x3 (v1.5)."
     )
@@ -82,7 +82,7 @@ class ModelConfig:
         (), "RGB deviation the image is divided by; empty: the backbone's own.", **_POSITIVE, lengths=(0, 3)
     )
     fpn_channels: int = _setting(256, "Width of P2..P6.", **_POSITIVE)
-    fpn_norm: str = _setting("none", "Normalisation after each FPN convolution.", ("none", "bn", "sync_bn", "gn"))
+    fpn_norm: str = _setting("none", "Normalization after each FPN convolution.", ("none", "bn", "sync_bn", "gn"))
     # Anchors and the RPN.
     anchor_sizes: tuple[float, ...] = _setting(
         (32, 64, 128, 256, 512), "Anchor side in pixels on P2..P6.", **_POSITIVE, lengths=(5,)
@@ -145,7 +145,7 @@ class ModelConfig:
     mask_conv_channels: tuple[int, ...] = _setting(
         (256, 256, 256, 256), "Widths of the mask head's 3x3 convolutions.", **_POSITIVE
     )
-    head_norm: str = _setting("none", "Normalisation in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
+    head_norm: str = _setting("none", "Normalization in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
     binary_mask_targets: bool = _setting(
         True, "Mask targets are thresholded at one half (Detectron2); False leaves them soft (torchvision)."
     )
@@ -164,7 +164,7 @@ class ModelConfig:
     max_detections: int = _setting(100, "Detections kept an image over all classes.", **_POSITIVE)
     mask_paste: str = _setting(
         "pixel_centers",
-        "How masks are pasted: sampled at pixel centres (Detectron2) or into boxes cut to whole pixels (torchvision).",
+        "How masks are pasted: sampled at pixel centers (Detectron2) or into boxes cut to whole pixels (torchvision).",
         ("pixel_centers", "rounded_boxes"),
     )
 
@@ -258,9 +258,9 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation."""
+    """The optimization."""
 
-    model_dir: str = _setting("", "Folder for checkpoints, config.json, logs and pictures.")
+    model_dir: str = _setting("", "Folder for checkpoints, config.json, logs and images.")
     init_weights: str = _setting(
         "",
         "Weights to start from: 'imagenet', 'imagenet_v2' or a backbone file (.npz, .pth, .safetensors, .pkl); the "
@@ -270,17 +270,17 @@ class TrainConfig:
     accumulate_steps: int = _setting(
         1, "Gradient accumulation: parts that the batch of a step is split into.", **_POSITIVE
     )
-    steps: int = _setting(90000, "Optimiser steps.", **_POSITIVE)
+    steps: int = _setting(90000, "Optimizer steps.", **_POSITIVE)
     epochs: float = _setting(0.0, "Passes over the training images, which then set steps; 0: go by steps.", low=0)
     max_minutes: float = _setting(
         0.0, "Wall-clock budget; the schedule then runs over this time instead of over steps. 0: no limit.", low=0
     )
-    optimizer: str = _setting("sgd", "Optimiser.", ("sgd", "adamw"))
+    optimizer: str = _setting("sgd", "Optimizer.", ("sgd", "adamw"))
     learning_rate: float = _setting(0.02, "Peak learning rate at reference_batch_size images a step.", **_POSITIVE)
     reference_batch_size: int = _setting(0, "Scale the rate by batch_size / this (linear rule); 0: no scaling.")
     momentum: float = _setting(0.9, "SGD momentum.", **_SHARE)
     weight_decay: float = _setting(1e-4, "L2 through the momentum for sgd, decoupled for adamw.", low=0)
-    norm_weight_decay: float = _setting(0.0, "The same for the scale and offset of normalisation layers.", low=0)
+    norm_weight_decay: float = _setting(0.0, "The same for the scale and offset of normalization layers.", low=0)
     warmup_steps: int = _setting(1000, "Steps of linear warm-up.", low=0)
     warmup_share: float = _setting(
         0.0, "Share of the run that is linear warm-up, in place of warmup_steps; 0: those.", **_SHARE
@@ -323,7 +323,7 @@ class TrainConfig:
     profile_steps: tuple[int, ...] = _setting(
         (), "First and last step of a TensorBoard profile, e.g. 20,25.", lengths=(0, 2)
     )
-    seed: int = _setting(0, "Seed of initialisation, data order, augmentation and sampling.", low=0)
+    seed: int = _setting(0, "Seed of initialization, data order, augmentation and sampling.", low=0)
     log_every: int = _setting(
         0,
         "Steps between lines of progress and rows of numbers; 0: a line every 10 seconds, a row every 20 steps.",
@@ -344,26 +344,26 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """COCO evaluation, and how pictures are predicted in it and by `Predictor`."""
+    """COCO evaluation, and how images are predicted in it and by `Predictor`."""
 
     eval_batch_size: int = _setting(1, "Images a step in evaluation and prediction.", **_POSITIVE)
     eval_max_images: int = _setting(0, "Evaluate on the first this many images; 0: all.", low=0)
     eval_max_detections: int = _setting(100, "Detections an image that COCO evaluation counts.", **_POSITIVE)
-    eval_pictures: int = _setting(4, "Pictures of predictions drawn after each evaluation.", low=0)
+    eval_pictures: int = _setting(4, "Images of predictions drawn after each evaluation.", low=0)
     tile_size: int = _setting(
-        0, "Pictures with a longer side are predicted in square tiles of so many of their pixels; 0: in one piece."
+        0, "Images with a longer side are predicted in square tiles of so many of their pixels; 0: in one piece."
     )
     tile_overlap: int = _setting(
-        128, "Pixels that neighbouring tiles share, at least; best more than an object is long.", low=0
+        128, "Pixels that neighboring tiles share, at least; best more than an object is long.", low=0
     )
-    tta_flip: bool = _setting(False, "Test-time augmentation: predict the mirrored picture as well.")
+    tta_flip: bool = _setting(False, "Test-time augmentation: predict the mirrored image as well.")
     tta_scales: tuple[float, ...] = _setting(
         (), "Test-time augmentation: predict at these factors of the network's size, e.g. 0.8,1,1.25.", **_POSITIVE
     )
 
     @property
     def augmented(self) -> bool:
-        """Whether a picture is predicted in several forms."""
+        """Whether an image is predicted in several forms."""
         return self.tta_flip or bool(self.tta_scales)
 
 

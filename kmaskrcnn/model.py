@@ -141,11 +141,11 @@ class MaskRCNN(KerasInterface):
         return losses
 
     def pyramid(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
-        """The maps P2..P6 of normalised images."""
+        """The maps P2..P6 of normalized images."""
         return self.fpn(self._run_backbone(images, training), training=training)
 
     def preprocess(self, images: Tensor, image_shapes: Tensor | None, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2).
+        """Normalized images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2).
 
         In inference padding beyond the next multiple of the largest image is cut off, so that what is found does not
         depend on how far images were padded (nor its time); with static shapes it stays.

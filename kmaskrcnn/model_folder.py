@@ -6,7 +6,7 @@ best.weights.h5      the weights with the best evaluation (moving averages with 
 last.weights.h5      the weights of the newest checkpoint
 checkpoints/         the newest states of training, to go on from
 metrics.jsonl        losses, rates and scores, a line each
-tensorboard/         the same for TensorBoard, with pictures
+tensorboard/         the same for TensorBoard, with images
 training.lock        while a training runs: who writes here
 """
 

@@ -19,7 +19,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("kmaskrcnn-*.whl"))
 
 
-def test_the_wheel_holds_package_recipes_and_licence(wheel):
+def test_the_wheel_holds_package_recipes_and_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()

@@ -72,7 +72,7 @@ class BackboneBuilder:
         )(x)
 
     def norm(self, x: keras.KerasTensor, name: str, activation: str | None = None) -> keras.KerasTensor:
-        """The chosen normalisation, then the activation if one is named."""
+        """The chosen normalization, then the activation if one is named."""
         x = make_norm(self._norm, x.shape[-1], self._epsilon, **self._options(name))(x)
         return x if activation is None else self.activation(x, activation, f"{name}_{activation}")
 

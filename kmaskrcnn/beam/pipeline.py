@@ -50,7 +50,7 @@ class ReadImage(beam.DoFn):
 
 
 class ReadExample(beam.DoFn):
-    """A serialised tf.train.Example with image/encoded -> (name, bytes); or a failure.
+    """A serialized tf.train.Example with image/encoded -> (name, bytes); or a failure.
 
     The name is image/filename, or else image/source_id, or else a hash of the record.
     """

@@ -69,7 +69,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def write(self, directory: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
-        """Write scores.json, results.json (COCO's result form) and the pictures into a folder.
+        """Write scores.json, results.json (COCO's result form) and the images into a folder.
 
         Args:
             directory: the folder; made where it is not there.
@@ -202,7 +202,7 @@ def _name_unreadable(batches: Iterator[list], dataset: CocoDataset, count: int) 
 def _from_all(
     cluster: Cluster, found: list[list[dict]], pictures: dict[str, np.ndarray]
 ) -> tuple[list[list[dict]], dict[str, np.ndarray]]:
-    """The results of each batch and the pictures of all workers; batch i was predicted by worker i % workers."""
+    """The results of each batch and the images of all workers; batch i was predicted by worker i % workers."""
     file = io.BytesIO()
     np.savez_compressed(file, results=np.frombuffer(json.dumps(found).encode(), np.uint8), **pictures)
     shares, pictures = [], {}

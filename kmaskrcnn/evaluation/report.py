@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that holds everything, pictures included."""
+"""The evaluation report: one HTML file that holds everything, images included."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def write_report(
     worst = [i for i in order if own.f1[i] < 1][:_WORST]
     best = [i for i in sorted(order, key=lambda i: (-own.f1[i], -own.matches[i].counts[0])) if i not in worst][:_BEST]
     changed = _changed(own, other) if other else []
-    progress = Progress("pictures of the report", len(worst) + len(best) + 2 * len(changed))
+    progress = Progress("images of the report", len(worst) + len(best) + 2 * len(changed))
     sections["Worst images"] = _gallery(own, worst, dataset, progress)
     sections["Best images"] = _gallery(own, best, dataset, progress)
     if other:
@@ -228,7 +228,7 @@ def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Pr
 
 
 def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str]) -> Image.Image:
-    """A picture with its errors: false finds and missed objects with their names, right ones without."""
+    """An image with its errors: false finds and missed objects with their names, right ones without."""
     rows = []
     for i in np.flatnonzero(image.shown):
         result = image.results[i]

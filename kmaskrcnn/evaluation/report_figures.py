@@ -69,7 +69,7 @@ def _finish(figure: Any, axes: Any) -> bytes:
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
-    """The matrix of `errors.confusion_matrix`, colours by the share of each row."""
+    """The matrix of `errors.confusion_matrix`, colors by the share of each row."""
     labels = [*names, "nothing"]
     side = max(4.0, min(0.45 * len(labels) + 1.5, 16))
     figure, axes = _figure(side, side)

@@ -48,7 +48,7 @@ class ServerBusyError(ServingError):
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded, or is too large for the server."""
+    """An image that cannot be decoded, or is too large for the server."""
 
 
 def unpack_masks(png: bytes, count: int) -> np.ndarray:
@@ -127,11 +127,11 @@ def to_predictions(
 
     Args:
         outputs: arrays by name, batch-major.
-        sizes: height and width of each sent picture, upright.
+        sizes: height and width of each sent image, upright.
         labels, mask_paste: of the model.
 
     Returns:
-        For each picture its prediction, or what is wrong with it.
+        For each image its prediction, or what is wrong with it.
     """
     errors = outputs.get(ERRORS, [b""] * len(sizes))
     results: list[Prediction | ImageError] = []
@@ -159,7 +159,7 @@ def to_predictions(
 
 
 def read(picture: Picture) -> bytes:
-    """The bytes of a picture; raises OSError."""
+    """The bytes of an image; raises OSError."""
     if isinstance(picture, bytes):
         return picture
     with open(picture, "rb") as file:

@@ -64,7 +64,7 @@ class Client:
         mask_paste: its setting of that name; an imported torchvision model has its own.
         timeout: seconds for one request, tries and waits included.
         retries: how often a request is sent again where the server was busy or away.
-        max_images, max_bytes: what one request may hold; more pictures are sent in several.
+        max_images, max_bytes: what one request may hold; more images are sent in several.
     """
 
     labels: Labels
@@ -78,13 +78,13 @@ class Client:
         raise NotImplementedError
 
     def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction | ImageError]:
-        """Send pictures, in one request if they fit.
+        """Send images, in one request if they fit.
 
         Args:
             pictures: paths of image files, or their bytes. The server reads JPEG, PNG, WebP, GIF and BMP.
 
         Returns:
-            For each picture its prediction in its own upright frame, or an ImageError that says why there is none.
+            For each image its prediction in its own upright frame, or an ImageError that says why there is none.
 
         Raises:
             ServerBusyError: the server takes no more requests or cannot be reached, also at the last try.
@@ -95,7 +95,7 @@ class Client:
         return [result for images in self._requests(pictures) for result in self._predict(images)]
 
     def predict(self, picture: Picture) -> Prediction:
-        """Find the objects of one picture; raises what `predict_batch` does, and ImageError."""
+        """Find the objects of one image; raises what `predict_batch` does, and ImageError."""
         (result,) = self.predict_batch([picture])
         if isinstance(result, ImageError):
             raise result

@@ -79,7 +79,7 @@ class LiteRTGpuClient:
         }
 
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The input (1, height, width, 3) float32 with a picture (H, W, 3) uint8 in it, and its height and width there.
+        """The input (1, height, width, 3) float32 with an image (H, W, 3) uint8 in it, and its height and width there.
 
         The padding is the number that normalization turns into 0.
         """
@@ -89,7 +89,7 @@ class LiteRTGpuClient:
         return images, scaled
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
-        """Find the objects of one picture.
+        """Find the objects of one image.
 
         Args:
             picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
@@ -105,7 +105,7 @@ class LiteRTGpuClient:
         return self.interpret(found, pixels.shape[:2], scaled)
 
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
-        """What `host.detect` found in a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        """What `host.detect` found in an image of a size (height, width) that `letterbox` scaled, as a prediction."""
         height, width = int(size[0]), int(size[1])
         stretch = np.array([height / scaled[0], width / scaled[1]] * 2, np.float32)
         boxes = np.minimum(found["boxes"] * stretch, np.array([height, width] * 2, np.float32))

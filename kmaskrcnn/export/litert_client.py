@@ -71,7 +71,7 @@ class LiteRTClient:
             return self._signature(images=images, image_shape=shape)
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
-        """Find the objects of one picture.
+        """Find the objects of one image.
 
         Args:
             picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
@@ -85,7 +85,7 @@ class LiteRTClient:
         return self.interpret(self.run(canvas, scaled), pixels.shape[:2], scaled)
 
     def interpret(self, outputs: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
-        """The raw outputs for a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        """The raw outputs for an image of a size (height, width) that `letterbox` scaled, as a prediction."""
         # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
         outputs = {**outputs, BOXES: np.minimum(outputs[BOXES] * stretch, 1.0)}
@@ -107,10 +107,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def letterbox(
     pixels: np.ndarray, height: int, width: int, pad_value: Sequence[int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Scale a picture (H, W, 3) uint8 to fit, put it top left, fill the rest.
+    """Scale an image (H, W, 3) uint8 to fit, put it top left, fill the rest.
 
     Returns:
-        The input (height, width, 3) uint8, and the height and width of the picture in it.
+        The input (height, width, 3) uint8, and the height and width of the image in it.
     """
     scale = min(height / pixels.shape[0], width / pixels.shape[1])
     scaled = (max(round(pixels.shape[0] * scale), 1), max(round(pixels.shape[1] * scale), 1))
@@ -124,7 +124,7 @@ def letterbox(
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """An encoded picture as upright RGB (H, W, 3) uint8; raises ImageError."""
+    """An encoded image as upright RGB (H, W, 3) uint8; raises ImageError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -226,13 +226,13 @@ def _pack_masks(masks: Tensor, counts: Tensor) -> Tensor:
 def _paste(masks: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
     """Masks (B, D, M, M) over boxes (B, D, 4) in 0..1 of images of sizes (B, 2) -> (B, D, max H, max W) uint8 of 0, 1.
 
-    Samples at pixel centres, as `kmaskrcnn.results.mask_paste`.
+    Samples at pixel centers, as `kmaskrcnn.results.mask_paste`.
     """
     height, width = tf.unstack(tf.reduce_max(sizes, axis=0))
     cells = masks.shape[-1]
 
     def weights(start: Tensor, stop: Tensor, count: Tensor) -> Tensor:
-        """(count, M): how much of each cell a pixel's centre takes."""
+        """(count, M): how much of each cell a pixel's center takes."""
         position = (tf.range(count, dtype=tf.float32) + 0.5 - start) / tf.maximum(stop - start, 1e-6) * cells - 0.5
         return tf.maximum(1.0 - tf.abs(position[:, None] - tf.range(cells, dtype=tf.float32)), 0.0)
 

@@ -78,7 +78,7 @@ class Differences:
         self.mask: list[float] = []
 
     def add(self, expected: Prediction, found: Prediction) -> None:
-        """Count what a picture adds; detections are matched by class and IoU, the best pairs first."""
+        """Count what an image adds; detections are matched by class and IoU, the best pairs first."""
         self.images += 1
         self.found += int(np.sum(found.scores >= MIN_SCORE))
         rows = np.flatnonzero(expected.scores >= MIN_SCORE)
@@ -117,14 +117,14 @@ def verify(
     bounds: Bounds,
     truth: tuple[dict, Sequence[int]] | None = None,
 ) -> Report:
-    """Run both on the same pictures and compare.
+    """Run both on the same images and compare.
 
     Args:
         pictures: files.
         reference: the model in this process.
         artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
         bounds: what it may differ by.
-        truth: a COCO instances dict and the image id of each picture, for AP.
+        truth: a COCO instances dict and the image id of each image, for AP.
     """
     differences = Differences()
     results: tuple[list[dict], list[dict]] = ([], [])
@@ -161,7 +161,7 @@ def verify(
         )
     lines += [f"refused: {line}" for line in refused]
     if not differences.images:
-        problems.append("no picture could be compared")
+        problems.append("no image could be compared")
     elif not differences.expected:
         problems.append(f"the model finds nothing with a score of at least {MIN_SCORE} in these images")
     return Report(tuple(lines), tuple(problems), _verdict(differences, problems, fails, bool(ids)))

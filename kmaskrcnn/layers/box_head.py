@@ -29,7 +29,7 @@ class BoxHead(keras.layers.Layer):
         num_classes: object classes, background not counted.
         conv_channels: widths of the 3x3 convolutions; (256,) * 4 with one fully connected layer is 4conv1fc.
         fc_channels: widths of the fully connected layers.
-        norm: normalisation after the convolutions, which then have no bias.
+        norm: normalization after the convolutions, which then have no bias.
     """
 
     def __init__(

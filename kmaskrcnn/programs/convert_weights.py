@@ -22,7 +22,7 @@ OUTPUT = absl_flags.DEFINE_string(
     "output", "", "Folder for config.json, labels.json and best.weights.h5; export: the .pth file."
 )
 NORM_EPSILON = absl_flags.DEFINE_float(
-    "norm_epsilon", None, "torchvision: epsilon of its frozen normalisations; 0 if fine-tuned from COCO_V1."
+    "norm_epsilon", None, "torchvision: epsilon of its frozen normalizations; 0 if fine-tuned from COCO_V1."
 )
 PRIVATE = absl_flags.DEFINE_boolean("private", False, "push: make a new repository visible to its owner alone.")
 SOURCE_CONFIG = absl_flags.DEFINE_string(

@@ -16,7 +16,7 @@ REPORT = absl_flags.DEFINE_string(
 COMPARE = absl_flags.DEFINE_string(
     "compare", "", "Folder of another run's --report or --output on the same images, to compare with in the report."
 )
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and pictures; empty: none.")
+OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and images; empty: none.")
 
 ABOUT = "COCO metrics of a trained model on its validation set, or another one."
 TOPICS = {

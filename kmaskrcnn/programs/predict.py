@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags
 
-INPUT = absl_flags.DEFINE_list("input", [], "Pictures and videos: files, folders, globs, with commas between.")
+INPUT = absl_flags.DEFINE_list("input", [], "Images and videos: files, folders, globs, with commas between.")
 OUTPUT = absl_flags.DEFINE_string("output", "predictions", "Folder for what --outputs names.")
 OUTPUTS = absl_flags.DEFINE_list(
     "outputs",
@@ -21,7 +21,7 @@ OUTPUTS = absl_flags.DEFINE_list(
 )
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
 CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")
-TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
+TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of an image, the best; 0: all.", lower_bound=0)
 FONT = absl_flags.DEFINE_string("font", "", "Font file of the captions; empty: an installed one with their letters.")
 TRACK = absl_flags.DEFINE_bool("track", False, "Of a video give each object one id in all frames (package trackers).")
 FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Take every Nth frame of a video.", lower_bound=1)
@@ -40,11 +40,11 @@ TOPICS = {
 
 
 def main(inputs: Sequence[str]) -> int:
-    """Predict every picture; one that cannot be read is named and passed over, and makes the exit code 1."""
+    """Predict every image; one that cannot be read is named and passed over, and makes the exit code 1."""
     settings = flags.given_settings()
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
-    from kmaskrcnn.inference.inputs import find_pictures
+    from kmaskrcnn.inference.inputs import find_inputs
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.inference.video import is_video
     from kmaskrcnn.progress import Progress, clock
@@ -52,7 +52,7 @@ def main(inputs: Sequence[str]) -> int:
     from kmaskrcnn.results.writers import Writer
 
     left_out: list[str] = []
-    paths = find_pictures([*INPUT.value, *inputs], OUTPUT.value, left_out)
+    paths = find_inputs([*INPUT.value, *inputs], OUTPUT.value, left_out)
     if left_out:
         print(f"left out: {len(left_out)} files that earlier runs wrote, such as {left_out[0]}")
     if TRACK.value and not any(is_video(path) for path, _ in paths):
@@ -112,7 +112,7 @@ def _video(path: str, name: str, predict: Callable, select: Callable, writer: An
     from kmaskrcnn.progress import Progress
 
     if "labelme" in writer.outputs:
-        raise ConfigError(f"--outputs=labelme needs pictures, {path} is a video: take its frames out first")
+        raise ConfigError(f"--outputs=labelme needs images, {path} is a video: take its frames out first")
     reader = VideoReader(path)
     progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
     rate = reader.frames_per_second / FRAME_STEP.value

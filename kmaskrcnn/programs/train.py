@@ -56,7 +56,7 @@ def main() -> int:
     signals = SignalWatch()
     config = flags.config_from_flags()
     if not config.train.model_dir:
-        raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and pictures")
+        raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and images")
     given = flags.given_settings()
     if "train_annotations" not in given and not any(name.startswith("shapes_") for name in given):
         raise ConfigError(

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_utils
 
 
 def _weights(start: float, stop: float, first: int, last: int, size: int) -> np.ndarray:
-    """(last - first, size) matrix that samples a row of `size` cells over [start, stop) at pixel centres."""
+    """(last - first, size) matrix that samples a row of `size` cells over [start, stop) at pixel centers."""
     position = (np.arange(first, last) + 0.5 - start) / (stop - start) * size - 0.5
     return np.maximum(1.0 - np.abs(position[:, None] - np.arange(size)), 0.0).astype(np.float32)
 
@@ -47,7 +47,7 @@ def paste_window(
         mask: (M, M) probabilities over the box.
         box: (4,) yxyx pixels, not rounded.
         height, width: of the image.
-        method: "pixel_centers" samples the mask bilinearly at each pixel's centre, 0 outside (Detectron2's
+        method: "pixel_centers" samples the mask bilinearly at each pixel's center, 0 outside (Detectron2's
             paste_masks_in_image); "rounded_boxes" gives it a border of one empty cell, cuts the box that has grown with
             it to whole pixels and resizes (torchvision's paste_masks_in_image).
 

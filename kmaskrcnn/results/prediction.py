@@ -1,4 +1,4 @@
-"""What was found in a picture: boxes, names, masks in its own pixels. Needs neither TensorFlow nor Keras."""
+"""What was found in an image: boxes, names, masks in its own pixels. Needs neither TensorFlow nor Keras."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.mask_paste import paste_window, window_to_rle
 from kmaskrcnn.results.pasted_masks import PastedMasks, Window
 
-# Long side of the picture, and rows of the table, that a notebook shows.
+# Long side of the image, and rows of the table, that a notebook shows.
 _NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The objects found in one picture, by falling score.
+    """The objects found in one image, by falling score.
 
     Attributes:
-        height, width: of the picture.
-        boxes: (N, 4) float32 yxyx pixels of the picture.
+        height, width: of the image.
+        boxes: (N, 4) float32 yxyx pixels of the image.
         scores: (N,) float32.
         classes: (N,) int32 in 1..C.
         mask_probabilities: (N, M, M) float32 over each box; None where `pasted` is given.
         labels: names and COCO ids of the classes.
         mask_paste: how masks are pasted, as of `kmaskrcnn.results.mask_paste.paste_window`.
-        image: (height, width, 3) uint8, where `Predictor.predict` was given a picture.
-        pasted: masks at the picture's size, where objects were put together from tiles.
+        image: (height, width, 3) uint8, where `Predictor.predict` was given an image.
+        pasted: masks at the image's size, where objects were put together from tiles.
         track_ids: (N,) int32 ids of the objects over a video, where it was tracked; -1 for one without a track.
 
-    A notebook shows the picture with a table of the objects.
+    A notebook shows the image with a table of the objects.
     """
 
     height: int
@@ -63,14 +63,14 @@ class Prediction:
         return [self.labels.class_names[c - 1] for c in self.classes]
 
     def window(self, index: int) -> Window:
-        """The mask of one object as a part of the picture: (h, w) bool, and the y and x of its top left pixel."""
+        """The mask of one object as a part of the image: (h, w) bool, and the y and x of its top left pixel."""
         if self.pasted is not None:
             return self.pasted.window(index)
         mask, box = self.mask_probabilities[index], self.boxes[index]
         return paste_window(mask, box, self.height, self.width, self.mask_paste)
 
     def mask(self, index: int) -> np.ndarray:
-        """The mask of one object at the picture's size, (height, width) bool."""
+        """The mask of one object at the image's size, (height, width) bool."""
         window, top, left = self.window(index)
         mask = np.zeros((self.height, self.width), bool)
         mask[top : top + window.shape[0], left : left + window.shape[1]] = window
@@ -162,7 +162,7 @@ class Prediction:
         )
 
     def draw(self, image: np.ndarray | None = None, min_score: float = 0.5, font: str = "") -> Image.Image:
-        """The picture with the masks, boxes and names of the objects of at least `min_score` drawn on it.
+        """The image with the masks, boxes and names of the objects of at least `min_score` drawn on it.
 
         Args:
             image: (height, width, 3) uint8; default: the one predicted on.
@@ -170,11 +170,11 @@ class Prediction:
             font: file of the font of the captions; empty: an installed one that has their characters.
 
         Raises:
-            ValueError: there is no picture.
+            ValueError: there is no image.
         """
         image = self.image if image is None else image
         if image is None:
-            raise ValueError("this prediction was made without its picture: give it to draw(image)")
+            raise ValueError("this prediction was made without its image: give it to draw(image)")
         shown = self.above(min_score)
         captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores, strict=True)]
         colors = None
@@ -185,7 +185,7 @@ class Prediction:
         return draw_instances(image, shown.boxes, masks, captions, colors, font)
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the picture with the objects; None where the picture is not at hand."""
+        """What a notebook shows: the image with the objects; None where the image is not at hand."""
         if self.image is None:
             return None
         picture = self.draw()
@@ -195,7 +195,7 @@ class Prediction:
         return data.getvalue()
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the picture, and a table of the first objects."""
+        """What a notebook shows: the image, and a table of the first objects."""
         shown = self.above(0.5)
         title = f"{len(shown)} objects with a score of at least 0.5 ({len(self)} in all), {self.width} x {self.height}"
         heads = "".join(f"<th>{name}</th>" for name in ("", "class", "score", "box (y0, x0, y1, x1)", "mask pixels"))
@@ -228,7 +228,7 @@ def coco_dataset(
 
     Args:
         pictures: file name, height and width of each; image ids count from 1.
-        results: of each picture, as `Prediction.to_coco` makes them with these ids.
+        results: of each image, as `Prediction.to_coco` makes them with these ids.
         labels: names and COCO ids of the classes.
     """
     images, annotations = [], []

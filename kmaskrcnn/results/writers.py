@@ -97,7 +97,7 @@ class Writer:
         if overlay and "overlay" in self.outputs:
             written.append(self._save(name, prediction.draw(min_score=0.0, font=self.font)))
         if "masks" in self.outputs:
-            written.append(self._save(name + "_masks", instance_mask_picture(prediction.instance_mask()), "PNG"))
+            written.append(self._save(name + "_masks", instance_mask_image(prediction.instance_mask()), "PNG"))
         if "labelme" in self.outputs:
             # A folder of their own, flat, is what LabelMe and the reader of training sets open.
             file = _labelme_name(name)
@@ -131,8 +131,8 @@ def _labelme_name(name: str) -> str:
     return f"labelme/{name.replace('/', '__')}.json"
 
 
-def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
-    """A PNG's picture of instance numbers (H, W): indexed with a colour each up to 255, 16 bits of gray beyond."""
+def instance_mask_image(numbers: np.ndarray) -> Image.Image:
+    """A PNG's image of instance numbers (H, W): indexed with a color each up to 255, 16 bits of gray beyond."""
     if numbers.max(initial=0) > 255:
         return Image.fromarray(numbers.astype(np.uint16))
     picture = Image.fromarray(numbers.astype(np.uint8)).convert("L")
@@ -144,7 +144,7 @@ def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
 
 
 def csv_rows(path: str, prediction: Prediction) -> list[list[Any]]:
-    """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the picture.
+    """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the image.
 
     mask_share is the share of the image that the mask fills, track the id over a tracked video or empty.
     """
@@ -166,7 +166,7 @@ def labelme_tree(prediction: Prediction, image_path: str) -> dict[str, Any]:
 
     Args:
         prediction: the objects; their scores become the shapes' descriptions.
-        image_path: of the picture, from the folder of the file.
+        image_path: of the image, from the folder of the file.
     """
     shapes = []
     for index, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
@@ -202,7 +202,7 @@ def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
     lines = _contourpy().contour_generator(z=padded, name="serial").lines(0.5)
     polygons = []
     for line in lines:
-        line = line - 0.5  # the centre of pixel 0 lies at 1 in the padded picture
+        line = line - 0.5  # the center of pixel 0 lies at 1 in the padded image
         x, y = line[:-1].T
         # The outlines of masks and of holes run in opposite senses.
         if np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)) > 0:

@@ -29,7 +29,7 @@ from kmaskrcnn.training.state import TrainingState
 from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
 from kmaskrcnn.training.summaries import Summaries
 
-# (model, step) -> scores by name, and pictures by name
+# (model, step) -> scores by name, and images by name
 Evaluate = Callable[[MaskRCNN, int], tuple[dict[str, float], dict[str, np.ndarray]]]
 # Settings that workers may have of their own.
 _OWN_SETTINGS = ("model_dir", "train_images", "val_images", "train_annotations", "val_annotations", "data_threads")
@@ -122,7 +122,7 @@ class Trainer:
             self.steps_per_epoch,
             config.train.steps,
         )
-        self._resume_or_initialise()
+        self._resume_or_initialize()
         self._check_workers()
         if chief:  # not before the run is known to fit what is there
             model_folder.write_settings(self.directory, config, self.labels)
@@ -140,7 +140,7 @@ class Trainer:
         dtype = model_folder.saved_dtype(config.train.model_dir) or precision.resolve_dtype(precision.AUTO)
         return config.replace(dtype=self.cluster.gather(dtype.encode())[0].decode())
 
-    def _resume_or_initialise(self) -> None:
+    def _resume_or_initialize(self) -> None:
         if self.state.restore():
             self._say(f"going on from step {int(self.state.step.numpy())}, {self.state.newest}")
             return

@@ -20,7 +20,7 @@ from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS, BFLOAT16, StandIn, Stor
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _DEEPEST, _LONGEST_NAME, _LONGEST_HEADER, _MOST_DIMENSIONS = 64, 1000, 16 << 20, 32
-# Keys under which training programs keep the weights beside an optimiser.
+# Keys under which training programs keep the weights beside an optimizer.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "module", "blobs")
 _SAFETENSORS_DTYPES = {
     "F64": "float64",

@@ -143,7 +143,7 @@ def open_questions(path: str | os.PathLike, chosen: Container[str]) -> list[str]
 def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> dict[str, Any]:
     """The settings of the MaskRCNN that a Detectron2 file fits: DETECTRON2_SEMANTICS, sizes, pixels, anchors.
 
-    Strides and pixels are not in the weights. Frozen normalisations with means of 0 tell of a backbone from MSRA's
+    Strides and pixels are not in the weights. Frozen normalizations with means of 0 tell of a backbone from MSRA's
     weights, which strides in its 1x1 convolutions and takes pixels that are not divided; any other is taken for
     torchvision's (`open_questions` says what is taken for granted so). Where the file has pixel_mean and pixel_std,
     these count, and where it has anchors, those.

@@ -65,7 +65,7 @@ def write_state_dict(model: MaskRCNN, path: str | os.PathLike, target: str, rgb:
 
 
 def _frozen_names(model: MaskRCNN, entries: list[Entry]) -> set[str]:
-    """Statistics that never change there, whose normalisations count no batches."""
+    """Statistics that never change there, whose normalizations count no batches."""
     if model.config.backbone_norm != "frozen_bn":
         return set()
     paths = {weight.path for weight in model.backbone.weights}

@@ -46,7 +46,7 @@ class Preset:
 
 _TORCHVISION = "https://download.pytorch.org/models"
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2"
-# Trained with batch normalisation, which hides what the backbone expects, at 1024 pixels.
+# Trained with batch normalization, which hides what the backbone expects, at 1024 pixels.
 _LSJ = {"backbone_stride_in_1x1": True, "image_std": (1.0, 1.0, 1.0), "min_size": 1024, "max_size": 1024}
 
 

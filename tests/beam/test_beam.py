@@ -77,7 +77,7 @@ def test_globs_and_csv_are_read_once_and_failures_set_aside(model, tmp_path):
     for number in range(12):
         (tmp_path / f"{number}.png").write_bytes(encode(picture(60 + 5 * number, 90, number)))
     (tmp_path / "broken.png").write_bytes(encode(picture())[:100])
-    (tmp_path / "notes.png").write_text("not a picture")
+    (tmp_path / "notes.png").write_text("not an image")
     with open(tmp_path / "list.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["id", "uri"], [1, tmp_path / "3.png"], [2, tmp_path / "gone.png"], [3, "nowhere://a.png"]])

@@ -70,7 +70,7 @@ def test_an_evaluation_set_in_tfrecord_is_verified_with_ap(model_dir, tmp_path):
 
 
 def test_tiles_and_augmentation_are_left_out_of_the_comparison(model_dir, tmp_path):
-    """The model would look at this picture in tiles and several times; what is exported looks once."""
+    """The model would look at this image in tiles and several times; what is exported looks once."""
     (tmp_path / "a.png").write_bytes(encode(picture(70, 200, 1)))
     result = run(
         f"--model_dir={model_dir}",
@@ -90,7 +90,7 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
     (tmp_path / "a.tif").write_bytes(encode(picture(), "TIFF"))
     result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path / 'a.tif'}")
     assert result.returncode == 1, result.stderr
-    assert "PAST ITS BOUND: no picture could be compared" in result.stdout
+    assert "PAST ITS BOUND: no image could be compared" in result.stdout
 
 
 @pytest.mark.parametrize(

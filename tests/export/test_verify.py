@@ -94,7 +94,7 @@ def test_each_difference_is_a_problem(artifact, words):
 
 @pytest.mark.parametrize(("moved", "passes"), [(10, True), (11, False)])
 def test_one_in_twenty_may_be_another_where_weights_are_rounded(moved, passes):
-    """200 detections of 100 pictures; NMS keeps another candidate in some."""
+    """200 detections of 100 images; NMS keeps another candidate in some."""
     other = changed(boxes=lambda x: x + np.float32([[0, 0, 9, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
     pictures = [str(i) for i in range(100)]
     report = verify(pictures, reference, lambda p: (other if int(p) < moved else reference)(p), BOUNDS["float16"])
@@ -109,7 +109,7 @@ def test_refused_pictures_are_named_and_prove_nothing():
 
     report = verify(["a.jpg"], reference, artifact, BOUND)
     assert "refused: a.jpg: too large" in report.lines
-    assert report.problems == ("no picture could be compared",)
+    assert report.problems == ("no image could be compared",)
 
 
 def test_lower_ap_is_a_problem():

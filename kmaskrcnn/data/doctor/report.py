@@ -1,4 +1,4 @@
-"""The doctor's report: one HTML page that holds its pictures and charts itself."""
+"""The doctor's report: one HTML page that holds its images and charts itself."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def report_page(examined: Examined, val: Examined | None, config: Config, flag_l
         examined: the training set; val: the validation set, if there is one.
         config: the recipe, whose sizes and anchors are those that the boxes are held against.
         flag_lines: the suggested flagfile, a line each.
-        seed: of the draw of sample pictures.
+        seed: of the draw of sample images.
     """
     body = [f"<h1>Data report: {html.escape(os.path.basename(examined.source) or examined.source)}</h1>"]
     sets = [("training set", examined)] + ([("validation set", val)] if val else [])

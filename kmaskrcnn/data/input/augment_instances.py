@@ -77,12 +77,12 @@ def _mirror(boxes: np.ndarray, axis: int, side: int) -> np.ndarray:
 
 
 def cell_centers(frame: np.ndarray, cells: int, axis: int) -> np.ndarray:
-    """(cells,) coordinates of the centres of a frame's rows (axis 0) or columns (axis 1)."""
+    """(cells,) coordinates of the centers of a frame's rows (axis 0) or columns (axis 1)."""
     return frame[axis] + (np.arange(cells) + 0.5) * ((frame[axis + 2] - frame[axis]) / cells)
 
 
 def _cells_inside(frame: np.ndarray, cells: int, size: tuple[int, int]) -> np.ndarray:
-    """(cells, cells) bool, whether the centre of each cell of a frame lies inside an image of this size."""
+    """(cells, cells) bool, whether the center of each cell of a frame lies inside an image of this size."""
     rows, columns = ((c > 0) & (c < size[a]) for a in (0, 1) for c in [cell_centers(frame, cells, a)])
     return rows[:, None] & columns[None]
 
@@ -118,7 +118,7 @@ def _rotate(instances: Instances, degrees: float, size: tuple[int, int]) -> Inst
     boxes, keep = instances["boxes"].copy(), np.ones(len(frames), bool)
     for i, frame in enumerate(instances["mask_frames"]):
         cells = masks[i].shape[0]
-        # What the window has cut away is not in the picture, wherever it would turn to.
+        # What the window has cut away is not in the image, wherever it would turn to.
         mask = masks[i] * _cells_inside(frame, cells, size)
         tight = mask_box(mask > 0, frame)
         if tight is None:

@@ -145,7 +145,7 @@ def _segmentation(shape: dict[str, Any], height: int, width: int) -> Part:
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     if kind == "rectangle":  # two corners, or all four
         return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    if kind == "circle":  # the centre, and a point on the circle
+    if kind == "circle":  # the center, and a point on the circle
         radius = float(np.hypot(*(points[1] - points[0])))
         return [circle(points[0, 0], points[0, 1], radius, radius)]
     if kind == "mask":  # a PNG of the rectangle between the points, both ends included

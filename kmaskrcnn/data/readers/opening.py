@@ -35,7 +35,7 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
     if annotations == "shapes":
         count = config.data.shapes_images if split == "train" else config.data.shapes_val_images
         folder = local_folder(config.train.model_dir or ".") / "shapes" / split
-        # The two splits are different pictures: the seed of a picture is the seed of its set and its number.
+        # The two splits are different images: the seed of an image is the seed of its set and its number.
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")
     names, renamed = parse_class_names(config.data.class_names), parse_class_map(config.data.class_map)

@@ -33,7 +33,7 @@ DEFECTS: dict[str, Defect] = {
     "duplicate-content": Defect(WARNING, "the same image under two names", "the first is kept"),
     "leak": Defect(ERROR, "a training image is in the validation set too", "left out of the training set"),
     "wrong-file-ending": Defect(NOTE, "the file is of another format than its name says", "kept"),
-    "unusual-pixels": Defect(NOTE, "CMYK, 16 bits, transparency or an animation: colours change on reading", "kept"),
+    "unusual-pixels": Defect(NOTE, "CMYK, 16 bits, transparency or an animation: colors change on reading", "kept"),
     "unlisted-image": Defect(NOTE, "an image file that no record names", "not copied"),
     # Image records.
     "bad-image-record": Defect(ERROR, "an image record without id, size or file name", _OUT),

@@ -123,7 +123,7 @@ def child(step, options, quantize, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", help="a folder that train.py wrote")
+    parser.add_argument("--model_dir", help="a folder that training wrote")
     parser.add_argument("--flagfile", help="settings of a model with random weights")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--quantize", type=lambda text: text.split(","), default=list(QUANTIZE))

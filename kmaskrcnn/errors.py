@@ -16,7 +16,7 @@ class TrainingError(RuntimeError):
 
 
 class WorkerLost(TrainingError):
-    """Another worker died or stalled: nothing is wrong here, and starting all of them again goes on."""
+    """Another worker died or stalled: nothing is wrong here, and starting all of them again resumes the run."""
 
 
 class DataError(ValueError):

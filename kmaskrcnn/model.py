@@ -291,7 +291,7 @@ class MaskRCNN(KerasInterface):
         Args:
             name_or_path: a name in `kmaskrcnn.weights.presets.PRESETS`, hf://OWNER/NAME of a model folder on the
                 Hugging Face Hub, a weight file of torchvision, Detectron2 or matterport, or a model folder of ours.
-            mirror: base address of the files in the place of their own; default: KMASKRCNN_MIRROR, or none.
+            mirror: base address of the files in place of their own; default: KMASKRCNN_MIRROR, or none.
             offline: never touch the network, take what is in the cache; default: KMASKRCNN_OFFLINE.
             **settings: in place of the file's own. Another num_classes keeps everything but the last layers.
 

@@ -77,7 +77,7 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
     source = os.fspath(source)
     if source in (IMAGENET, IMAGENET_V2):
         if source == IMAGENET and name.startswith("resnet") and _strides_in_1x1(backbone_model):
-            tensors = download_resnet(name, f"give the path of a file in the place of {IMAGENET!r}")
+            tensors = download_resnet(name, f"give the path of a file in place of {IMAGENET!r}")
             return assign_tensors(backbone_model, tensors, f"keras.applications {name}", torch_layout=False)
         source = str(published_weights(name, source))
     tensors = read_tensors(source)

@@ -194,7 +194,7 @@ def _name_unreadable(batches: Iterator[list], dataset: CocoDataset, count: int) 
         for index in range(count):
             if reason := dataset.read_problem(index):
                 image = f"image {dataset.image_ids[index]} ({dataset.paths[index]})"
-                advice = "put it right, or take it out of the evaluation set (scores without it do not compare)"
+                advice = "repair it, or remove it from the evaluation set (scores without it do not compare)"
                 raise DataError(f"{image}: {reason}; {advice}") from None
         raise
 

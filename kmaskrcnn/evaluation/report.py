@@ -136,7 +136,7 @@ def _headline(own: _Run, other: _Run | None, evaluation: Evaluation) -> str:
     totals = np.sum([m.counts for m in own.matches], axis=0)
     text = (
         f"{evaluation.images} images, {int(totals[0] + totals[2])} objects. At a score of at least 0.5 and a mask IoU "
-        f"of 0.5: {totals[0]} found, {totals[2]} missed, {totals[1]} false."
+        f"of 0.5: {totals[0]} true positives, {totals[2]} missed, {totals[1]} false positives."
     )
     return f"<p>{text}</p>" + (f"<p>Compared with <b>{html.escape(other.name)}</b>.</p>" if other else "")
 
@@ -163,7 +163,7 @@ def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: E
         parts.append(f"<table><tr>{heads}</tr>{''.join(body)}</table>")
     shares = ", ".join(f"{v:.3f} at {iou}" for iou, v in zip(COUNT_IOUS, evaluation.mask.overlap_scores(), strict=True))
     note = (
-        "COCO's measures: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
+        "COCO metrics: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
         "96<sup>2</sup> and above, by area in pixels; - where there are none. "
         f"Masks above a score of 0.5, TP / (TP + FP + FN): {shares}."
     )
@@ -183,7 +183,7 @@ def _curves_section(own: _Run, other: _Run | None) -> str:
     drawings = [figures.precision_recall_by_iou(runs)]
     if len(own.mask.class_ap) > 1:
         drawings.append(figures.precision_recall_by_class(own.mask))
-    captions = ("Masks, mean over the classes.", "Masks at IoU 0.5, the classes of lowest precision first.")
+    captions = ("Masks, mean over the classes.", "Masks at IoU 0.5, classes of lowest precision first.")
     return _row(_figure(_svg(d), c) for d, c in zip(drawings, captions, strict=False))
 
 
@@ -192,15 +192,15 @@ def _confusion_section(own: _Run, labels: Labels, dataset: CocoDataset) -> str:
     matrix = confusion_matrix(own.matches, dataset.category_ids)
     drawing = figures.confusion(matrix, [names[i] for i in dataset.category_ids])
     caption = (
-        "Masks of a score of at least 0.5 and the objects that they cover with an IoU of at least 0.5, whatever the "
-        "class. Last row: found where nothing is; last column: missed."
+        "Masks with a score of at least 0.5 and the objects that they match with an IoU of at least 0.5, of any "
+        "class. Last row: false positives on the background; last column: missed objects."
     )
     return _row([_figure(_svg(drawing), caption)])
 
 
 def _calibration_section(own: _Run, other: _Run | None) -> str:
     runs = [(run.name, calibration(run.matches)) for run in (own, other) if run]
-    caption = "Of the masks of a score, the share that is an object (IoU 0.5); bars: how many. Error: the mean gap."
+    caption = "Share of masks at each score that match an object (IoU 0.5); bars: how many. Error: expected calibration error."
     return _row([_figure(_svg(figures.reliability(runs)), caption)])
 
 
@@ -211,7 +211,7 @@ def _gallery(run: _Run, indices: Sequence[int], dataset: CocoDataset, progress: 
 
 
 def _key() -> str:
-    names = ((_RIGHT, "right"), (_FALSE, "false, or of a wrong class"), (_MISSED, "missed"))
+    names = ((_RIGHT, "correct"), (_FALSE, "false positive, or wrong class"), (_MISSED, "missed"))
     return "<p>" + "".join(f'<span class="key" style="background:rgb{c}"></span>{n}' for c, n in names) + "</p>"
 
 
@@ -223,7 +223,7 @@ def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Pr
     picture.save(data, "JPEG", quality=85)
     progress.step()
     right, false, missed = image.counts
-    text = f"{title}{image.image['file_name']}: {right} right, {false} false, {missed} missed"
+    text = f"{title}{image.image['file_name']}: {right} correct, {false} false, {missed} missed"
     return _figure(_data_url("image/jpeg", data.getvalue()), text)
 
 

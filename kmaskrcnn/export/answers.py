@@ -28,7 +28,7 @@ Picture = str | os.PathLike | bytes
 
 
 class ServingError(RuntimeError):
-    """The server cannot be reached, refused the request, or gave an answer that makes no sense."""
+    """The server cannot be reached, refused the request, or gave an invalid answer."""
 
 
 class ServingTimeoutError(ServingError):
@@ -60,7 +60,7 @@ def unpack_masks(png: bytes, count: int) -> np.ndarray:
                 raise ValueError(f"a PNG of {width} x {height} for {count} masks")
             pixels = np.asarray(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"masks that are no PNG ({error})") from None
+        raise ValueError(f"masks that are not a PNG ({error})") from None
     return pixels[: count * width].reshape(count, width, width).astype(np.float32) / 255
 
 
@@ -74,7 +74,7 @@ def checked(outputs: Mapping[str, Any], count: int, labels: Labels) -> dict[str,
         try:
             found = np.asarray(outputs[name], np.float32)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{name} is no array of numbers") from None
+            raise ValueError(f"{name} is not an array of numbers") from None
         if found.size == 0 and 0 in shape:
             return np.zeros([1 if want is None else want for want in shape], np.float32)
         fits = found.ndim == len(shape) and all(w in (None, g) for w, g in zip(shape, found.shape, strict=True))

@@ -118,7 +118,7 @@ class Client:
         try:
             outputs = checked(outputs, len(images), self.labels)
         except ValueError as error:
-            raise ServingError(f"an answer that makes no sense: {error}") from None
+            raise ServingError(f"an invalid answer: {error}") from None
         return to_predictions(outputs, outputs[SIZES].astype(np.int64).tolist(), self.labels, self.mask_paste)
 
 
@@ -189,7 +189,7 @@ class RestClient(Client):
             return self._outputs(json.loads(data), len(images))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise ServingError(f"{self.url}: an answer that makes no sense ({reason})") from None
+            raise ServingError(f"{self.url}: an invalid answer ({reason})") from None
 
     def _outputs(self, answer: Any, count: int) -> Mapping[str, Any]:
         if self.layout == "column":
@@ -267,7 +267,7 @@ class GrpcClient(Client):
                 raise ServerBusyError(message) from None
             raise ServingError(message) from None
         except ValueError as error:
-            raise ServingError(f"{self.target}: an answer that makes no sense ({error})") from None
+            raise ServingError(f"{self.target}: an invalid answer ({error})") from None
 
     def close(self) -> None:
         """Close the channel."""

@@ -64,7 +64,7 @@ class Report:
     verdict: str
 
     def __str__(self) -> str:
-        problems = (f"PAST ITS BOUND: {problem}" for problem in self.problems)
+        problems = (f"OUT OF BOUNDS: {problem}" for problem in self.problems)
         return "\n".join((*self.lines, *problems, f"verdict                    {self.verdict}"))
 
 
@@ -157,7 +157,7 @@ def verify(
     if seconds[0]:
         own, other = (statistics.median(s) * 1000 for s in seconds)
         lines.append(
-            f"milliseconds an image      {own:.0f} in the model, {other:.0f} exported (median, files included)"
+            f"milliseconds per image      {own:.0f} in the model, {other:.0f} exported (median, files included)"
         )
     lines += [f"refused: {line}" for line in refused]
     if not differences.images:
@@ -201,8 +201,8 @@ def _judge(d: Differences, bounds: Bounds) -> tuple[list[str], list[str]]:
     if not d.expected:
         return lines, []
     share = matched / d.expected
-    lines.append(f"found again                {matched} ({share:.1%}), at least {bounds.matched:.0%}")
-    problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are found again"]
+    lines.append(f"matched                    {matched} ({share:.1%}), at least {bounds.matched:.0%}")
+    problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are matched"]
     for name, values, bound in (
         ("box (share of side)", d.box, bounds.box),
         ("score", d.score, bounds.score),

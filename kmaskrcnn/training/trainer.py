@@ -365,7 +365,7 @@ class Trainer:
 
     def _say_stopped(self, step: int) -> None:
         name = signal.Signals(self._signals.number).name if self._signals.number else "a signal to another worker"
-        self._say(f"{name}: saved step {step} in {self.directory}; the same command goes on from there")
+        self._say(f"{name}: saved step {step} in {self.directory}; the same command resumes from there")
 
     def _say(self, line: str) -> None:
         if self.cluster.is_chief:

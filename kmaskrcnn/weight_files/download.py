@@ -69,7 +69,7 @@ def fetch(file: Published, mirror: str | None = None, offline: bool | None = Non
 
     Args:
         file: which.
-        mirror: base address in the place of https://HOST in the file's own; default: KMASKRCNN_MIRROR, or none.
+        mirror: base address in place of https://HOST in the file's own; default: KMASKRCNN_MIRROR, or none.
         offline: never touch the network; default: KMASKRCNN_OFFLINE.
 
     Raises:
@@ -158,7 +158,7 @@ def _download(url: str, path: Path, file: Published) -> None:
         except ValueError as error:
             if isinstance(error, WeightsError):
                 raise
-            raise WeightsError(f"{url}: is no address to download from ({reason(error)})") from None
+            raise WeightsError(f"{url}: is not a URL to download from ({reason(error)})") from None
         except urllib.error.HTTPError as error:
             with error:
                 raise WeightsError(f"{url}: the server answers {error.code} {reason(error.reason)}{advice}") from None
@@ -174,7 +174,7 @@ def _download(url: str, path: Path, file: Published) -> None:
     else:
         whole = False
     if not whole:
-        kept = f" ({part.stat().st_size} bytes are kept to go on from)" if part.exists() else ""
+        kept = f" ({part.stat().st_size} bytes are kept to resume from)" if part.exists() else ""
         raise WeightsError(f"{url}: cannot be downloaded, {problem or 'the connection is cut'}{kept}{advice}")
     found = sha256_of(part)
     about.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ class _StorageType(NamedTuple):
 
 
 class StandIn(_Sealed):
-    """What is in the place of an array until `to_array(budget)`."""
+    """What is in place of an array until `to_array(budget)`."""
 
     __slots__ = ()
 
@@ -247,7 +247,7 @@ class _Passed:
 
 
 class _Dict(dict):
-    """In the place of dict's subclasses; PyTorch sets an attribute of an OrderedDict, which is ignored."""
+    """In place of dict's subclasses; PyTorch sets an attribute of an OrderedDict, which is ignored."""
 
     __slots__ = ()
 
@@ -347,7 +347,7 @@ class TensorUnpickler(pickle._Unpickler):
         return storage
 
     def load_checked(self) -> Any:
-        """The object, with stand-ins in the place of arrays."""
+        """The object, with stand-ins in place of arrays."""
         try:
             return self.load()
         except WeightsError:

@@ -132,7 +132,7 @@ def import_file(
     loading: dict[str, Any] = {"new_classes": "num_classes" in settings, **fresh, **(options or {})}
     for name in options or ():
         if name not in importer.options:
-            raise WeightsError(f"{path}: {name} is no option for files of {file_format}")
+            raise WeightsError(f"{path}: {name} is not an option for files of {file_format}")
     if preset is not None:
         told |= preset.settings
         loading = {**preset.options, **loading}

@@ -105,7 +105,7 @@ def test_globs_and_csv_are_read_once_and_failures_set_aside(model, tmp_path):
     assert "cannot be read" in failures["a.png"]
     count = sum(len(r["annotations"]) for r in records)
     assert f"12 images, {count} detections, 4 unreadable" in result.stdout
-    assert "milliseconds an image: mean" in result.stdout
+    assert "milliseconds per image: mean" in result.stdout
     again = run(f"--model={saved_model}", f"--input={tmp_path}/*.png", f"--output={output}")
     assert again.returncode == 2
     assert "holds the results of another run" in again.stderr

@@ -82,9 +82,9 @@ def test_order_and_weak_detections_do_not_count():
         (changed(scores=lambda x: x - np.float32(0.01)), "score differs by 1.00e-02"),
         (changed(mask_probabilities=lambda x: x * np.float32(0.9)), "mask probability differs by"),
         (changed(mask_probabilities=lambda x: x * np.nan), "mask probability differs by inf"),
-        (changed(classes=lambda x: x[::-1]), "only 50.0% of the model's detections are found again"),
-        (lambda path: reference(path).above(0.7), "only 50.0% of the model's detections are found again"),
-        (lambda path: reference(path).above(1.0), "only 0.0% of the model's detections are found again"),
+        (changed(classes=lambda x: x[::-1]), "only 50.0% of the model's detections are matched"),
+        (lambda path: reference(path).above(0.7), "only 50.0% of the model's detections are matched"),
+        (lambda path: reference(path).above(1.0), "only 0.0% of the model's detections are matched"),
     ],
 )
 def test_each_difference_is_a_problem(artifact, words):

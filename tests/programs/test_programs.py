@@ -200,7 +200,7 @@ def test_predict_on_a_video(trained, tmp_path):
         ("train.py", ["--model_dir={tmp}", "--train_annotations=/no/such.json"], "/no/such.json"),
         ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--num_classes=7"], "the training set has 4"),
         ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--init_weights=no.pth"], "no.pth"),
-        ("evaluate.py", ["--model_dir={tmp}"], "is no model folder"),
+        ("evaluate.py", ["--model_dir={tmp}"], "is not a model folder"),
         (
             "predict.py",
             ["--output={tmp}/o", "--input=docs", "--offline"],

@@ -85,7 +85,7 @@ def test_a_worker_that_dies_or_stalls_ends_the_others_and_all_go_on(tmp_path, nu
     output = _end(process, 76)
     assert time.monotonic() - start < 90
     assert "error: " in output
-    assert "again to go on from the newest checkpoint" in output
+    assert "again to resume from the newest checkpoint" in output
     again = _start(tmp_path / "model", *flags)
     for line in again.stdout:
         if line.startswith("step "):

@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face Hub, with its library in the place of its server."""
+"""Model folders on the Hugging Face Hub, with its library in place of its server."""
 
 import pathlib
 import sys
@@ -57,7 +57,7 @@ def test_push_leaves_checkpoints_and_logs_at_home(library, tmp_path, monkeypatch
     assert library.calls[0] == ("create", "owner/cells", {"private": True, "exist_ok": True})
     assert "best.weights.h5" in library.calls[1][2]["allow_patterns"]
     assert not any("metrics" in pattern for pattern in library.calls[1][2]["allow_patterns"])
-    with pytest.raises(WeightsError, match="is no model folder"):
+    with pytest.raises(WeightsError, match="is not a model folder"):
         hub.push(pathlib.Path("docs"), "hf://owner/cells")
     monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
     with pytest.raises(WeightsError, match="the network is off"):

@@ -113,9 +113,9 @@ def _charts(statistics: Statistics) -> str:
             ),
         ),
         (
-            "Objects an image",
+            "Objects per image",
             histogram(
-                statistics.per_image, np.arange(0, most + step + 1, step), "objects an image", "objects in an image"
+                statistics.per_image, np.arange(0, most + step + 1, step), "objects per image", "objects in an image"
             ),
         ),
         (

@@ -81,7 +81,7 @@ def _recognize_folder(path: str) -> str:
             raise DataError(f"{path}: name the file in it, such as {os.path.join(path, name)}")
     if is_mask_folder(path):
         return "masks"
-    raise DataError(f"{path}: not a form of data set that is known ({', '.join(FORMATS)}); data_format forces one")
+    raise DataError(f"{path}: not a known data set format ({', '.join(FORMATS)}); data_format forces one")
 
 
 def read_raw(

@@ -23,21 +23,21 @@ DEFECTS: dict[str, Defect] = {
     # Image files.
     "missing-image": Defect(ERROR, "the image file is missing", _OUT),
     "empty-image-file": Defect(ERROR, "the image file is empty", _OUT),
-    "not-an-image": Defect(ERROR, "the file is no image that can be read", _OUT),
+    "not-an-image": Defect(ERROR, "the file is not a readable image", _OUT),
     "truncated-image": Defect(ERROR, "the image file is cut short or damaged", _OUT),
     "huge-image": Defect(ERROR, "an image of more pixels than can be handled", _OUT),
-    "unreadable-pixels": Defect(ERROR, "pixels of a kind that has no sure reading as 8-bit RGB", _OUT),
-    "image-size-differs": Defect(ERROR, "the image has another size than the annotations say", _OUT),
-    "other-file-name": Defect(WARNING, "the file name is spelled otherwise on disk", "the name of the file"),
-    "exif-rotation": Defect(WARNING, "an EXIF orientation turns the image in some programs only", "stored upright"),
+    "unreadable-pixels": Defect(ERROR, "a pixel format without one clear conversion to 8-bit RGB", _OUT),
+    "image-size-differs": Defect(ERROR, "the image size differs from the annotations", _OUT),
+    "other-file-name": Defect(WARNING, "the file name is spelled differently on disk", "the name of the file"),
+    "exif-rotation": Defect(WARNING, "an EXIF orientation, which only some programs apply", "stored upright"),
     "duplicate-content": Defect(WARNING, "the same image under two names", "the first is kept"),
     "leak": Defect(ERROR, "a training image is in the validation set too", "left out of the training set"),
-    "wrong-file-ending": Defect(NOTE, "the file is of another format than its name says", "kept"),
+    "wrong-file-ending": Defect(NOTE, "the file format differs from the file extension", "kept"),
     "unusual-pixels": Defect(NOTE, "CMYK, 16 bits, transparency or an animation: colors change on reading", "kept"),
     "unlisted-image": Defect(NOTE, "an image file that no record names", "not copied"),
     # Image records.
     "bad-image-record": Defect(ERROR, "an image record without id, size or file name", _OUT),
-    "unusable-id": Defect(ERROR, "an id that is no integer of 64 bits", "a new id"),
+    "unusable-id": Defect(ERROR, "an id that is not a 64-bit integer", "a new id"),
     "duplicate-image-id": Defect(ERROR, "two image records with one id", "the first is kept"),
     "duplicate-file-name": Defect(WARNING, "two image records of one file", "the first takes all objects"),
     "image-without-objects": Defect(NOTE, "an image without objects (a valid negative)", "kept"),
@@ -45,7 +45,7 @@ DEFECTS: dict[str, Defect] = {
     "bad-category": Defect(ERROR, "a category without id or name", _OUT),
     "duplicate-category-id": Defect(ERROR, "two categories with one id", "the first is kept"),
     "duplicate-category-name": Defect(WARNING, "two categories with one name", "joined"),
-    "similar-category-names": Defect(WARNING, "names that differ in case or blanks only", "kept; join with class_map"),
+    "similar-category-names": Defect(WARNING, "names that differ only in case or spaces", "kept; merge with class_map"),
     "unused-category": Defect(NOTE, "a category without objects", "kept"),
     # Annotations.
     "bad-annotation-record": Defect(ERROR, "an annotation without an id, or no record at all", _OUT),
@@ -53,15 +53,15 @@ DEFECTS: dict[str, Defect] = {
     "unknown-image": Defect(ERROR, "an annotation of an image that is not listed", _OUT),
     "unknown-category": Defect(ERROR, "an annotation of a category that is not listed", _OUT),
     "unknown-class": Defect(ERROR, "an object of a class that is not among the class names", _OUT),
-    "bad-iscrowd": Defect(ERROR, "iscrowd is neither 0 nor 1", "taken for 0"),
+    "bad-iscrowd": Defect(ERROR, "iscrowd is neither 0 nor 1", "read as 0"),
     "crowd": Defect(NOTE, "a crowd region: counts neither for nor against a detection", "kept"),
     # Boxes.
     "bad-box": Defect(ERROR, "the box is not four finite numbers", "the mask's box"),
     "box-without-area": Defect(ERROR, "the box has no width or height", "the mask's box"),
     "box-outside": Defect(ERROR, "the box lies outside the image", "the mask's box"),
-    "box-over-border": Defect(WARNING, "the box sticks out of the image", "clipped"),
-    "box-as-corners": Defect(ERROR, "the box is x0, y0, x1, y1 in place of x, y, width, height", "the mask's box"),
-    "box-as-shares": Defect(ERROR, "the box is in shares of the image in place of pixels", "the mask's box"),
+    "box-over-border": Defect(WARNING, "the box extends beyond the image", "clipped"),
+    "box-as-corners": Defect(ERROR, "the box is x0, y0, x1, y1 instead of x, y, width, height", "the mask's box"),
+    "box-as-shares": Defect(ERROR, "the box is in fractions of the image instead of pixels", "the mask's box"),
     "box-mask-differ": Defect(WARNING, "the box does not fit the mask", "the mask's box"),
     # Masks.
     "no-segmentation": Defect(ERROR, "there is no mask", _OUT),
@@ -75,18 +75,18 @@ DEFECTS: dict[str, Defect] = {
     "long-polygon": Defect(ERROR, "a polygon whose outline is too long to be drawn", _OUT),
     "crossing-polygon": Defect(WARNING, "a polygon that crosses itself", "stored as the mask that is drawn"),
     "polygon-over-border": Defect(
-        WARNING, "a polygon that sticks out of the image", "stored as the mask that is drawn"
+        WARNING, "a polygon that extends beyond the image", "stored as the mask that is drawn"
     ),
     "mask-outside": Defect(ERROR, "a mask that lies outside the image", _OUT),
-    "rle-size-differs": Defect(ERROR, "a run-length mask of another size than its image", _OUT),
+    "rle-size-differs": Defect(ERROR, "a run-length mask whose size differs from its image", _OUT),
     "bad-rle": Defect(ERROR, "a run-length mask that cannot be read", _OUT),
     "empty-mask": Defect(ERROR, "a mask without a pixel", _OUT),
     "tiny-mask": Defect(WARNING, "a mask of fewer than 4 pixels", "kept"),
     "area-differs": Defect(WARNING, "the stated area is not the mask's", "the mask's area"),
     "duplicate-instance": Defect(WARNING, "the same object twice", "the first is kept"),
     # What a reader could not make sense of.
-    "smooth-mask": Defect(ERROR, "a mask file with gray edges in place of one value an object", _OUT),
-    "unreadable-record": Defect(ERROR, "a record that the reader of this form cannot use", _OUT),
+    "smooth-mask": Defect(ERROR, "a mask file with gray edges instead of one value per object", _OUT),
+    "unreadable-record": Defect(ERROR, "a record that the reader of this format cannot use", _OUT),
 }
 
 

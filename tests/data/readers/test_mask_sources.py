@@ -66,7 +66,7 @@ def test_a_group_of_any_shapes_is_one_object(tmp_path, kinds):
 def test_a_group_that_is_no_number_is_named(tmp_path, group):
     _image(tmp_path / "a.png")
     _labelme(tmp_path, [_polygon(5, group), _polygon(40)])
-    with pytest.raises(DataError, match=r"x\.json: shapes\[0\] \(a\): group_id .* is no number"):
+    with pytest.raises(DataError, match=r"x\.json: shapes\[0\] \(a\): group_id .* is not a number"):
         load_dataset(tmp_path)
 
 

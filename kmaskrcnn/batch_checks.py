@@ -23,7 +23,7 @@ def check_dataset(x: Any, y: Any, config: ModelConfig, options: Mapping[str, Any
     """Check the data that `fit` or `evaluate` was given by their first batch.
 
     Args:
-        x, y: as of `fit`.
+        x, y: as for `fit`.
         config: of the model.
         options: the other keywords of `fit`.
 

@@ -12,7 +12,7 @@ LOCK = "training.lock"
 
 
 class TrainingError(RuntimeError):
-    """Training cannot start or go on. The message names the folder, the flag or the images, and what to do."""
+    """Training cannot start or continue. The message names the folder, the flag or the images, and what to do."""
 
 
 class WorkerLost(TrainingError):
@@ -20,7 +20,7 @@ class WorkerLost(TrainingError):
 
 
 class DataError(ValueError):
-    """Input data that cannot be trained on. The message has one line a problem, naming the file and the record."""
+    """Input data that cannot be used. The message has one line per problem, with the file and the record."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))

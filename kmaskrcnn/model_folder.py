@@ -126,8 +126,8 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
     """Open a model folder, or one weights file in it.
 
     Args:
-        path: what `train.py --model_dir` named, or a .weights.h5 file that lies there.
-        which: "best", by evaluation, or "last"; where there is no best, the last. Of no account with a file.
+        path: the --model_dir of training, or a .weights.h5 file in it.
+        which: "best", by evaluation, or "last"; if there is no best, the last. Ignored if path is a file.
         **settings: replace those of config.json, such as max_detections or dtype.
 
     Returns:

@@ -263,7 +263,7 @@ def decode_file(
 
     Args:
         path: the file, local or behind tf.io.gfile.
-        by_pillow, orientation: as of `decode_contents`.
+        by_pillow, orientation: as for `decode_contents`.
         span: (2,) int64 offset and length of the image in the file, as `CocoDataset.spans`; default: all of it.
     """
     if span is None:
@@ -295,7 +295,7 @@ def load_pixels(data: bytes, turn: int | None = None) -> np.ndarray:
 
 
 def load_image(path: str) -> np.ndarray:
-    """Read an image for prediction: (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+    """Read an image for prediction: (H, W, 3) uint8 RGB, rotated upright by its EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -49,15 +49,15 @@ def to_uint8(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One image as the evaluation sees it.
+    """One image, resized and padded as for evaluation.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        config: as of `evaluation_dataset`.
+        config: as for `evaluation_dataset`.
 
     Returns:
         The padded image (H', W', 3) uint8, the height and width (2,) int32 of its valid part, and the scales (2,)
-        float32, network pixels a pixel of the image.
+        float32, network pixels per pixel of the image.
 
     Raises:
         ValueError: not (H, W, 3) uint8.

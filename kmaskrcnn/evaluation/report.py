@@ -66,24 +66,24 @@ def write_report(
     compare: str | Path = "",
     read: Iterable[str | Path] = (),
 ) -> Path:
-    """Write report.html, with results.json and scores.json, so that another report can compare with this one.
+    """Write report.html, and results.json and scores.json, with which another report can compare.
 
     Args:
-        directory: the folder; made where it is not there.
-        evaluation: what `evaluate` gave.
-        dataset: what it was scored on.
-        labels: of the model.
-        name: of the run.
-        max_detections: as of `score`.
+        directory: the folder; created if necessary.
+        evaluation: the result of `evaluate`.
+        dataset: the data set that was evaluated.
+        labels: class names and COCO ids of the model.
+        name: name of the run.
+        max_detections: as for `score`.
         compare: folder with the results.json of another run on the same data set; empty: none.
         read: files that were read besides the images, such as the annotations; no output replaces them.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         ConfigError: there are no results to compare with, or they are of other images.
-        OutputError: a file is in the way that an earlier evaluation did not write.
+        OutputError: a file exists that an earlier evaluation did not write.
     """
     compared = Path(compare) / "results.json"
     read = [*dataset.paths, *read, *([compared] if compare else [])]
@@ -200,7 +200,7 @@ def _confusion_section(own: _Run, labels: Labels, dataset: CocoDataset) -> str:
 
 def _calibration_section(own: _Run, other: _Run | None) -> str:
     runs = [(run.name, calibration(run.matches)) for run in (own, other) if run]
-    caption = "Share of masks at each score that match an object (IoU 0.5); bars: how many. Error: expected calibration error."
+    caption = "Share of masks by score that match an object (IoU 0.5); bars: count; error: expected calibration error."
     return _row([_figure(_svg(figures.reliability(runs)), caption)])
 
 
@@ -228,7 +228,7 @@ def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Pr
 
 
 def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str]) -> Image.Image:
-    """An image with its errors: false finds and missed objects with their names, right ones without."""
+    """An image with its errors: false positives and missed objects with their names, true positives without."""
     rows = []
     for i in np.flatnonzero(image.shown):
         result = image.results[i]

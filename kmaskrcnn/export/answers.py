@@ -32,14 +32,14 @@ class ServingError(RuntimeError):
 
 
 class ServingTimeoutError(ServingError):
-    """There was no whole answer within the time."""
+    """There was no complete answer within the timeout."""
 
 
 class ServerBusyError(ServingError):
-    """The server takes no more requests at the moment, or is away; the same request may succeed later.
+    """The server is overloaded or cannot be reached; the same request may succeed later.
 
     Attributes:
-        retry_after: seconds to wait that the server asked for; None: it did not.
+        retry_after: seconds that the server asked to wait; None: it did not say.
     """
 
     def __init__(self, message: str, retry_after: float | None = None):

@@ -24,14 +24,14 @@ class LiteRTGpuClient:
     """The three graphs of a .tflite for the GPU, and the host's steps between them. One call at a time, in any thread.
 
     Args:
-        path: of the file; labels and settings are read from inside it.
+        path: path of the file; labels and settings are read from it.
         accelerator: "gpu" needs LiteRT's accelerator and a driver; "cpu" runs the same graphs in XNNPACK.
-        threads: of the CPU.
-        float32: compute in float32 on the GPU, too; False lets it take float16.
+        threads: CPU threads.
+        float32: compute in float32 on the GPU too; False allows float16.
 
     Raises:
-        ValueError: the file holds no graphs of ours for the GPU.
-        RuntimeError: the accelerator cannot be had.
+        ValueError: the file was not exported with --format=tflite_gpu.
+        RuntimeError: the accelerator is not available.
     """
 
     def __init__(

@@ -23,16 +23,16 @@ from kmaskrcnn.results.prediction import Prediction
 
 
 class LiteRTClient:
-    """A .tflite file of ours in the LiteRT runtime (`pip install ai-edge-litert`).
+    """A .tflite file of `kmaskrcnn export` in the LiteRT runtime (`pip install ai-edge-litert`).
 
     One client may be called from several threads; its calls then run one after the other, each on `threads` cores.
 
     Args:
-        path: of the file; labels and the size of the input are read from inside it.
-        threads: of the runtime.
+        path: path of the file; labels and the size of the input are read from it.
+        threads: threads of the runtime.
 
     Raises:
-        ValueError: the file holds no metadata of ours, or was exported before images had a shape of their own.
+        ValueError: the file has no kmaskrcnn metadata, or no input `image_shape`: export it again.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 2):
@@ -62,8 +62,8 @@ class LiteRTClient:
 
         Args:
             images: (height, width, 3) or (1, height, width, 3) uint8.
-            image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: all of
-                the input is image.
+            image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: those
+                of the input.
         """
         images = images.reshape(1, self.height, self.width, 3)
         shape = np.array([image_shape or (self.height, self.width)], np.int32)
@@ -107,7 +107,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def letterbox(
     pixels: np.ndarray, height: int, width: int, pad_value: Sequence[int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Scale an image (H, W, 3) uint8 to fit, put it top left, fill the rest.
+    """Scale an image (H, W, 3) uint8 to fit, put it in the top left corner, pad the rest.
 
     Returns:
         The input (height, width, 3) uint8, and the height and width of the image in it.

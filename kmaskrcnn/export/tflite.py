@@ -85,8 +85,8 @@ def convert(
         calibration_images: (height, width, 3) uint8, for int8: the ranges of the activations are taken from them.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, or int8 without images of that size.
-        ExportError: the graph needs an operation that is not builtin.
+        ConfigError: a size that is not a multiple of 32, or int8 without images of that size.
+        ExportError: the graph needs an operator that is not builtin.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)}")

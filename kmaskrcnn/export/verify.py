@@ -1,4 +1,4 @@
-"""An exported artifact beside the model that it came from, on real images."""
+"""An exported model compared with the original, on real images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome: lines of a table, what is past its bound, and whether the artifact can be used all the same."""
+    """The outcome: lines of a table, what exceeds its bound, and whether the artifact can be used nevertheless."""
 
     lines: tuple[str, ...]
     problems: tuple[str, ...]

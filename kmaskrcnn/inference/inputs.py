@@ -32,7 +32,7 @@ def find_inputs(
         left_out: extended by the files left out, if given.
 
     Returns:
-        (path, name) in order, each file once; names as of `kmaskrcnn.outputs.output_names`.
+        (path, name) in order, each file once; names as for `kmaskrcnn.outputs.output_names`.
 
     Raises:
         ConfigError: one of the inputs names no image.

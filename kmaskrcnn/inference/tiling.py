@@ -59,7 +59,7 @@ def predict_tiles(
         nms_iou: of two objects of a class with boxes of a higher IoU the better one is kept.
 
     Returns:
-        The objects by falling score, their masks in `pasted`.
+        The objects by decreasing score, their masks in `pasted`.
     """
     height, width = image.shape[:2]
     corners = [(y, x) for y in tile_starts(height, size, overlap) for x in tile_starts(width, size, overlap)]
@@ -167,7 +167,7 @@ def _merge(group: list[_View]) -> _View:
 
 
 def _without_pieces(objects: list[_View], nms_iou: float) -> list[_View]:
-    """Objects by falling score, without those that cut views of others left over and without duplicates."""
+    """Objects by decreasing score, without those that cut views of others left over and without duplicates."""
     objects = sorted(objects, key=lambda o: -o.score)
     if not objects:
         return []

@@ -124,7 +124,7 @@ def merge_boxes(
         iou: boxes of a class with a higher IoU than this, from different views, are one object.
 
     Returns:
-        boxes (K, 4), scores (K,), classes (K,), by falling score.
+        boxes (K, 4), scores (K,), classes (K,), by decreasing score.
     """
     boxes, scores, classes = (np.concatenate([view[i] for view in found]) for i in range(3))
     owners = np.repeat(np.arange(len(found)), [len(view[1]) for view in found])

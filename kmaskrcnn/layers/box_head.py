@@ -208,7 +208,7 @@ def detect_boxes(
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
         config: score_threshold, nms_iou, class_agnostic_nms, max_detections.
-        static_shapes: as of `multiclass_nms`.
+        static_shapes: as for `multiclass_nms`.
 
     Returns:
         boxes (B, D, 4), scores (B, D), classes (B, D) with 0 in empty rows, number of detections (B,).

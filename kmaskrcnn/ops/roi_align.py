@@ -180,7 +180,7 @@ def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
 
 
 def _table_and_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as of `_taps`."""
+    """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as for `_taps`."""
     options = (inputs.output_size, inputs.sampling_ratio, inputs.aligned)
     return _table(inputs.features), *_taps(ops.stop_gradient(inputs.boxes), *_own_map(inputs), *options)
 
@@ -239,7 +239,7 @@ def roi_align_lookup(inputs: RoIAlignInputs) -> Tensor:
 
 
 def roi_align_crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
-    """RoIAlign with `tf.image.crop_and_resize`, for TensorFlow outside XLA. Result as of `roi_align_gather`.
+    """RoIAlign with `tf.image.crop_and_resize`, for TensorFlow outside XLA. Result as for `roi_align_gather`.
 
     The RoIs are divided by map, so that each is computed once, and put back in order. With sampling ratio 0 the grid
     differs from RoI to RoI, and pooling is the product with the sparse matrix of which the gradient is made.

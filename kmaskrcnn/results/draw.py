@@ -39,14 +39,14 @@ def draw_instances(
     Args:
         image: (H, W, 3) uint8.
         boxes: (N, 4) yxyx pixels, the best first: it is drawn last.
-        masks: (N, M, M) probabilities over each box, or masks of the image's own size.
-        captions: N lines of text; default: none. One is left out where its object is too small for it, or where there
-            is no room between those of better objects.
+        masks: (N, M, M) probabilities over each box, or masks at the size of the image.
+        captions: N lines of text; default: none. A caption is left out if its object is too small for it, or if those
+            of better objects leave no room.
         colors: N RGB colors; default: `instance_color`.
-        font: file of the font of the captions; empty: an installed one that has their characters.
+        font: font file for the captions; empty: an installed font that has their characters.
 
     Returns:
-        The image, enlarged by a whole factor where it is small.
+        The image; a small one is enlarged by a whole factor.
     """
     factor = max(1, -(-_LEAST_SIDE // max(image.shape[:2])))
     height, width = (side * factor for side in image.shape[:2])

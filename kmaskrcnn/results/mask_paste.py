@@ -70,7 +70,7 @@ def paste_window(
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int, method: str = "pixel_centers") -> np.ndarray:
-    """The mask of one instance at full size, (height, width) bool; arguments as of `paste_window`."""
+    """The mask of one instance at full size, (height, width) bool; arguments as for `paste_window`."""
     window, top, left = paste_window(mask, box, height, width, method)
     image = np.zeros((height, width), bool)
     image[top : top + window.shape[0], left : left + window.shape[1]] = window

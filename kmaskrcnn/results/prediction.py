@@ -25,21 +25,22 @@ _NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The objects found in one image, by falling score.
+    """The objects found in one image, by decreasing score.
 
     Attributes:
-        height, width: of the image.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
         boxes: (N, 4) float32 yxyx pixels of the image.
         scores: (N,) float32.
         classes: (N,) int32 in 1..C.
         mask_probabilities: (N, M, M) float32 over each box; None where `pasted` is given.
         labels: names and COCO ids of the classes.
-        mask_paste: how masks are pasted, as of `kmaskrcnn.results.mask_paste.paste_window`.
-        image: (height, width, 3) uint8, where `Predictor.predict` was given an image.
-        pasted: masks at the image's size, where objects were put together from tiles.
-        track_ids: (N,) int32 ids of the objects over a video, where it was tracked; -1 for one without a track.
+        mask_paste: how masks are pasted, as for `kmaskrcnn.results.mask_paste.paste_window`.
+        image: (height, width, 3) uint8, if it comes from `Predictor.predict`.
+        pasted: masks at the size of the image, if objects were merged from tiles.
+        track_ids: (N,) int32 ids of the objects in a tracked video; -1 for one without a track.
 
-    A notebook shows the image with a table of the objects.
+    Jupyter notebooks display the image with a table of the objects.
     """
 
     height: int
@@ -63,7 +64,7 @@ class Prediction:
         return [self.labels.class_names[c - 1] for c in self.classes]
 
     def window(self, index: int) -> Window:
-        """The mask of one object as a part of the image: (h, w) bool, and the y and x of its top left pixel."""
+        """The mask of one object as a window of the image: (h, w) bool, and the y and x of its top left pixel."""
         if self.pasted is not None:
             return self.pasted.window(index)
         mask, box = self.mask_probabilities[index], self.boxes[index]
@@ -81,7 +82,7 @@ class Prediction:
         return np.array([np.count_nonzero(self.window(i)[0]) for i in range(len(self))], np.int64)
 
     def instance_mask(self) -> np.ndarray:
-        """(height, width) int32: 0 where there is no object, else its index + 1; the higher score covers the lower."""
+        """(height, width) int32: 0 for the background, else index + 1 of the object; higher scores on top."""
         numbers = np.zeros((self.height, self.width), np.int32)
         for index in reversed(range(len(self))):
             window, top, left = self.window(index)
@@ -89,7 +90,7 @@ class Prediction:
         return numbers
 
     def take(self, rows: np.ndarray) -> Prediction:
-        """The objects at an array of indices, or where an array of bool is set."""
+        """The objects selected by an array of indices, or of bool."""
         fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted", "track_ids")
         values = {name: getattr(self, name) for name in fields}
         return dataclasses.replace(self, **{n: None if v is None else v[rows] for n, v in values.items()})
@@ -99,15 +100,15 @@ class Prediction:
         return self.take(self.scores >= score)
 
     def select(self, min_score: float = 0.0, classes: Sequence[str] = (), top_k: int = 0) -> Prediction:
-        """Some of the objects.
+        """The objects of these classes with the highest scores.
 
         Args:
-            min_score: the least score.
+            min_score: the lowest score to keep.
             classes: names of classes; empty: all.
-            top_k: so many of them with the highest scores; 0: all.
+            top_k: how many to keep, those with the highest scores; 0: all.
 
         Raises:
-            ConfigError: a name that the model has no class of.
+            ConfigError: the model has no class of that name.
         """
         keep = self.scores >= min_score
         if classes:
@@ -115,9 +116,9 @@ class Prediction:
         return self.take(np.flatnonzero(keep)[: top_k or None])
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO's result form: image_id, category_id, score, bbox xywh, segmentation (compressed RLE), as for JSON.
+        """COCO results: dicts of image_id, category_id, score, bbox xywh, segmentation (compressed RLE), for JSON.
 
-        Objects of a tracked video have their `track_id` too.
+        Objects of a tracked video also have their `track_id`.
         """
         results = []
         for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
@@ -142,7 +143,7 @@ class Prediction:
         Classes count from 0 there; `data["class_name"]` holds their names, `tracker_id` the ids of a tracked video.
 
         Args:
-            masks: also hand over the masks, (N, height, width) bool.
+            masks: whether to include the masks, (N, height, width) bool.
 
         Raises:
             ConfigError: the package is not installed.
@@ -165,12 +166,12 @@ class Prediction:
         """The image with the masks, boxes and names of the objects of at least `min_score` drawn on it.
 
         Args:
-            image: (height, width, 3) uint8; default: the one predicted on.
-            min_score: the least score.
-            font: file of the font of the captions; empty: an installed one that has their characters.
+            image: (height, width, 3) uint8; default: the image that was predicted.
+            min_score: the lowest score to draw.
+            font: font file for the captions; empty: an installed font that has their characters.
 
         Raises:
-            ValueError: there is no image.
+            ValueError: the prediction has no image, and none was given.
         """
         image = self.image if image is None else image
         if image is None:

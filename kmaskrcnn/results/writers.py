@@ -29,20 +29,20 @@ _PNG_PIXELS, _JPEG_SIDE, _JPEG_QUALITY = 4_000_000, 65_500, 90
 
 
 class Writer:
-    """Writes the predictions of images into a folder, in the forms that are asked for.
+    """Writes predictions into a folder, in the chosen formats.
 
-    `add` each image, then `close`, which writes what holds all images: results.json (COCO) and objects.csv.
+    `add` each image, then `close`, which writes the files for all images: results.json (COCO) and objects.csv.
 
     Args:
-        directory: the folder; made when the first file is written.
+        directory: the folder; created when the first file is written.
         outputs: some of OUTPUTS.
         labels: names and COCO ids of the classes.
         read: the input files, which no output replaces.
-        font: file of the font of the captions; empty: an installed one that has their characters.
+        font: font file for the captions; empty: an installed font that has their characters.
 
     Raises:
         ConfigError: an unknown output, or one that needs a package that is not installed.
-        OutputError: a file is in the way that an earlier run did not write.
+        OutputError: a file exists that an earlier run did not write.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Writer:
         self._rows: list[list[Any]] = []
 
     def check(self, names: Iterable[tuple[str, bool]]) -> None:
-        """See before the work that the files of (name, whether it is a video) may be written; raises OutputError."""
+        """Check before the work that the files of (name, whether it is a video) may be written; raises OutputError."""
         for name, is_video in names:
             overlays = [f"{name}.mp4"] if is_video else [f"{name}.png", f"{name}.jpg"]
             self.files.check(overlays if "overlay" in self.outputs else [])
@@ -79,19 +79,19 @@ class Writer:
         return self.files.file(f"{name}.mp4") if "overlay" in self.outputs else contextlib.nullcontext("")
 
     def add(self, path: str, name: str, prediction: Prediction, overlay: bool = True) -> list[Path]:
-        """Write one image's files.
+        """Write the files of one image.
 
         Args:
-            path: of the image.
-            name: of its files, without a suffix; may hold folders.
-            prediction: with its image, where overlays are asked for.
+            path: path of the image.
+            name: name of its files without suffix; may contain folders.
+            prediction: the prediction, with its image if overlays are written.
             overlay: False for a frame of a video, whose overlays make a video.
 
         Returns:
-            The files of this image alone.
+            The files of this image.
 
         Raises:
-            OutputError: one of them would replace what an earlier run did not write.
+            OutputError: one of them would replace a file that an earlier run did not write.
         """
         written = []
         if overlay and "overlay" in self.outputs:
@@ -119,7 +119,7 @@ class Writer:
         return self.files.path(name)
 
     def close(self) -> list[Path]:
-        """Write the files that hold all images; returns them."""
+        """Write the files for all images, and return their paths."""
         table = io.StringIO(newline="")
         csv.writer(table).writerows([CSV_COLUMNS, *self._rows])
         tree = coco_dataset(self._records, self._results, self.labels)

@@ -152,7 +152,7 @@ class TrainingState:
                 reader = tf.train.load_checkpoint(str(folder / f"ckpt-{number}"))
                 for name in reader.get_variable_to_shape_map():
                     reader.get_tensor(name)
-        except Exception as error:  # as of `restore`
+        except Exception as error:  # as for `restore`
             return _first_line(error)
         return ""
 

@@ -46,21 +46,21 @@ class Outcome:
 
 
 class Trainer:
-    """Trains a model in a model folder; made anew on the same folder, it goes on where the last one stopped.
+    """Trains a model in a model folder; a new one on the same folder resumes where the last one stopped.
 
-    With several workers each of them makes one, and they take every step, evaluation and end together; the first
+    With several workers each of them creates one, and they take every step, evaluation and end together; the first
     writes the folder, which all of them must see.
 
     Args:
-        config: the resolved settings; config.train.model_dir names the folder.
-        train_set: what to train on.
-        evaluate: scores a model, or None; `mask_AP` chooses the best. Called on every worker at the same steps; it
-            should call `pulse` now and then.
-        cluster: who trains together; default: this process on one device.
+        config: the settings; config.train.model_dir names the folder.
+        train_set: the data set to train on.
+        evaluate: (model, step) -> scores and images by name, or None; `mask_AP` chooses the best weights. Called on
+            every worker at the same steps; a long one should call `pulse` now and then.
+        cluster: the devices and workers that train together; default: this process on one device.
         beat: called after each step and checkpoint, for a watchdog.
         callbacks: Keras callbacks, called as `Callbacks` says, on the first worker; `model.stop_training` ends a run of
             one worker.
-        find_weights: init_weights -> the file or folder to start from, where it names published ones.
+        find_weights: turns init_weights into the file or folder to start from, if it names published weights.
 
     Attributes:
         unsaved: whether steps were taken since the start; a signal before that finds nothing to save.
@@ -159,11 +159,10 @@ class Trainer:
         self.cluster.check_equal(**settings, step=step, labels=str(self.labels), train_set=images)
 
     def train(self) -> Outcome:
-        """Run to the end of the steps or the time, to a signal (SIGINT, SIGTERM), or to an error.
+        """Train until the end of the steps or the time, a signal (SIGINT, SIGTERM), or an error.
 
         Raises:
-            TrainingError: losses or gradients were not finite, as --on_nonfinite has it, or a checkpoint could not be
-                written.
+            TrainingError: losses or gradients were not finite (--on_nonfinite), or a checkpoint could not be written.
             WorkerLost: another worker died.
         """
         self._say(self._plan())
@@ -298,7 +297,7 @@ class Trainer:
         return numbers
 
     def pulse(self) -> None:
-        """Tell that an evaluation goes on, after each of its batches; a signal ends it here."""
+        """Report progress of an evaluation, after each of its batches; a signal ends it here."""
         self.beat()
         if self._signals.number is not None:
             raise _Interrupted

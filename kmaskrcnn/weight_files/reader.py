@@ -39,7 +39,7 @@ _SAFETENSORS_DTYPES = {
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Every tensor of a weight file by its name, in the file's own layout; bfloat16 is widened to float32.
 
-    The kind is told from the content: PyTorch zip and legacy files, pickled dicts of numpy arrays (Detectron2's
+    The format is detected from the content: PyTorch zip and legacy files, pickled dicts of numpy arrays (Detectron2's
     model zoo), safetensors and .npz. No code in a pickle is run. Weights under "state_dict", "model" or the like are
     taken out, nested names are joined by ".", and the "module." of DataParallel is removed. What lies beside the
     weights, an optimizer's state for one, is not read. Memory is bounded by a small multiple of the file's size.

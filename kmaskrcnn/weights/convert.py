@@ -102,17 +102,17 @@ def import_file(
     fresh_masks: bool = False,
     **settings: Any,
 ) -> Imported:
-    """Read a file of another program into a model of ours.
+    """Convert a checkpoint of another framework into a model.
 
     Args:
-        source: the file, or the name of a preset of which there is a file.
+        source: the file, or the name of a preset.
         file_format: "torchvision", "detectron2", "matterport" or "auto".
-        class_names: of the classes 1..C; default: COCO's for 80 and 90 classes.
+        class_names: names of the classes 1..C; default: COCO's for 80 and 90 classes.
         options: arguments of the format's load function: norm_epsilon for torchvision, rgb for detectron2.
         source_config: the config.yaml that Detectron2 wrote beside the file.
         fresh_masks: the file holds a Faster R-CNN, which gets a new mask head.
-        **settings: replace those told from the file. A num_classes that differs from the file's asks for everything
-            but the last layers.
+        **settings: replace those inferred from the file. With another num_classes everything but the last layers is
+            loaded.
 
     Raises:
         WeightsError, ConfigError: no such file, one that does not fit or can be read in two ways, or impossible
@@ -193,11 +193,11 @@ def _assumptions(
 
 
 def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
-    """Write a model folder as training does, which `Predictor.from_directory` and --init_weights open.
+    """Write a model folder like that of training, which `Predictor.from_directory` and --init_weights open.
 
     Raises:
         TrainingError: it cannot be written, or holds another model.
-        WeightsError: it holds this model already, whose weights may have been trained since.
+        WeightsError: it already holds this model, whose weights may have been trained since.
     """
     path = model_folder.open_directory(directory, imported.config, imported.labels)
     if (path / "config.json").exists():
@@ -212,7 +212,7 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
 
     Args:
         name: in `kmaskrcnn.weights.presets.PRESETS`, or hf://OWNER/NAME.
-        mirror, offline: as of `kmaskrcnn.weight_files.download.fetch`.
+        mirror, offline: as for `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
         WeightsError: no such name, or it cannot be downloaded.

@@ -120,7 +120,7 @@ def find_file(name_or_path: str | os.PathLike, mirror: str | None = None, offlin
 
     Args:
         name_or_path: a name in PRESETS, or a path.
-        mirror, offline: as of `kmaskrcnn.weight_files.download.fetch`.
+        mirror, offline: as for `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
         WeightsError: there is none, or it cannot be downloaded; with the names of the presets, or the address and

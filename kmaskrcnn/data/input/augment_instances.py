@@ -9,7 +9,7 @@ from PIL import Image
 
 from kmaskrcnn.data.input.augment import Transform
 
-Instances = dict[str, np.ndarray]  # as of `CocoDataset.instances`
+Instances = dict[str, np.ndarray]  # as for `CocoDataset.instances`
 
 # Instances of which less than this share is left are dropped.
 LEAST_VISIBLE = 0.1
@@ -17,7 +17,7 @@ _INSIDE = 128  # coverage from which a cell belongs to the object
 
 
 def transform_instances(instances: Instances, transform: Transform) -> Instances:
-    """The instances of an image (as of `CocoDataset.instances`) after the transform.
+    """The instances of an image (as for `CocoDataset.instances`) after the transform.
 
     Boxes are clipped to the window and tightened to what is visible of the mask; instances of which too little or less
     than a pixel is left are dropped. A crowd region is only clipped. After a rotation boxes are those of the masks.

@@ -92,7 +92,7 @@ def read_raw(
     class_map: Mapping[str, str] | None = None,
     labels: Labels | None = None,
 ) -> RawSet:
-    """Read a set, not checked yet; arguments as of `kmaskrcnn.data.load_dataset`."""
+    """Read a set, not checked yet; arguments as for `kmaskrcnn.data.load_dataset`."""
     path, images_dir = os.fspath(path), os.fspath(images_dir)
     path = path.rstrip("/")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):

@@ -257,7 +257,7 @@ def check_annotations(
         image_target: for each known image id the id under which its objects are kept; -1: the image was left out.
         category_target: for each known category id the id to keep.
         findings: where defects are noted.
-        thorough: as of `check_mask`.
+        thorough: as for `check_mask`.
 
     Yields:
         Those of kept images that have a mask.

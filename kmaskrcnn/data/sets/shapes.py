@@ -69,16 +69,16 @@ def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tu
 
 
 def make_shapes(directory: str | Path, num_images: int, size: int, seed: int) -> str:
-    """Write the set, PNG images and instances.json, unless the folder holds it already.
+    """Write the data set, PNG images and instances.json, unless the folder holds it already.
 
     Args:
-        directory: made if need be.
-        num_images: images.
+        directory: the folder; created if necessary.
+        num_images: number of images.
         size: their side in pixels.
-        seed: the same seed writes the same bytes.
+        seed: random seed; the same seed writes the same bytes.
 
     Returns:
-        The path of instances.json; the images lie beside it.
+        The path of instances.json; the images are beside it.
     """
     directory = Path(directory)
     path = directory / "instances.json"

@@ -38,7 +38,7 @@ def test_field_names_are_unique_and_documented():
         ({"crop_size": 100}, "crop_size=100: must be a multiple of 32"),
         ({"scale_jitter": (0.5, 2.0)}, "scale_jitter=.*needs crop_size"),
         ({"rotate90": True}, "rotate90=True: needs crop_size"),
-        ({"crop_size": 64, "scale_jitter": (2.0, 0.5)}, "least factor must come first"),
+        ({"crop_size": 64, "scale_jitter": (2.0, 0.5)}, "smaller factor must come first"),
         ({"min_size": 2000}, "min_size=2000: must not exceed max_size"),
         ({"image_mean": (1.0,)}, "image_mean=.*3 numbers"),
         ({"mask_conv_channels": (256, 0)}, "mask_conv_channels=.*above 0"),

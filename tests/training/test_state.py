@@ -62,7 +62,7 @@ def test_a_list_that_is_damaged_or_missing_costs_nothing(tmp_path, content, caps
     assert _restored(tmp_path) == 3
     assert _names(tmp_path) == names
     assert (tmp_path / "checkpoint").read_bytes() == good
-    assert "went by the files beside it" in capsys.readouterr().out
+    assert "used the files beside it" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_never_costs_the_whole_one(tmp_path, capsys):

@@ -55,7 +55,7 @@ def _check_full_disk(state):
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a write past this fails as on a full disk
     try:
-        with pytest.raises(TrainingError, match=f"could not be saved in .*saved before is whole: {state.newest}"):
+        with pytest.raises(TrainingError, match=f"could not be saved in .*saved before is intact: {state.newest}"):
             state.save(5, 0.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -189,7 +189,7 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
     model_folder.save_weights(model, tmp_path / "donor" / model_folder.LAST)
     other = model_folder.build_model(donor.replace(num_classes=2, seed=5))
     line = model_folder.load_initial_weights(other, str(tmp_path / "donor"))
-    assert "not from there: " in line
+    assert "not taken: " in line
     assert "mask_head" in line or "box_head" in line
     values = {w.path: w.numpy() for w in model.weights}
     same = [w.path for w in other.weights if np.array_equal(w.numpy(), values[w.path])]

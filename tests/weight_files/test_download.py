@@ -125,7 +125,7 @@ def test_no_such_file_and_no_server_are_one_line(server):
         fetch(published(server, path="/absent.pth"))
     with pytest.raises(WeightsError, match=r"^http://127\.0\.0\.1:9/w: cannot be downloaded, .*refused; .*models/w$"):
         fetch(Published("http://127.0.0.1:9/w"))
-    with pytest.raises(WeightsError, match="no address to download from"):
+    with pytest.raises(WeightsError, match="not a URL to download from"):
         fetch(Published("https://example.org/w"), mirror="nonsense")
 
 

@@ -109,7 +109,7 @@ def test_labelme(tmp_path):
         ({"shapes": [{"points": POLYGON}]}, ["shapes[0]", "'label'"]),
         (
             {"shapes": [{"label": "cat", "points": [[1, 1], [9, 9]], "shape_type": "mask", "mask": "!"}]},
-            ["shapes[0] (cat)", "no PNG"],
+            ["shapes[0] (cat)", "not a base64 PNG"],
         ),
         ({"imageHeight": 40}, ["bad.json", "64 x 48", "64 x 40"]),
         ({"imageHeight": None}, ["bad.json", "imageHeight"]),

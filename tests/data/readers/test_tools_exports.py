@@ -183,7 +183,7 @@ def test_label_studio_with_every_shape(tmp_path):
         (_result("polygonlabels", {"points": [[1, 2], [3, 4]]}), "2 points"),
         (_result("polygonlabels", {"points": [[1, 2, 3]]}), "unpack"),
         (_result("polygonlabels", {}), "lacks 'points'"),
-        (_result("polygonlabels", {"points": []}, ["a", "b"]), "no single class"),
+        (_result("polygonlabels", {"points": []}, ["a", "b"]), "not one class"),
         (_result("ellipselabels", {"x": 1, "y": 1, "radiusX": math.inf, "radiusY": 2}), "not finite"),
         (_result("brushlabels", {"rle": [0, 0]}), "ends too early"),
         (_result("brushlabels", {"rle": _encode_brush(np.zeros((3, 3), bool))}), "not the 4 a pixel"),

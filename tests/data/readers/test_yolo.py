@@ -66,7 +66,7 @@ def test_ways_to_name_classes_and_images(tmp_path, changes):
         ("x " + SQUARE, "could not convert|not a number"),
         ("0 0.5 0.5 0.2 0.2", "a box x, y, width, height without an outline"),
         ("0 0.1 0.1 0.5 0.5 0.2", "5 numbers are no outline"),
-        ("0 10 10 20 10 20 20", "no shares of the sides"),
+        ("0 10 10 20 10 20 20", "not fractions of the sides"),
         ("0 nan 0.1 0.2 0.1 0.2 0.2", "not finite"),
     ],
 )

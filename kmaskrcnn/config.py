@@ -451,9 +451,7 @@ class Config:
                         f"this is {__version__}: install the newer one"
                     )
                 else:
-                    _log.warning(
-                        "config.json of kmaskrcnn %s: %s=%r is not known here and left out", version, name, value
-                    )
+                    _log.warning("config.json of kmaskrcnn %s: %s=%r is unknown here and ignored", version, name, value)
         return cls().replace(**settings)
 
 

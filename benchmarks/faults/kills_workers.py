@@ -22,7 +22,7 @@ def lose_one(folder: Path, number: int) -> str:
         return f"no step 3: {run.text[-300:]}"
     kill(workers_of(run)[1], number)
     code = run.end()
-    if code != EXIT_RESTART or "again to go on" not in run.text or "Traceback" in run.text:
+    if code != EXIT_RESTART or "again to resume" not in run.text or "Traceback" in run.text:
         return f"ended with code {code}: {run.text[-300:]}"
     again = start(folder, *flags)
     if not again.wait_for(is_step):
@@ -30,7 +30,7 @@ def lose_one(folder: Path, number: int) -> str:
         return f"did not go on: {again.text[-300:]}"
     kill(again.process.pid, signal.SIGTERM)
     code = again.end()
-    if code != EXIT_INTERRUPTED or "going on from step" not in again.text:
+    if code != EXIT_INTERRUPTED or "resuming from step" not in again.text:
         return f"went on and ended with code {code}: {again.text[-300:]}"
     return ""
 

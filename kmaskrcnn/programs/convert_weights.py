@@ -115,7 +115,7 @@ def _convert(sources: list[str]) -> int:
         print(f"assumed: {line}" if "usual for" in line else f"set: {line}")
     for line in imported.differences:
         print(f"differs: {line}")
-    print(f"{folder}: open it with kmaskrcnn.Predictor.from_directory, or give it to evaluate.py and predict.py")
+    print(f"{folder}: for kmaskrcnn.Predictor.from_directory and --model_dir of evaluate, predict and export")
     return 0
 
 

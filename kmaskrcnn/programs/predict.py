@@ -105,7 +105,7 @@ def _model_folder(model_dir: str) -> str:
     if not PRESET.value:
         preset = PRESETS[DEFAULT_PRESET]
         print(
-            f"no --model_dir: taking {DEFAULT_PRESET}, which finds COCO's 80 classes (published box and mask AP on "
+            f"no --model_dir: using {DEFAULT_PRESET}, which detects COCO's 80 classes (published box and mask AP on "
             f"val2017 {preset.box_ap} and {preset.mask_ap})"
         )
     return str(converted_folder(PRESET.value or DEFAULT_PRESET))

@@ -73,7 +73,7 @@ class Summaries:
             if not self._told:
                 self._told = True
                 line = (str(error).splitlines() or [""])[0]
-                print(f"numbers of this run cannot be written any more: {line}", file=sys.stderr, flush=True)
+                print(f"metrics of this run can no longer be written: {line}", file=sys.stderr, flush=True)
 
 
 def _step_of(line: str) -> float:

@@ -142,7 +142,7 @@ class Trainer:
 
     def _resume_or_initialize(self) -> None:
         if self.state.restore():
-            self._say(f"going on from step {int(self.state.step.numpy())}, {self.state.newest}")
+            self._say(f"resuming from step {int(self.state.step.numpy())}, {self.state.newest}")
             return
         source = self.config.train.init_weights
         if source and source != "none":
@@ -195,7 +195,7 @@ class Trainer:
         parts = f" x {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
         rule = f" x {train.batch_size}/{train.reference_batch_size}" if train.reference_batch_size else ""
         return (
-            f"{train.batch_size} images a step: {cluster.replicas} devices of {cluster.workers} workers x "
+            f"{train.batch_size} images per step: {cluster.replicas} devices of {cluster.workers} workers x "
             f"{len(self.slots[0])} images{parts}; learning rate {train.learning_rate:g}{rule} = {scaled_rate(train):g}"
         )
 
@@ -275,14 +275,16 @@ class Trainer:
             self._say_stopped(step)
         elif self._out_of_patience():
             best = float(self.state.best.numpy())
-            self._say(f"no mask AP above {best:.3f} in {train.patience} evaluations (patience): ended at step {step}")
+            self._say(
+                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations (--patience)"
+            )
         return self._outcome(step, scores, stopping())
 
     def _take_step(self, parts: list, rate: float, step: int, clock: float) -> tf.Tensor:
         stop = self._signals.number is not None
         if self.unsaved:
             return self.step_function(parts, rate, step, stop, clock)
-        with phase("TensorFlow makes the graph of a training step"):
+        with phase("tracing the graph of a training step"):
             values = self.step_function(parts, rate, step, stop, clock)
             values.numpy()
         self.unsaved = True

@@ -77,7 +77,7 @@ def trained(tmp_path_factory, flagfile):
     done = int(rest.split("saved step ")[1].split()[0])
     again = _run("train.py", f"--flagfile={flagfile}", f"--model_dir={folder}", f"--steps={done + 2}")
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stdout
+    assert "resuming from" in again.stdout
     assert f"step {done + 1}/{done + 2}" in again.stdout
     assert f"step {done}/" not in again.stdout
     assert f"evaluation after step {done + 2}" in again.stdout

@@ -51,9 +51,9 @@ def test_weights_losses_and_averages_are_those_of_one_device(runs, other):
 
 def test_the_batch_and_its_rate_are_told(runs):
     _, outputs = runs
-    assert "4 images a step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in outputs["one"]
-    assert "4 images a step: 2 devices of 1 workers x 1 images x 2 parts" in outputs["devices"]
-    assert "4 images a step: 2 devices of 2 workers x 2 images" in outputs["workers"]
+    assert "4 images per step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in outputs["one"]
+    assert "4 images per step: 2 devices of 1 workers x 1 images x 2 parts" in outputs["devices"]
+    assert "4 images per step: 2 devices of 2 workers x 2 images" in outputs["workers"]
     assert outputs["workers"].count("step 3/3") == 1  # the chief alone speaks
 
 

@@ -276,7 +276,8 @@ class Trainer:
         elif self._out_of_patience():
             best = float(self.state.best.numpy())
             self._say(
-                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations (--patience)"
+                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations "
+                "(--patience)"
             )
         return self._outcome(step, scores, stopping())
 

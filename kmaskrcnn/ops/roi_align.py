@@ -214,7 +214,7 @@ def roi_align_lookup(inputs: RoIAlignInputs) -> Tensor:
     The sum of weighted rows is a function with the inputs of TFLite's EMBEDDING_LOOKUP_SPARSE, which the exporter puts
     in its place: that reads each value and writes each result once, where gathering moves 16 copies of the output
     through memory. Values of weight 0 are read too: to leave them out would give tensors a size that depends on the
-    image (docs/guide/export.md has the times).
+    image (docs/results/export.md has the times).
     """
     import tensorflow as tf
 

@@ -49,7 +49,7 @@ class LiteRTClient:
         self._signature = self._interpreter.get_signature_runner(SIGNATURE)
         if "image_shape" not in self._signature.get_input_details():
             raise ValueError(
-                f"{os.fspath(path)}: it takes padding for image (no input image_shape): export the model again"
+                f"{os.fspath(path)}: it cannot tell padding from image (no input image_shape): export the model again"
             )
         _, self.height, self.width, _ = self.metadata["input"]["shape"]
 

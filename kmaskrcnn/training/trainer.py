@@ -108,7 +108,7 @@ class Trainer:
 
     def _build(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         config, chief = self.config, self.cluster.is_chief
-        with self.cluster.strategy.scope(), phase("making the network"):
+        with self.cluster.strategy.scope(), phase("building the network"):
             self.model = model_folder.build_model(config)
             self.step_function = TrainStep(self.model, build_optimizer(config.train, self.model), config.train)
         self.state = TrainingState(

@@ -37,7 +37,7 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
     offline = is_offline() if offline is None else offline
     for file in _FILES if folder else ():
         if (Path(folder) / file).exists():
-            raise WeightsError(f"{Path(folder) / file}: is there already; choose another folder, or move it away")
+            raise WeightsError(f"{Path(folder) / file}: already exists; choose another folder, or move it away")
     try:
         path = library.snapshot_download(
             name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline, local_dir=folder

@@ -142,7 +142,7 @@ def _read_zip(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]
     for name, entry in entries.items():
         # zipfile unpacks whole blocks of the other methods, whatever size is declared.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise WeightsError(f"{path}: {reason(name)} is compressed in a way that neither PyTorch nor numpy writes")
+            raise WeightsError(f"{path}: {reason(name)} uses a compression that neither PyTorch nor numpy writes")
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if not pickles:
         return _read_npz(archive, budget)
@@ -159,7 +159,7 @@ def _read_zip(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]
         if name not in entries:
             raise WeightsError(f"{path}: truncated or damaged (no {reason(name)})")
         if entries[name].file_size != storage.byte_count:
-            raise WeightsError(f"{path}: damaged ({name} has not the {storage.byte_count} bytes of its tensors)")
+            raise WeightsError(f"{path}: damaged ({name} does not have the {storage.byte_count} bytes of its tensors)")
         with archive.open(name) as stream:
             _read_storage(stream, storage, budget, byteorder)
     return _to_arrays(named, budget)
@@ -211,7 +211,7 @@ def _read_pickle(stream: BinaryIO, budget: Budget) -> dict[str, np.ndarray]:
         return _to_arrays(_named_tensors(first, path), budget)
     version = TensorUnpickler(stream, path).load_checked()
     if version != _LEGACY_PROTOCOL:
-        raise WeightsError(f"{path}: of another PyTorch format than version {_LEGACY_PROTOCOL}")
+        raise WeightsError(f"{path}: not a PyTorch file of format version {_LEGACY_PROTOCOL}")
     machine = TensorUnpickler(stream, path).load_checked()
     if not isinstance(machine, dict) or not machine.get("little_endian", True):
         raise WeightsError(f"{path}: written on a big-endian machine")

@@ -113,7 +113,7 @@ class Tensor(StandIn):
             return np.zeros(size, storage.values.dtype)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= len(storage.values):
-            raise ValueError("a tensor that reaches past its storage")
+            raise ValueError("a tensor that extends beyond its storage")
         item = storage.values.itemsize
         view = np.lib.stride_tricks.as_strided(
             storage.values[offset:], size, [step * item for step in stride], writeable=False

@@ -89,7 +89,7 @@ def detect_format(path: str | os.PathLike) -> str:
     check_architecture(names, os.fspath(path))
     raise WeightsError(
         f"{os.fspath(path)}: holds no Mask R-CNN of torchvision, Detectron2 or matterport, the first tensor is "
-        f"{next(iter(names))}; the weights of a backbone alone go to --init_weights of train.py"
+        f"{next(iter(names))}; give the weights of a backbone alone to kmaskrcnn train --init_weights"
     )
 
 
@@ -120,7 +120,7 @@ def import_file(
     """
     path = find_file(source)
     if path.is_dir():
-        raise WeightsError(f"{path}: is a folder, not a file of weights")
+        raise WeightsError(f"{path}: is a folder, not a weight file")
     file_format = detect_format(path) if file_format == "auto" else file_format
     importer, preset = IMPORTERS[file_format], find_preset(path)
     if file_format != "detectron2" and source_config:
@@ -159,7 +159,7 @@ def _refuse_guesses(path: Path, chosen: Container[str]) -> None:
     if unknown := detectron2.open_questions(path, chosen):
         flags = ", ".join(f"--{name}" for name in unknown)
         raise WeightsError(
-            f"{path}: Detectron2 has models of both kinds and the file does not tell which this is: give "
+            f"{path}: Detectron2 has models of both kinds, and the file does not say which this is: give "
             f"--source_config=config.yaml (from the folder that training wrote), or {flags}"
         )
 
@@ -201,7 +201,7 @@ def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
     """
     path = model_folder.open_directory(directory, imported.config, imported.labels)
     if (path / "config.json").exists():
-        raise WeightsError(f"{path}: holds a model already; choose another folder, or move it away")
+        raise WeightsError(f"{path}: already holds a model; choose another folder, or move it away")
     model_folder.write_settings(path, imported.config, imported.labels)
     model_folder.save_weights(imported.model, path / model_folder.BEST)
     return path

@@ -51,11 +51,11 @@ MATTERPORT_PICTURES = {"min_size": 800, "max_size": 1024}
 DIFFERENCES = (
     "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point a bin and takes the "
     "RoI's level by rounding; here samples lie at bin centers and the level is rounded down",
-    "coordinates: matterport divides by the side less one, so that its feature maps are stretched by a pixel",
+    "coordinates: matterport divides by the side minus one, which stretches its feature maps by a pixel",
     "images are padded to a square with black before the mean is taken off; here with the mean, and no further than "
     "needed",
-    "proposals: one NMS over the best 6000 of all levels there, one a level over its best 1000 here",
-    "detections: only the best class of a RoI counts there (above 0.7 outside of evaluation), every class here",
+    "proposals: there one NMS over the best 6000 of all levels, here one per level over its best 1000",
+    "detections: there only the best class of a RoI counts (above 0.7 outside of evaluation), here every class",
 )
 _EPSILON = 1e-3  # of Keras' normalizations
 _RPN_DEVIATION = np.array([0.1, 0.1, 0.2, 0.2], "float32")
@@ -82,7 +82,7 @@ def read_matterport(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise
     # Damaged files fail in many ways, KeyError and MemoryError among them.
     except Exception as error:
-        raise WeightsError(f"{source}: truncated, damaged or no HDF5 file ({reason(error)})") from None
+        raise WeightsError(f"{source}: truncated, damaged or not an HDF5 file ({reason(error)})") from None
 
 
 def _datasets(group: Any, budget: Budget, depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -254,7 +254,7 @@ def resnet_of_blocks(counts: list[int], bottleneck: bool, source: str) -> str:
         if blocks == (tuple(counts), bottleneck):
             return name
     raise WeightsError(
-        f"{source}: no backbone of ours: it is neither a ResNet-18/34/50/101/152 nor MobileNetV2 (blocks {counts})"
+        f"{source}: not a supported backbone: it is neither a ResNet-18/34/50/101/152 nor MobileNetV2 (blocks {counts})"
     )
 
 

@@ -181,8 +181,8 @@ def _download(url: str, path: Path, file: Published) -> None:
     if not found.startswith(file.sha256):
         part.unlink()
         raise WeightsError(
-            f"{url}: the downloaded file has a SHA-256 that begins with {found[:8]}, not {file.sha256[:8]}: a damaged or another "
-            f"file, which is not kept{advice}"
+            f"{url}: the SHA-256 of the downloaded file begins with {found[:8]}, not {file.sha256[:8]}: a damaged or "
+            f"different file, which is not kept{advice}"
         )
     _write(_record(path), f"{found}  {path.name}\n")
     os.replace(part, path)

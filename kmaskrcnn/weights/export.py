@@ -41,7 +41,9 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
     if not backbone.startswith("resnet") and (target == "detectron2" or backbone != "mobilenet_v2"):
         raise WeightsError(f"{target} has no {backbone}")
     if target == "torchvision" and config.backbone_stride_in_1x1:
-        raise WeightsError("torchvision has no ResNet with its strides in the 1x1 convolutions: use --to=detectron2")
+        raise WeightsError(
+            "torchvision has no ResNet with its strides in the 1x1 convolutions: export it for detectron2"
+        )
     entries = torchvision_entries(model) if target == "torchvision" else detectron2_entries(model, rgb)
     frozen = _frozen_names(model, entries)
     tensors: dict[str, np.ndarray] = {}

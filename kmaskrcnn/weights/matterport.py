@@ -49,10 +49,10 @@ MATTERPORT_SEMANTICS = {
 # How its images are resized; it pads them to squares of max_size besides.
 MATTERPORT_PICTURES = {"min_size": 800, "max_size": 1024}
 DIFFERENCES = (
-    "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point a bin and takes the "
-    "RoI's level by rounding; here samples lie at bin centers and the level is rounded down",
+    "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point per bin and rounds the "
+    "RoI's level; here samples lie at bin centers and the level is rounded down",
     "coordinates: matterport divides by the side minus one, which stretches its feature maps by a pixel",
-    "images are padded to a square with black before the mean is taken off; here with the mean, and no further than "
+    "images are padded to a square with black before the mean is subtracted; here with the mean, and only as far as "
     "needed",
     "proposals: there one NMS over the best 6000 of all levels, here one per level over its best 1000",
     "detections: there only the best class of a RoI counts (above 0.7 outside of evaluation), here every class",

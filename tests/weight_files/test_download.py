@@ -95,7 +95,7 @@ def test_a_server_without_ranges_sends_it_from_the_beginning(server):
 def test_a_server_that_only_cuts_is_one_line(server):
     server.cut_after = 0
     with pytest.raises(
-        WeightsError, match=r"/models/w-01\.pth: cannot be downloaded, .*; download it by hand to .*w-01"
+        WeightsError, match=r"/models/w-01\.pth: cannot be downloaded, .*; download it yourself to .*w-01"
     ):
         fetch(published(server))
     assert len(server.requests) == 3

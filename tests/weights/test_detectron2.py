@@ -91,7 +91,7 @@ def test_stored_pixels_and_anchors_count(tmp_path):
 def test_anchors_of_another_design_are_refused(tmp_path):
     state = detectron2_state() | cell_anchors()
     state["proposal_generator.anchor_generator.cell_anchors.2"] *= [[1], [2], [3]]
-    with pytest.raises(WeightsError, match="not of one size a level"):
+    with pytest.raises(WeightsError, match="not of one size per level"):
         detectron2_settings(saved(tmp_path, state))
 
 

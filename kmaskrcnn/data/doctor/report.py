@@ -76,7 +76,7 @@ def _summary(name: str, one: Examined) -> str:
     ]
     counts = findings.counts()
     if counts:
-        lines.append("<table><tr><th>grade<th>defect<th>count<th>a repaired copy<th>examples</tr>")
+        lines.append("<table><tr><th>severity<th>defect<th>count<th>a repaired copy<th>examples</tr>")
         for grade in (ERROR, WARNING, NOTE):
             for code in (c for c in counts if DEFECTS[c].grade == grade):
                 items = [html.escape(f"{f.place}: {f.detail}") for f in findings.of(code)[:_MOST_EXAMPLES]]

@@ -76,7 +76,7 @@ def test_a_newer_folder_opens_with_what_is_known_or_names_the_version_it_needs(v
     tree = json.loads(Config().replace(num_classes=3).to_json()) | {"version": version}
     tree["model"]["cascade_stages"], tree["train"]["new_schedule"] = 0, "fast"
     assert Config.from_json(json.dumps(tree)) == Config().replace(num_classes=3)
-    assert "new_schedule='fast' is not known here" in caplog.text
+    assert "new_schedule='fast' is unknown here" in caplog.text
     tree["model"]["cascade_stages"] = 3
     with pytest.raises(ConfigError, match=f"cascade_stages=3 needs kmaskrcnn {version}"):
         Config.from_json(json.dumps(tree))

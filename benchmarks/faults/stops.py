@@ -70,5 +70,5 @@ def run(count: int, folder: Path) -> list[Row]:
     wrong = [found for number in range(count) if (found := early_sigterm(folder / f"early{number}", number))]
     rows.append(tally("SIGTERM before the first step", wrong, count, f"code {EXIT_INTERRUPTED} and a line"))
     wrong = [found for what, size in BYTES.items() if (found := full_disk(folder / f"full{size}", what, size))]
-    right = "one line and code 2, what was saved before as it was, and with room it went on"
+    right = "one line and code 2, what was saved before as it was, and with room it resumed"
     return [*rows, tally("full disk", wrong, len(BYTES), right)]

@@ -206,7 +206,7 @@ def test_an_image_that_stops_the_model_stops_no_other(model):
         (["--model=x", "--output=y"], "--input, --input_csv or --input_tfrecord is missing"),
         (["--model=x", "--output=y", "--input=a.jpg"], "--model=x: neither a SavedModel nor a .tflite file"),
         (["--model={model}", "--output=y", "--input={tmp}"], "is a folder: give a glob"),
-        (["--model={model}", "--output=y", "--input={tmp}/*.jpg"], "*.jpg: nothing there"),
+        (["--model={model}", "--output=y", "--input={tmp}/*.jpg"], "*.jpg: no such files"),
         (["--model={model}", "--output=y", "--input_csv={tmp}/a.csv"], "no column 'uri', only path"),
         (["--model={model}", "--output=y", "--input=a", "--batch_size=0"], "--batch_size=0: must be at least 1"),
     ],

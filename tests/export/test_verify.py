@@ -40,7 +40,7 @@ def test_the_model_itself_passes():
     report = verify(["a", "b"], reference, reference, BOUND)
     assert report.problems == ()
     assert "images compared            2" in str(report)
-    assert "found again                4 (100.0%)" in str(report)
+    assert "matched                    4 (100.0%)" in str(report)
 
 
 def test_a_model_that_finds_nothing_is_not_verified():

@@ -149,7 +149,7 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
         assert "4 inputs" in result.stdout
         overlays = {str(p.relative_to(images / "out")) for p in (images / "out").rglob("*.png")}
         assert overlays == {"a_png.png", "a_jpg.png", "cam1/1.png", "cam2/1.png"}
-    assert "left out: 4 files" in result.stdout
+    assert "skipped: 4 files" in result.stdout
     assert {p: p.read_bytes() for p in before} == before
     (images / "out" / "results.json").write_text("corrected by hand")
     result = _run("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")

@@ -159,9 +159,9 @@ def test_losses_that_stay_not_finite_stop_the_run_and_keep_the_images(tmp_path, 
     config = _config(tmp_path, steps=12, log_every=6, checkpoint_every=100, on_nonfinite="skip")
     trainer = Trainer(config, open_dataset(config, "train"))
     trainer.model.trainable_variables[0].assign(trainer.model.trainable_variables[0] * np.nan)
-    with pytest.raises(TrainingError, match=r"step 9 was left out.*images are \[\d+, \d+\], the 10th in a row"):
+    with pytest.raises(TrainingError, match=r"step 9 was skipped.*images are \[\d+, \d+\], the 10th in a row"):
         trainer.train()
-    lines = [line for line in capsys.readouterr().err.splitlines() if "was left out" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "was skipped" in line]
     assert [int(line.split()[1]) for line in lines] == list(range(9))
     assert "gradient_norm nan" in lines[3]
     files = sorted((tmp_path / "nonfinite").iterdir())
@@ -172,7 +172,7 @@ def test_losses_that_stay_not_finite_stop_the_run_and_keep_the_images(tmp_path, 
         np.testing.assert_array_equal(kept[name], value)
     assert f"images are {kept['image_ids'].tolist()}" in lines[3]
     trainer.config = config.replace(on_nonfinite="stop")
-    with pytest.raises(TrainingError, match=r"step 0 was left out"):
+    with pytest.raises(TrainingError, match=r"step 0 was skipped"):
         trainer.train()
 
 

@@ -42,11 +42,11 @@ def test_pull_takes_a_model_folder_and_no_more(library, tmp_path, monkeypatch):
     assert library.calls[1][2]["local_files_only"] and library.calls[1][2]["local_dir"] == tmp_path / "mine"
     (tmp_path / "mine").mkdir(exist_ok=True)
     (tmp_path / "mine" / "best.weights.h5").write_text("trained")
-    with pytest.raises(WeightsError, match=r"mine/best.weights.h5: is there already"):
+    with pytest.raises(WeightsError, match=r"mine/best.weights.h5: already exists"):
         hub.pull("hf://owner/cells", tmp_path / "mine")
     assert len(library.calls) == 2
     (tmp_path / "snapshot" / "config.json").unlink()
-    with pytest.raises(WeightsError, match="hf://owner/cells: is no kmaskrcnn model"):
+    with pytest.raises(WeightsError, match="hf://owner/cells: is not a kmaskrcnn model"):
         hub.pull("hf://owner/cells")
 
 

@@ -176,7 +176,7 @@ def test_files_of_other_kinds(tmp_path):
     with pytest.raises(WeightsError, match=r"none\.h5: No such file"):
         matterport_settings(tmp_path / "none.h5")
     (tmp_path / "page.h5").write_text("<html>")
-    with pytest.raises(WeightsError, match=r"page\.h5: truncated, damaged or no HDF5"):
+    with pytest.raises(WeightsError, match=r"page\.h5: truncated, damaged or not an HDF5"):
         matterport_settings(tmp_path / "page.h5")
     with pytest.raises(WeightsError, match="it has no fpn_p2/bias"):
         matterport_settings(saved(tmp_path, {"dense/kernel": np.zeros((2, 2))}))

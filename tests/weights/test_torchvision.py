@@ -162,7 +162,7 @@ def test_the_published_files_epsilon_of_zero(tmp_path):
 
 def test_files_of_other_networks(tmp_path):
     path = saved(tmp_path, {"backbone.body.layer1.0.conv1.weight": np.zeros((64, 64, 3, 3), "float32")})
-    with pytest.raises(WeightsError, match=r"model\.safetensors: no backbone of ours"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors: not a supported backbone"):
         torchvision_settings(path)
     state = {n: v for n, v in torchvision_state().items() if not n.startswith("roi_heads")}
     with pytest.raises(WeightsError, match=r"it has no roi_heads\.box_predictor\.cls_score\.weight"):

@@ -65,7 +65,7 @@ def test_ways_to_name_classes_and_images(tmp_path, changes):
         ("2 " + SQUARE, "class '2' is none of 0..1"),
         ("x " + SQUARE, "could not convert|not a number"),
         ("0 0.5 0.5 0.2 0.2", "a box x, y, width, height without an outline"),
-        ("0 0.1 0.1 0.5 0.5 0.2", "5 numbers are no outline"),
+        ("0 0.1 0.1 0.5 0.5 0.2", "5 numbers are not an outline"),
         ("0 10 10 20 10 20 20", "not fractions of the sides"),
         ("0 nan 0.1 0.2 0.1 0.2 0.2", "not finite"),
     ],

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving load-test mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ quickstart: $(READY)
 	@echo
 	@echo "Model, checkpoints, TensorBoard logs:  $(RUNS)/quickstart"
 	@echo "Scores:                                $(RUNS)/quickstart/evaluation"
-	@echo "Pictures with masks, results as JSON:  $(RUNS)/quickstart/predictions"
+	@echo "Images with masks, results as JSON:    $(RUNS)/quickstart/predictions"
 	@echo "SavedModel for TensorFlow Serving:     $(RUNS)/quickstart/exported/1"
 
 # Two processes: most of a test is TensorFlow tracing a graph, on one core.
@@ -138,6 +138,15 @@ litert-versions: $(READY)
 
 test-serving: .venv-serving/.ready
 	.venv-serving/bin/python -m pytest tests/serving -m ""
+
+# The notebooks from start to end, some minutes each; the one that serves needs the server's library.
+.venv-notebooks/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-notebooks
+	.venv-notebooks/bin/pip install --quiet --disable-pip-version-check -e '.[dev,serving]'
+	touch $@
+
+test-notebooks: .venv-notebooks/.ready
+	.venv-notebooks/bin/python -m pytest tests/test_notebooks.py -m ""
 
 load-test: .venv-serving/.ready
 	.venv-serving/bin/python -m benchmarks.serving.load_test --table=$(RUNS)/load_test.md

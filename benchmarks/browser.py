@@ -4,8 +4,8 @@
 
 --accelerator=webgpu takes a file of --format=tflite_gpu and runs it on SwiftShader, in software, where there is no GPU.
 
-Needs the page's one package (cd demo/browser && npm install) and Chromium. Browsers scale pictures in their own way, so
-the picture is scaled here and both get the same pixels. Exit code 1 where detections differ by more than --tolerance.
+Needs the page's one package (cd demo/browser && npm install) and Chromium. Browsers scale images in their own way, so
+the image is scaled here and both get the same pixels. Exit code 1 where detections differ by more than --tolerance.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "demo" / "browser"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """The page's files, the model beside them, the picture, and the page's report."""
+    """The page's files, the model beside them, the image, and the page's report."""
 
     files: ClassVar[dict[str, bytes]] = {}
     reports: ClassVar[list[dict]] = []
@@ -65,7 +65,7 @@ def main():
     parser.add_argument("picture")
     parser.add_argument("--screenshot", default="browser.png")
     parser.add_argument("--chromium", default="chromium")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the picture")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the image")
     parser.add_argument("--accelerator", choices=("wasm", "webgpu"), default="wasm")
     parser.add_argument("--timeout", type=float, default=120, help="seconds")
     options = parser.parse_args()
@@ -84,14 +84,14 @@ def main():
     Handler.files = {
         "/model.tflite": model.read_bytes(),
         "/model.metadata.json": model.with_name(f"{model.stem}.metadata.json").read_bytes(),
-        "/picture.png": encoded.getvalue(),
-        # Chromium takes the screenshot once the page is loaded, which this picture holds up until there is a result.
+        "/image.png": encoded.getvalue(),
+        # Chromium takes the screenshot once the page is loaded, which this image holds up until there is a result.
         "/index.html": (PAGE / "index.html").read_bytes() + b'<img src="wait" hidden>',
         "/wait": b"",
     }
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(PAGE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = f"http://127.0.0.1:{server.server_port}/index.html?image=picture.png&report=report"
+    page = f"http://127.0.0.1:{server.server_port}/index.html?image=image.png&report=report"
     page += f"&accelerator={options.accelerator}"
     with tempfile.TemporaryDirectory() as profile:
         command = [options.chromium, "--headless=new", "--no-sandbox", f"--user-data-dir={profile}"]

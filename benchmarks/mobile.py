@@ -135,7 +135,7 @@ def child(options, step, row, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", help="a folder that train.py wrote")
+    parser.add_argument("--model_dir", help="a folder that training wrote")
     parser.add_argument("--flagfile", help="settings of a model with random weights")
     parser.add_argument("--images", required=True, help="folder of images")
     parser.add_argument("--annotations", help="COCO instances of these images, for AP")

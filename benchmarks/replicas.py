@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
-    print("| configuration | largest difference of a weight | of a loss or norm, relative | steps a second |")
+    print("| configuration | largest difference of a weight | of a loss or norm, relative | steps per second |")
     print("| --- | --- | --- | --- |")
     first = None
     for name, flags in CONFIGURATIONS.items():

@@ -1,4 +1,4 @@
-"""The same .tflite and pictures in several LiteRT runtimes: older versions, other processors.
+"""The same .tflite and images in several LiteRT runtimes: older versions, other processors.
 
     python -m benchmarks.runtimes MODEL.tflite IMAGES --save=reference.npz
     OTHER_PYTHON -m benchmarks.runtimes MODEL.tflite IMAGES --against=reference.npz
@@ -40,11 +40,11 @@ def worst_differences(expected, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("images", help="folder of pictures")
+    parser.add_argument("images", help="folder of images")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--save")
     parser.add_argument("--against")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the picture")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the image")
     options = parser.parse_args()
     client = LiteRTClient(options.model)
     paths = sorted(path for path in pathlib.Path(options.images).iterdir() if path.is_file())[: options.count]
@@ -57,7 +57,7 @@ def main():
         boxes = p.boxes / np.array([p.height, p.width] * 2, np.float32)
         found.append({"boxes": boxes, "scores": p.scores, "classes": p.classes, "masks": p.mask_probabilities})
     detections = sum(len(p) for p in predictions)
-    print(f"{runtime}: {len(paths)} pictures, {detections} detections, {1000 * seconds:.0f} ms a picture")
+    print(f"{runtime}: {len(paths)} images, {detections} detections, {1000 * seconds:.0f} ms an image")
     if options.save:
         np.savez(options.save, **{f"{i} {name}": value for i, p in enumerate(found) for name, value in p.items()})
     if not options.against:

@@ -4,7 +4,7 @@
     python -m benchmarks.tflite --flagfile=configs/coco_r50_fpn_1x.flags --size=512
 
 The second form needs no trained model: weights are random, scaled so that features have a deviation of 1 and scores
-differ, and the detections column shows that the mask head has something to do. Latency is the median over the pictures
+differ, and the detections column shows that the mask head has something to do. Latency is the median over the images
 (noise without --images) of the runtime's call alone; `peak` is the largest memory of the process, and for the
 conversion TensorFlow's own 0.6 GB or so are in it.
 """
@@ -123,12 +123,12 @@ def child(step, options, quantize, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", help="a folder that train.py wrote")
+    parser.add_argument("--model_dir", help="a folder that training wrote")
     parser.add_argument("--flagfile", help="settings of a model with random weights")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--quantize", type=lambda text: text.split(","), default=list(QUANTIZE))
-    parser.add_argument("--images", help="folder of pictures; also what int8 is calibrated on")
-    parser.add_argument("--count", type=int, default=8, help="pictures at most")
+    parser.add_argument("--images", help="folder of images; also what int8 is calibrated on")
+    parser.add_argument("--count", type=int, default=8, help="images at most")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="runs/tflite", help="folder for the files")

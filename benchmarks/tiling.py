@@ -2,9 +2,9 @@
 
 python -m benchmarks.tiling --model_dir=DIR --annotations=FILE --images=FOLDER [--height=6000 --width=8000]
 
-The images of a set are laid out in rows, over and over, turned and mirrored, on ground of the colour
+The images of a set are laid out in rows, over and over, turned and mirrored, on ground of the color
 that the network's padding has. Both predictions are scored on the same cells by COCO's measures; what tiles found
-is cut to the cell that holds its centre, or the nearest one.
+is cut to the cell that holds its center, or the nearest one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WIDTH = flags.DEFINE_integer("width", 8000, "Of the mosaic, in pixels.")
 _TILE = flags.DEFINE_integer("tile", 512, "Side of a tile.")
 _OVERLAP = flags.DEFINE_integer("overlap", 128, "Pixels that tiles share.")
 _GAP = flags.DEFINE_integer("gap", 16, "Pixels between images.")
-_OVERLAY = flags.DEFINE_string("overlay", "", "File for a picture of the mosaic with what tiles found.")
+_OVERLAY = flags.DEFINE_string("overlay", "", "File for an image of the mosaic with what tiles found.")
 _GROUND = (124, 116, 104)
 
 

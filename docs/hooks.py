@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kmaskrcnn import config
 from kmaskrcnn.programs.cli import COMMANDS
 
+_log = logging.getLogger("mkdocs.hooks.links")
+_ROOT = Path(__file__).parents[1]
 _GROUPS = {
     "model": "Model",
     "data": "Data and augmentation",
@@ -19,15 +23,15 @@ _GROUPS = {
 }
 
 
-def on_page_markdown(markdown: str, page, **_) -> str:
-    """Fill the markers of the reference pages."""
+def on_page_markdown(markdown: str, page, config, **_) -> str:
+    """Fill the markers of the reference pages, and point links out of docs/ to the repository."""
     if "<!-- settings -->" in markdown:
         markdown = markdown.replace("<!-- settings -->", settings_tables())
     if "<!-- commands -->" in markdown:
         markdown = markdown.replace("<!-- commands -->", command_helps())
     if page.file.src_uri == "index.md":
         markdown = home(markdown)
-    return markdown
+    return outside_links(markdown, config["repo_url"])
 
 
 def settings_tables() -> str:
@@ -50,7 +54,7 @@ def command_helps() -> str:
     parts = []
     for command, (_, _, text) in COMMANDS.items():
         call = [sys.executable, "-m", "kmaskrcnn", command, "--help"]
-        shown = subprocess.run(call, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+        shown = subprocess.run(call, capture_output=True, text=True, check=True, cwd=_ROOT).stdout
         parts += [
             f"## kmaskrcnn {command}",
             "",
@@ -66,5 +70,17 @@ def command_helps() -> str:
 
 def home(markdown: str) -> str:
     """README.md as the first page, its links from docs/."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = re.sub(r"\]\((?!https?:|docs/)", "](../../", (_ROOT / "README.md").read_text())
     return markdown.replace("<!-- readme -->", readme.replace("](docs/", "]("))
+
+
+def outside_links(markdown: str, repository: str) -> str:
+    """Links to files of the repository that are not in docs/, written as ../../PATH, with their address there."""
+
+    def address(match: re.Match) -> str:
+        path = _ROOT / match[1]
+        if not path.exists():
+            _log.warning("dead link to %s in the repository", match[1])  # which fails a strict build
+        return f"]({repository}/{'tree' if path.is_dir() else 'blob'}/main/{match[1]})"
+
+    return re.sub(r"\]\(\.\./\.\./([^)#]+)\)", address, markdown)

@@ -23,7 +23,7 @@ def check_dataset(x: Any, y: Any, config: ModelConfig, options: Mapping[str, Any
     """Check the data that `fit` or `evaluate` was given by their first batch.
 
     Args:
-        x, y: as of `fit`.
+        x, y: as for `fit`.
         config: of the model.
         options: the other keywords of `fit`.
 
@@ -63,7 +63,7 @@ def _is_endless(x: Any) -> bool:
 def _steps(x: Any, name: str) -> int:
     steps = getattr(x, "steps_per_epoch", None)
     if steps is None:
-        raise ValueError(f"the dataset is endless, so that no epoch would end: give {name}=")
+        raise ValueError(f"the dataset is infinite, so an epoch would never end: give {name}=")
     return steps
 
 
@@ -88,7 +88,7 @@ def _first_batch(x: Any, batch_size: int) -> tuple[Any, Any]:
 
 
 _NOT_ONE_DICT = (
-    "{}: MaskRCNN takes one dict a batch, with the images and the ground truth (" + ", ".join(_NEEDED) + "), "
+    "{}: MaskRCNN takes one dict per batch, with the images and the ground truth (" + ", ".join(_NEEDED) + "), "
     "and no separate targets"
 )
 

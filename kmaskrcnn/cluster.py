@@ -82,7 +82,7 @@ class Cluster:
         else:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             parts = f" in {own} parts" if own > 1 else ""
-            where = f"on the CPU{parts}, {cores} cores, no GPU seen: for one, pip install 'kmaskrcnn[gpu]'"
+            where = f"on the CPU{parts}, {cores} cores, no GPU found: to use one, pip install 'kmaskrcnn[gpu]'"
         return f"training {where}" + (f", {self.workers} workers of that kind" if self.workers > 1 else "")
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -154,7 +154,7 @@ class Cluster:
                 raise
             raise WorkerLost(
                 f"worker {self.worker} lost another worker ({str(error).splitlines()[0][:200]}); start all of them "
-                "again to go on from the newest checkpoint"
+                "again to resume from the newest checkpoint"
             ) from None
 
 
@@ -244,12 +244,12 @@ def read_tf_config(text: str) -> tuple[list[str], int]:
     addresses = chiefs + workers
     wrong = [address for address in addresses if not re.fullmatch(r"[^\s:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", str(address))]
     if wrong:
-        raise ConfigError(f"TF_CONFIG: {wrong[0]!r} is no HOST:PORT")
+        raise ConfigError(f"TF_CONFIG: {wrong[0]!r} is not HOST:PORT")
     if len(chiefs) > 1:
-        raise ConfigError(f"TF_CONFIG: {len(chiefs)} chiefs; there can be one")
+        raise ConfigError(f"TF_CONFIG: {len(chiefs)} chiefs; at most one is allowed")
     twice = sorted({address for address in addresses if addresses.count(address) > 1})
     if twice:
-        raise ConfigError(f"TF_CONFIG: {twice[0]} is there twice")
+        raise ConfigError(f"TF_CONFIG: {twice[0]} occurs twice")
     if kind not in ("chief", "worker") or not 0 <= index < len(groups.get(kind, [])):
-        raise ConfigError(f"TF_CONFIG: task is {kind} {index}, which the cluster has not: {json.dumps(groups)}")
+        raise ConfigError(f"TF_CONFIG: task is {kind} {index}, which the cluster does not have: {json.dumps(groups)}")
     return addresses, index + (len(chiefs) if kind == "worker" else 0)

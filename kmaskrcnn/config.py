@@ -56,7 +56,7 @@ class ModelConfig:
         "Feature extractor.",
         ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2", "efficientnet_lite0"),
     )
-    backbone_norm: str = _setting("frozen_bn", "Normalisation in the backbone.", ("frozen_bn", "bn", "sync_bn", "gn"))
+    backbone_norm: str = _setting("frozen_bn", "Normalization in the backbone.", ("frozen_bn", "bn", "sync_bn", "gn"))
     backbone_stride_in_1x1: bool = _setting(
         False, "ResNet bottlenecks stride in their first 1x1 convolution (caffe) instead of the 3x3 (v1.5)."
     )
@@ -66,16 +66,19 @@ class ModelConfig:
         ("symmetric", "same"),
     )
     frozen_stages: int = _setting(
-        2, "Leading backbone stages that are not trained: 0 none, 1 the stem, 2 also C2, ...", low=0, high=5
+        2, "Backbone stages frozen in training, from the first: 0 none, 1 the stem, 2 also C2, ...", low=0, high=5
     )
     image_mean: tuple[float, ...] = _setting(
-        (), "RGB mean in 0..255 taken from the image; empty: the backbone's own.", lengths=(0, 3)
+        (), "RGB mean in 0..255 subtracted from the image; empty: the backbone's own.", lengths=(0, 3)
     )
     image_std: tuple[float, ...] = _setting(
-        (), "RGB deviation the image is divided by; empty: the backbone's own.", **_POSITIVE, lengths=(0, 3)
+        (),
+        "RGB standard deviation that the image is divided by; empty: the backbone's own.",
+        **_POSITIVE,
+        lengths=(0, 3),
     )
-    fpn_channels: int = _setting(256, "Width of P2..P6.", **_POSITIVE)
-    fpn_norm: str = _setting("none", "Normalisation after each FPN convolution.", ("none", "bn", "sync_bn", "gn"))
+    fpn_channels: int = _setting(256, "Channels of P2..P6.", **_POSITIVE)
+    fpn_norm: str = _setting("none", "Normalization after each FPN convolution.", ("none", "bn", "sync_bn", "gn"))
     # Anchors and the RPN.
     anchor_sizes: tuple[float, ...] = _setting(
         (32, 64, 128, 256, 512), "Anchor side in pixels on P2..P6.", **_POSITIVE, lengths=(5,)
@@ -87,35 +90,37 @@ class ModelConfig:
     )
     rpn_conv_layers: int = _setting(1, "3x3 convolutions before the RPN's two 1x1 outputs.", **_POSITIVE)
     rpn_channels: int = _setting(0, "Width of the RPN's 3x3 convolutions; 0: fpn_channels.", low=0)
-    rpn_batch_size: int = _setting(256, "Anchors sampled an image for the RPN losses.", **_POSITIVE)
+    rpn_batch_size: int = _setting(256, "Anchors sampled per image for the RPN losses.", **_POSITIVE)
     rpn_positive_fraction: float = _setting(0.5, "Largest share of positives among the sampled anchors.", **_SHARE)
     rpn_positive_iou: float = _setting(0.7, "Anchors with at least this IoU are positives.", **_SHARE)
     rpn_negative_iou: float = _setting(0.3, "Anchors with less than this IoU are negatives.", **_SHARE)
     rpn_pre_nms_top_k_train: int = _setting(2000, "Proposals kept on each level before NMS, in training.", **_POSITIVE)
     rpn_pre_nms_top_k: int = _setting(1000, "Proposals kept on each level before NMS, in inference.", **_POSITIVE)
-    rpn_nms_iou: float = _setting(0.7, "IoU above which the NMS of each level drops a proposal.", **_SHARE)
+    rpn_nms_iou: float = _setting(
+        0.7, "IoU threshold of non-maximum suppression (NMS) of proposals, per level.", **_SHARE
+    )
     rpn_post_nms_top_k_train: int = _setting(
-        1000, "Proposals kept an image over all levels after NMS, in training.", **_POSITIVE
+        1000, "Proposals kept per image over all levels after NMS, in training.", **_POSITIVE
     )
     rpn_post_nms_top_k: int = _setting(
-        1000, "Proposals kept an image over all levels after NMS, in inference.", **_POSITIVE
+        1000, "Proposals kept per image over all levels after NMS, in inference.", **_POSITIVE
     )
     rpn_min_size: float = _setting(0.0, "Proposals with a side of at most this many pixels are dropped.", low=0)
-    rpn_box_loss_beta: float = _setting(0.0, "Smooth-L1 turning point of the RPN box loss; 0 is plain L1.", low=0)
+    rpn_box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the RPN box loss; 0: L1.", low=0)
     rpn_loss_normalizer: str = _setting(
         "batch_size",
         "RPN losses are divided by rpn_batch_size (Detectron2) or by the number of anchors sampled (torchvision).",
         ("batch_size", "sampled"),
     )
     # The RoI stage.
-    roi_batch_size: int = _setting(512, "RoIs sampled an image for the box head.", **_POSITIVE)
+    roi_batch_size: int = _setting(512, "RoIs sampled per image for the box head.", **_POSITIVE)
     roi_positive_fraction: float = _setting(0.25, "Largest share of positives among the sampled RoIs.", **_SHARE)
     roi_positive_iou: float = _setting(
         0.5, "RoIs with at least this IoU are positives, the others negatives.", **_SHARE
     )
     roi_sampling_ratio: int = _setting(
         2,
-        "Bilinear samples along each side of a RoIAlign bin; 0: one a feature pixel (Detectron2), not for XLA.",
+        "Bilinear samples along each side of a RoIAlign bin; 0: one per feature pixel (Detectron2), not for XLA.",
         low=0,
     )
     roi_aligned: bool = _setting(False, "RoIAlign with the half-pixel shift (Detectron2); False as in torchvision.")
@@ -126,38 +131,38 @@ class ModelConfig:
     )
     box_pool_size: int = _setting(7, "Side of the RoIAlign output for the box head.", **_POSITIVE)
     box_conv_channels: tuple[int, ...] = _setting(
-        (), "Widths of 3x3 convolutions in the box head; 4conv1fc has four.", **_POSITIVE
+        (), "Channels of the box head's 3x3 convolutions; 4conv1fc has four.", **_POSITIVE
     )
     box_fc_channels: tuple[int, ...] = _setting(
-        (1024, 1024), "Widths of the box head's fully connected layers.", **_POSITIVE
+        (1024, 1024), "Units of the box head's fully connected layers.", **_POSITIVE
     )
-    box_loss_beta: float = _setting(0.0, "Smooth-L1 turning point of the box head's loss; 0 is plain L1.", low=0)
+    box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the box head's loss; 0: L1.", low=0)
     mask_pool_size: int = _setting(
         14, "Side of the RoIAlign output for the mask head; masks are twice that.", **_POSITIVE
     )
     mask_conv_channels: tuple[int, ...] = _setting(
-        (256, 256, 256, 256), "Widths of the mask head's 3x3 convolutions.", **_POSITIVE
+        (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions.", **_POSITIVE
     )
-    head_norm: str = _setting("none", "Normalisation in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
+    head_norm: str = _setting("none", "Normalization in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
     binary_mask_targets: bool = _setting(
         True, "Mask targets are thresholded at one half (Detectron2); False leaves them soft (torchvision)."
     )
     mask_target_samples: int = _setting(
-        2, "Samples along each side of a mask target's cell; 0: one a pixel (torchvision), not for XLA.", low=0
+        2, "Samples along each side of a mask target's cell; 0: one per pixel (torchvision), not for XLA.", low=0
     )
     max_mask_rois: int = _setting(
-        0, "Positive RoIs an image, at most, that train the mask head; 0: every positive RoI of the sample.", low=0
+        0, "Most positive RoIs per image that train the mask head; 0: all that are sampled.", low=0
     )
     # Detections.
-    score_threshold: float = _setting(0.05, "Detections with a score of at most this are dropped.", **_SHARE)
-    nms_iou: float = _setting(0.5, "IoU above which the NMS of each class drops a detection.", **_SHARE)
+    score_threshold: float = _setting(0.05, "Detections with this score or less are dropped.", **_SHARE)
+    nms_iou: float = _setting(0.5, "IoU threshold of non-maximum suppression (NMS) of detections, per class.", **_SHARE)
     class_agnostic_nms: bool = _setting(
-        False, "Detections of different classes suppress each other too, so that an object is found as one class."
+        False, "NMS over all classes at once, so that an object is found as one class only."
     )
-    max_detections: int = _setting(100, "Detections kept an image over all classes.", **_POSITIVE)
+    max_detections: int = _setting(100, "Detections kept per image over all classes.", **_POSITIVE)
     mask_paste: str = _setting(
         "pixel_centers",
-        "How masks are pasted: sampled at pixel centres (Detectron2) or into boxes cut to whole pixels (torchvision).",
+        "How masks are pasted: sampled at pixel centers (Detectron2), or into boxes of whole pixels (torchvision).",
         ("pixel_centers", "rounded_boxes"),
     )
 
@@ -168,80 +173,86 @@ class DataConfig:
 
     train_annotations: str = _setting(
         "shapes",
-        "Set to train on (COCO JSON, or another form of docs/guide/data.md), or 'shapes' for the built-in one.",
+        "Data set to train on (COCO JSON or another format of docs/guide/data.md), or 'shapes', the built-in one.",
     )
-    train_images: str = _setting("", "Folder of the training images; empty: that of the JSON, or where the form says.")
-    val_annotations: str = _setting("", "Set to evaluate on, 'shapes', or empty for no evaluation.")
-    val_images: str = _setting("", "Folder of the evaluation images; empty: that of the JSON, or where the form says.")
+    train_images: str = _setting(
+        "", "Folder of the training images; empty: that of the JSON, or where the format has them."
+    )
+    val_annotations: str = _setting("", "Data set to evaluate on, or 'shapes'; empty: no evaluation.")
+    val_images: str = _setting(
+        "", "Folder of the evaluation images; empty: that of the JSON, or where the format has them."
+    )
     data_format: str = _setting(
         "auto",
-        "Form of both sets; auto tells it by what is there.",
+        "Format of both data sets; auto detects it.",
         ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord", "yolo", "cvat", "label_studio"),
     )
     class_names: tuple[str, ...] = _setting(
-        (), "Names of the classes in order, or a file of them (one a line, or a .pbtxt label map); empty: those found."
+        (), "Class names in order, or a file of them (one per line, or a .pbtxt label map); empty: from the data."
     )
     class_map: tuple[str, ...] = _setting(
-        (), "OLD=NEW,... or a file of such lines (or JSON): renames and joins classes, OLD= leaves one out."
+        (), "OLD=NEW,... or a file of such lines (or JSON): renames and merges classes; OLD= drops one."
     )
     on_bad_record: str = _setting(
-        "error", "A broken image or annotation stops the run or is left out.", ("error", "skip")
+        "error", "A broken image or annotation stops the run (error) or is left out (skip).", ("error", "skip")
     )
     resize_mode: str = _setting(
         "short_side",
-        "short_side: keep the aspect, short side to min_size unless the long side passes max_size. "
+        "short_side: keep the aspect ratio, short side to min_size unless the long side would exceed max_size. "
         "native: multiply by native_scale.",
         ("short_side", "native"),
     )
     resize_method: str = _setting(
         "antialias",
-        "Resizing: antialias, sides rounded; as torchvision does it: no filter, sides rounded down; as detectron2 "
-        "does it: by Pillow, sides rounded half up.",
+        "antialias: with an antialiasing filter, sides rounded; torchvision: no filter, sides rounded down; "
+        "detectron2: with Pillow, sides rounded half up.",
         ("antialias", "torchvision", "detectron2"),
     )
     min_size: int = _setting(
         800, "Short side in pixels (evaluation, and training without min_size_train).", **_POSITIVE
     )
     min_size_train: tuple[int, ...] = _setting(
-        (), "Short sides, one drawn an image in training (multi-scale).", **_POSITIVE
+        (), "Multi-scale training: short sides, one drawn at random per image.", **_POSITIVE
     )
     max_size: int = _setting(1333, "Largest long side in pixels.", **_POSITIVE)
-    native_scale: float = _setting(1.0, "Factor on the image's own size with resize_mode=native.", **_POSITIVE)
+    native_scale: float = _setting(1.0, "Scale factor for resize_mode=native.", **_POSITIVE)
     crop_size: int = _setting(0, "Training images are cropped or padded to this square; 0: whole images.", low=0)
     scale_jitter: tuple[float, ...] = _setting(
         (),
-        "Least and largest extra factor drawn in training, e.g. 0.1,2.0; needs crop_size.",
+        "Scale jitter (LSJ): smallest and largest random scale factor in training, e.g. 0.1,2.0; needs crop_size.",
         **_POSITIVE,
         lengths=(0, 2),
     )
     horizontal_flip: bool = _setting(True, "Flip half of the training images left-right.")
     vertical_flip: bool = _setting(False, "Flip half of the training images top-bottom.")
-    rotate90: bool = _setting(False, "Turn training images by a random multiple of 90 degrees; needs crop_size.")
-    max_rotation: float = _setting(0.0, "Turn training images by up to this many degrees either way.", low=0, high=180)
+    rotate90: bool = _setting(False, "Rotate training images by a random multiple of 90 degrees; needs crop_size.")
+    max_rotation: float = _setting(
+        0.0, "Rotate training images by up to this many degrees either way.", low=0, high=180
+    )
     crop_probability: float = _setting(
         0.0,
-        "Share of training images of which a part that keeps its objects whole is magnified; not with crop_size.",
+        "Share of training images cropped to a part that keeps its objects whole, and enlarged; not with crop_size.",
         **_SHARE,
     )
-    copy_paste_probability: float = _setting(0.0, "Share of training images that get objects of another one.", **_SHARE)
+    copy_paste_probability: float = _setting(
+        0.0, "Copy-paste augmentation: share of training images that get objects of another one.", **_SHARE
+    )
     color_jitter: float = _setting(0.0, "Strength of random brightness, contrast, saturation and hue (0..1).", **_SHARE)
     invert_probability: float = _setting(
         0.0, "Share of training images whose intensities are inverted (microscopy).", **_SHARE
     )
     blur_probability: float = _setting(0.0, "Share of training images that are blurred a little.", **_SHARE)
-    jpeg_probability: float = _setting(
-        0.0, "Share of training images that get the noise of JPEG compression.", **_SHARE
-    )
+    jpeg_probability: float = _setting(0.0, "Share of training images that get JPEG compression artifacts.", **_SHARE)
     repeat_factor_threshold: float = _setting(
         0.0,
-        "Images with a class that only a share f of them has are seen sqrt(this / f) times as often (LVIS); 0: off.",
+        "Class imbalance: images of a class found in a share f of them are repeated sqrt(this / f) times; 0: off.",
         **_SHARE,
     )
     max_instances: int = _setting(
-        100, "Masks an image that are trained on, at most; of further objects the boxes are.", **_POSITIVE
+        100, "Most masks per image in training; of further objects the boxes alone are trained on.", **_POSITIVE
     )
     mask_resolution: int = _setting(
-        112, "Ground-truth masks are stored cropped to their box at this side.", **_POSITIVE
+        112, "Side in pixels at which ground-truth masks are kept, each cropped to its box.", **_POSITIVE
     )
     shapes_images: int = _setting(400, "Training images of the built-in shapes set.", **_POSITIVE)
     shapes_val_images: int = _setting(60, "Held-out images of the built-in shapes set.", **_POSITIVE)
@@ -251,112 +262,130 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation."""
+    """Training: optimizer, schedule, checkpoints, devices."""
 
-    model_dir: str = _setting("", "Folder for checkpoints, config.json, logs and pictures.")
+    model_dir: str = _setting("", "Folder for checkpoints, config.json, logs and images.")
     init_weights: str = _setting(
         "",
         "Weights to start from: 'imagenet', 'imagenet_v2' or a backbone file (.npz, .pth, .safetensors, .pkl); the "
-        "name of a COCO preset, hf://OWNER/NAME, a kmaskrcnn folder or .weights.h5; 'none'. Downloads what is absent.",
+        "name of a COCO preset, hf://OWNER/NAME, a model folder or .weights.h5; 'none'. Downloads what is missing.",
     )
-    batch_size: int = _setting(2, "Images a step, over all devices, workers and accumulated parts.", **_POSITIVE)
+    batch_size: int = _setting(
+        2, "Images per optimizer step, over all devices, workers and accumulated parts.", **_POSITIVE
+    )
     accumulate_steps: int = _setting(
         1, "Gradient accumulation: parts that the batch of a step is split into.", **_POSITIVE
     )
-    steps: int = _setting(90000, "Optimiser steps.", **_POSITIVE)
-    epochs: float = _setting(0.0, "Passes over the training images, which then set steps; 0: go by steps.", low=0)
-    max_minutes: float = _setting(
-        0.0, "Wall-clock budget; the schedule then runs over this time instead of over steps. 0: no limit.", low=0
+    steps: int = _setting(90000, "Optimizer steps.", **_POSITIVE)
+    epochs: float = _setting(
+        0.0, "Epochs (passes over the training images) in place of steps; may be a fraction. 0: as steps says.", low=0
     )
-    optimizer: str = _setting("sgd", "Optimiser.", ("sgd", "adamw"))
-    learning_rate: float = _setting(0.02, "Peak learning rate at reference_batch_size images a step.", **_POSITIVE)
-    reference_batch_size: int = _setting(0, "Scale the rate by batch_size / this (linear rule); 0: no scaling.")
+    max_minutes: float = _setting(
+        0.0,
+        "Wall-clock limit; the learning-rate schedule then runs over this time instead of over steps. 0: no limit.",
+        low=0,
+    )
+    optimizer: str = _setting("sgd", "Optimizer.", ("sgd", "adamw"))
+    learning_rate: float = _setting(
+        0.02, "Peak learning rate, for reference_batch_size images per step where that is set.", **_POSITIVE
+    )
+    reference_batch_size: int = _setting(
+        0, "Scale the learning rate by batch_size / this (linear scaling rule); 0: no scaling."
+    )
     momentum: float = _setting(0.9, "SGD momentum.", **_SHARE)
-    weight_decay: float = _setting(1e-4, "L2 through the momentum for sgd, decoupled for adamw.", low=0)
-    norm_weight_decay: float = _setting(0.0, "The same for the scale and offset of normalisation layers.", low=0)
+    weight_decay: float = _setting(1e-4, "Weight decay: L2 in the gradient for sgd, decoupled for adamw.", low=0)
+    norm_weight_decay: float = _setting(0.0, "Weight decay of the scale and offset of normalization layers.", low=0)
     warmup_steps: int = _setting(1000, "Steps of linear warm-up.", low=0)
     warmup_share: float = _setting(
-        0.0, "Share of the run that is linear warm-up, in place of warmup_steps; 0: those.", **_SHARE
+        0.0, "Share of the run that is linear warm-up, in place of warmup_steps; 0: as warmup_steps says.", **_SHARE
     )
-    warmup_factor: float = _setting(0.001, "Share of the rate at the first step.", **_SHARE)
+    warmup_factor: float = _setting(0.001, "Factor on the learning rate at the first step of the warm-up.", **_SHARE)
     schedule: str = _setting("step", "Learning-rate schedule.", ("step", "cosine", "constant"))
-    drop_at: tuple[float, ...] = _setting((0.66667, 0.88889), "Shares of the run after which the rate drops tenfold.")
-    clip_norm: float = _setting(0.0, "Clip gradients to this global norm; 0: off.", low=0)
+    drop_at: tuple[float, ...] = _setting(
+        (0.66667, 0.88889), "schedule=step: shares of the run after which the learning rate drops tenfold."
+    )
+    clip_norm: float = _setting(0.0, "Gradient clipping by this global norm; 0: off.", low=0)
     ema_decay: float = _setting(
-        0.0, "EMA: decay of the moving average of weights that is evaluated and exported; 0: off.", **_SHARE
+        0.0,
+        "Decay of the exponential moving average (EMA) of the weights, which is evaluated and exported; 0: off.",
+        **_SHARE,
     )
     dtype: str = _setting(
         "auto",
-        "Precision of the network; auto: mixed_bfloat16 where a measurement finds it faster, else float32.",
+        "Precision; auto: mixed precision (mixed_bfloat16) where a measurement finds it faster, else float32.",
         ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
     strategy: str = _setting(
         "one",
-        "Devices that train together: one; mirrored, those of this machine; multi_worker, those of all workers in the "
-        "environment's TF_CONFIG; tpu (not tested).",
+        "Distributed training: one device; mirrored, all GPUs of this machine; multi_worker, those of all workers "
+        "in the environment variable TF_CONFIG; tpu (not tested).",
         ("one", "mirrored", "multi_worker", "tpu"),
     )
     num_devices: int = _setting(
         0,
-        "GPUs of this process to use, 0 for all; without a GPU and with --strategy=mirrored, parts of its CPU.",
+        "GPUs that this process uses, 0 for all; without a GPU and with --strategy=mirrored, parts of the CPU.",
         low=0,
     )
     num_local_workers: int = _setting(
-        0, "Start this many workers on this machine; 0: this process is one by itself.", low=0
+        0, "Start this many worker processes on this machine; 0: none, this process trains.", low=0
     )
     stall_timeout: float = _setting(
-        900.0, "Seconds without a step, an evaluated batch or a checkpoint after which the run ends; 0: never.", low=0
+        900.0,
+        "End the run after this many seconds without a step, an evaluated batch or a checkpoint; 0: never.",
+        low=0,
     )
-    deterministic: bool = _setting(False, "Only operators that give the same bits each time.")
+    deterministic: bool = _setting(False, "Use only operators that give the same bits each time.")
     on_nonfinite: str = _setting(
         "skip",
-        "A step with a loss or gradient that is not finite is left out (ten in a row end the run), or ends the run.",
+        "A step with a NaN or infinite loss or gradient is skipped (ten in a row end the run), or ends the run (stop).",
         ("skip", "stop"),
     )
     profile_steps: tuple[int, ...] = _setting(
-        (), "First and last step of a TensorBoard profile, e.g. 20,25.", lengths=(0, 2)
+        (), "First and last step to profile for TensorBoard, e.g. 20,25.", lengths=(0, 2)
     )
-    seed: int = _setting(0, "Seed of initialisation, data order, augmentation and sampling.", low=0)
+    seed: int = _setting(0, "Random seed of initialization, data order, augmentation and sampling.", low=0)
     log_every: int = _setting(
         0,
-        "Steps between lines of progress and rows of numbers; 0: a line every 10 seconds, a row every 20 steps.",
+        "Steps between progress lines and rows of metrics; 0: a line every 10 seconds, a row every 20 steps.",
         low=0,
     )
     logger: tuple[str, ...] = _setting(
-        ("tensorboard",), "Where numbers go besides metrics.jsonl: tensorboard, wandb, mlflow."
+        ("tensorboard",), "Where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow."
     )
     checkpoint_every: int = _setting(1000, "Steps between checkpoints.", **_POSITIVE)
-    keep_checkpoints: int = _setting(2, "Newest checkpoints kept; the best by evaluation is kept besides.", **_POSITIVE)
+    keep_checkpoints: int = _setting(
+        2, "Checkpoints to keep, the newest; the best weights by evaluation are kept as well.", **_POSITIVE
+    )
     eval_every: int = _setting(0, "Steps between evaluations during training; 0: only at the end.", low=0)
     patience: int = _setting(
         0,
-        "Evaluations in a row without a better mask AP after which the run ends (needs eval_every); 0: never.",
+        "Early stopping: evaluations in a row without a better mask AP that end the run; needs eval_every. 0: never.",
         low=0,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """COCO evaluation, and how pictures are predicted in it and by `Predictor`."""
+    """COCO evaluation, and how images are predicted, there and by `Predictor`."""
 
-    eval_batch_size: int = _setting(1, "Images a step in evaluation and prediction.", **_POSITIVE)
-    eval_max_images: int = _setting(0, "Evaluate on the first this many images; 0: all.", low=0)
-    eval_max_detections: int = _setting(100, "Detections an image that COCO evaluation counts.", **_POSITIVE)
-    eval_pictures: int = _setting(4, "Pictures of predictions drawn after each evaluation.", low=0)
+    eval_batch_size: int = _setting(1, "Images per batch in evaluation and prediction.", **_POSITIVE)
+    eval_max_images: int = _setting(0, "Evaluate on this many images, the first ones; 0: all.", low=0)
+    eval_max_detections: int = _setting(100, "Detections per image that COCO evaluation counts.", **_POSITIVE)
+    eval_pictures: int = _setting(4, "Images drawn with their predictions after each evaluation.", low=0)
     tile_size: int = _setting(
-        0, "Pictures with a longer side are predicted in square tiles of so many of their pixels; 0: in one piece."
+        0, "Predict images that are larger than this in square tiles of this side, in pixels; 0: no tiles."
     )
     tile_overlap: int = _setting(
-        128, "Pixels that neighbouring tiles share, at least; best more than an object is long.", low=0
+        128, "Least overlap of neighboring tiles in pixels; best a little more than an object is long.", low=0
     )
-    tta_flip: bool = _setting(False, "Test-time augmentation: predict the mirrored picture as well.")
+    tta_flip: bool = _setting(False, "Test-time augmentation (TTA): also predict the mirrored image.")
     tta_scales: tuple[float, ...] = _setting(
-        (), "Test-time augmentation: predict at these factors of the network's size, e.g. 0.8,1,1.25.", **_POSITIVE
+        (), "Test-time augmentation (TTA): also predict at these scale factors, e.g. 0.8,1,1.25.", **_POSITIVE
     )
 
     @property
     def augmented(self) -> bool:
-        """Whether a picture is predicted in several forms."""
+        """Whether test-time augmentation is on."""
         return self.tta_flip or bool(self.tta_scales)
 
 
@@ -415,9 +444,7 @@ class Config:
                         f"this is {__version__}: install the newer one"
                     )
                 else:
-                    _log.warning(
-                        "config.json of kmaskrcnn %s: %s=%r is not known here and left out", version, name, value
-                    )
+                    _log.warning("config.json of kmaskrcnn %s: %s=%r is unknown here and ignored", version, name, value)
         return cls().replace(**settings)
 
 
@@ -492,16 +519,16 @@ def validate(config: Config) -> None:
 
     require(len(values["anchor_aspect_ratios"]) > 0, "anchor_aspect_ratios", "needs at least one ratio")
     require(
-        values["rpn_negative_iou"] <= values["rpn_positive_iou"], "rpn_negative_iou", "must not pass rpn_positive_iou"
+        values["rpn_negative_iou"] <= values["rpn_positive_iou"], "rpn_negative_iou", "must not exceed rpn_positive_iou"
     )
     jitter = values["scale_jitter"]
-    require(not jitter or jitter[0] <= jitter[1], "scale_jitter", "the least factor must come first")
+    require(not jitter or jitter[0] <= jitter[1], "scale_jitter", "the smaller factor must come first")
     require(values["crop_size"] % 32 == 0, "crop_size", "must be a multiple of 32 (the stride of C5)")
     for name in ("scale_jitter", "rotate90"):
         # Without a crop the padded size of an image would depend on the draw, and graphs be traced without end.
         require(not values[name] or values["crop_size"] > 0, name, "needs crop_size")
     require(not values["crop_probability"] or not values["crop_size"], "crop_probability", "not with crop_size")
-    require(values["min_size"] <= values["max_size"], "min_size", "must not pass max_size")
+    require(values["min_size"] <= values["max_size"], "min_size", "must not exceed max_size")
     tile, overlap = values["tile_size"], values["tile_overlap"]
     require(tile == 0 or tile >= 32, "tile_size", "must be 0 or at least 32")
     require(not tile or overlap <= tile // 2, "tile_overlap", "must lie in 0..tile_size / 2")

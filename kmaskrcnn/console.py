@@ -32,7 +32,7 @@ class SteadyOutput:
         except OSError as error:
             if not self._told:
                 self._told = True
-                line = f"{self._name} cannot be written to any more ({error.strerror}): going on without it\n"
+                line = f"{self._name} can no longer be written to ({error.strerror}): going on without it\n"
                 with contextlib.suppress(OSError, ValueError):
                     os.write(self._other.fileno(), line.encode())
         return len(text)

@@ -17,15 +17,15 @@ class UnknownSetting(ConfigError, TypeError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot start or go on. The message names the folder, the flag or the images, and what to do."""
+    """Training cannot start or continue. The message names the folder, the flag or the images, and what to do."""
 
 
 class WorkerLost(TrainingError):
-    """Another worker died or stalled: nothing is wrong here, and starting all of them again goes on."""
+    """Another worker died or stalled: nothing is wrong here, and starting all of them again resumes the run."""
 
 
 class DataError(ValueError):
-    """Input data that cannot be trained on. The message has one line a problem, naming the file and the record."""
+    """Input data that cannot be used. The message has one line per problem, with the file and the record."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))

@@ -22,7 +22,7 @@ def local_folder(name: str | os.PathLike) -> Path:
             "or mount the bucket, and copy the folder from there when it is done"
         )
     if not text.strip() or "\0" in text:
-        raise ConfigError(f"{text!r} is no name of a folder")
+        raise ConfigError(f"{text!r} is not a folder name")
     try:
         return Path(text).expanduser()
     except RuntimeError:

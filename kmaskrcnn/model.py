@@ -32,7 +32,7 @@ class MaskRCNN(KerasInterface):
     """Mask R-CNN with a ResNet-FPN or a mobile FPN backbone.
 
     Inference: `model(images)` or `model({"images": ..., "image_shapes": ...})` returns detections; ground truth in the
-    dict is left alone. Training: `model(batch, training=True)` on a batch that holds the ground truth returns the five
+    dict is ignored. Training: `model(batch, training=True)` on a batch that holds the ground truth returns the five
     losses by name, so that `model.compile(optimizer)` and `model.fit(dataset)` work on a dataset of such batches.
 
     Inputs (a dict, or the images alone):
@@ -50,13 +50,16 @@ class MaskRCNN(KerasInterface):
 
     Detections (a dict): boxes (B, D, 4) yxyx pixels of `images`, scores (B, D), classes (B, D) int32 in
     1..num_classes and 0 in empty rows, masks (B, D, M, M) probabilities over each box, num_detections (B,). Valid rows
-    come first, by falling score.
+    come first, by decreasing score.
+
+    The keywords from num_classes to mask_paste are the fields of `kmaskrcnn.config.ModelConfig`, documented there
+    and in docs/reference/settings.md.
 
     Args:
-        num_classes and the rest: the fields of `kmaskrcnn.config.ModelConfig`, each documented there.
-        seed: of the random samples of anchors and RoIs.
-        name, dtype: as of every Keras model; dtype may be a policy such as "mixed_bfloat16". Box arithmetic and
-            losses are float32 under every policy.
+        seed: random seed of the samples of anchors and RoIs.
+        name: as for every Keras model.
+        dtype: as for every Keras model; it may be a policy such as "mixed_bfloat16". Box arithmetic and losses are
+            float32 under every policy.
 
     Raises:
         ConfigError: an unknown or impossible setting, or a keras.json with channels_first or another floatx.
@@ -139,14 +142,14 @@ class MaskRCNN(KerasInterface):
         return losses
 
     def pyramid(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
-        """The maps P2..P6 of normalised images."""
+        """The maps P2..P6 of normalized images."""
         return self.fpn(self._run_backbone(images, training), training=training)
 
     def preprocess(self, images: Tensor, image_shapes: Tensor | None, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Normalised images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2).
+        """Normalized images with padding set to 0 and sides of multiples of 32, and their shapes (B, 2).
 
-        In inference padding beyond the next multiple of the largest image is cut off, so that what is found does not
-        depend on how far images were padded (nor its time); with static shapes it stays.
+        In inference, padding beyond the next multiple of the largest image is cropped, so that neither the detections
+        nor the time depend on how far images were padded; with static shapes it stays.
         """
         if image_shapes is not None and not (training or self.static_shapes):
             needed = ops.maximum(ops.max(ops.cast(image_shapes, "int32"), axis=0), 1)
@@ -300,18 +303,18 @@ class MaskRCNN(KerasInterface):
     def from_preset(
         cls, name_or_path: str, mirror: str | None = None, offline: bool | None = None, **settings: Any
     ) -> MaskRCNN:
-        """A model with published or converted weights; a published file is downloaded and converted the first time.
+        """A model with pretrained weights; those of a preset are downloaded and converted the first time.
 
         Args:
             name_or_path: a name in `kmaskrcnn.weights.presets.PRESETS`, hf://OWNER/NAME of a model folder on the
                 Hugging Face Hub, a weight file of torchvision, Detectron2 or matterport, or a model folder of ours.
-            mirror: base address of the files in the place of their own; default: KMASKRCNN_MIRROR, or none.
-            offline: never touch the network, take what is in the cache; default: KMASKRCNN_OFFLINE.
-            **settings: in place of the file's own. Another num_classes keeps everything but the last layers.
+            mirror: base URL to download from instead of the publishers' servers; default: KMASKRCNN_MIRROR, or none.
+            offline: do not use the network, only the cache; default: KMASKRCNN_OFFLINE.
+            **settings: replace those of the file. Another num_classes keeps everything but the last layers.
 
         Raises:
-            WeightsError: no such file, or none to be had, with the address and where to put it; or one that does not
-                fit.
+            WeightsError: the weights are missing and cannot be downloaded (the message has the URL and where to put the
+                file), or do not fit.
             ConfigError: an impossible setting.
         """
         # Imported here, since the importers build models.

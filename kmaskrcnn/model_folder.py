@@ -4,9 +4,9 @@ config.json          the resolved settings
 labels.json          class names and COCO category ids
 best.weights.h5      the weights with the best evaluation (moving averages with --ema_decay, here and below)
 last.weights.h5      the weights of the newest checkpoint
-checkpoints/         the newest states of training, to go on from
+checkpoints/         the newest checkpoints, to resume from
 metrics.jsonl        losses, rates and scores, a line each
-tensorboard/         the same for TensorBoard, with pictures
+tensorboard/         the same for TensorBoard, with images
 training.lock        while a training runs: who writes here
 """
 
@@ -58,7 +58,9 @@ def check_directory(directory: str | os.PathLike, config: Config, labels: Labels
     """For the workers beside the one that made the model folder: raise TrainingError where they see another one."""
     path = local_folder(directory)
     if not (path / LOCK).exists():
-        raise TrainingError(f"model_dir={directory} is not there on this worker: it must be a folder that all share")
+        raise TrainingError(
+            f"model_dir={directory} is not there on this worker: it must be a folder that all workers share"
+        )
     if (path / "config.json").exists():
         _check_same_model(path, config, labels)
     return path
@@ -105,7 +107,7 @@ def read_config(directory: str | os.PathLike) -> Config:
     """The settings of a model folder; raises ConfigError where there is none."""
     path = local_folder(directory) / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{directory} is no model folder: it has no config.json")
+        raise ConfigError(f"{directory} is not a model folder: it has no config.json")
     try:
         return Config.from_json(path.read_text())
     except (ConfigError, UnicodeDecodeError) as error:
@@ -124,8 +126,8 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
     """Open a model folder, or one weights file in it.
 
     Args:
-        path: what `train.py --model_dir` named, or a .weights.h5 file that lies there.
-        which: "best", by evaluation, or "last"; where there is no best, the last. Of no account with a file.
+        path: the --model_dir of training, or a .weights.h5 file in it.
+        which: "best", by evaluation, or "last"; if there is no best, the last. Ignored if path is a file.
         **settings: replace those of config.json, such as max_detections or dtype.
 
     Returns:
@@ -187,5 +189,5 @@ def load_initial_weights(model: MaskRCNN, source: str) -> str:
     taken = {variable.path for variable in fitting}
     left = [variable.path for variable in model.weights if variable.path not in taken]
     more = f" and {len(left) - 6} more" if len(left) > 6 else ""
-    rest = f"; not from there: {', '.join(left[:6])}{more}" if left else ""
+    rest = f"; not taken: {', '.join(left[:6])}{more}" if left else ""
     return f"starting from {len(fitting)} of {len(model.weights)} weights of {source}{rest}"

@@ -51,7 +51,7 @@ class Outputs:
 
     def _open(self) -> None:
         if "://" in self.folder:
-            raise OutputError(f"{self.folder}: is an address, and the outputs need a local folder")
+            raise OutputError(f"{self.folder}: is an address, and outputs need a local folder")
         if os.path.lexists(self.folder) and not os.path.isdir(self.folder):
             raise OutputError(f"{self.folder}: is a file, and outputs need a folder")
         for entry in _entries(self.folder):

@@ -1,4 +1,4 @@
-"""Lines of progress with the time that is left."""
+"""Progress lines with an ETA."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def listening(heard: Callable[[], None]) -> Iterator[None]:
 
 
 class Progress:
-    """Counts units of work and tells how far they are: one line that is rewritten on a terminal, else a line at times.
+    """Counts units of work and shows the progress: one line that is rewritten on a terminal, elsewhere a line at times.
 
     Args:
         what: what is counted, such as "images"; it follows the numbers.

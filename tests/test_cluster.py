@@ -32,8 +32,8 @@ def test_workers_are_numbered_after_the_chief():
         ("{", "is not of the form"),
         ('{"cluster": {"worker": ["a:1"]}}', "'task' is missing"),
         (_tf_config({"worker": ["a:1"], "ps": ["b:1"]}), "cluster has ps"),
-        (_tf_config({"worker": ["a"]}), "'a' is no HOST:PORT"),
-        (_tf_config({"worker": ["a:1", "a:1"]}), "a:1 is there twice"),
+        (_tf_config({"worker": ["a"]}), "'a' is not HOST:PORT"),
+        (_tf_config({"worker": ["a:1", "a:1"]}), "a:1 occurs twice"),
         (_tf_config({"worker": ["a:1"]}, index=1), "task is worker 1"),
         (_tf_config({"worker": ["a:1"]}, "evaluator"), "task is evaluator 0"),
         (_tf_config({"chief": ["a:1", "b:1"]}, "chief"), "2 chiefs"),
@@ -67,7 +67,7 @@ def test_parts_and_devices_share_the_places_of_a_batch():
 def test_what_trains_where_is_told(monkeypatch, tmp_path):
     alone = Cluster(tf.distribute.get_strategy())
     assert re.fullmatch(
-        r"training on the CPU, \d+ cores, no GPU seen: for one, pip install 'kmaskrcnn\[gpu\]'", alone.describe()
+        r"training on the CPU, \d+ cores, no GPU found: to use one, pip install 'kmaskrcnn\[gpu\]'", alone.describe()
     )
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {"device_name": "Tesla T4"})

@@ -33,13 +33,13 @@ def test_field_names_are_unique_and_documented():
         ({"anchor_sizes": (32, 64)}, "anchor_sizes=.*needs 5 numbers"),
         ({"anchor_sizes": 32}, "anchor_sizes=32: expected a tuple"),
         ({"anchor_aspect_ratios": (0.5, -1.0)}, "anchor_aspect_ratios=.*above 0"),
-        ({"rpn_negative_iou": 0.8}, "rpn_negative_iou=0.8: must not pass rpn_positive_iou"),
+        ({"rpn_negative_iou": 0.8}, "rpn_negative_iou=0.8: must not exceed rpn_positive_iou"),
         ({"nms_iou": 1.5}, "nms_iou=1.5: must lie in 0..1"),
         ({"crop_size": 100}, "crop_size=100: must be a multiple of 32"),
         ({"scale_jitter": (0.5, 2.0)}, "scale_jitter=.*needs crop_size"),
         ({"rotate90": True}, "rotate90=True: needs crop_size"),
-        ({"crop_size": 64, "scale_jitter": (2.0, 0.5)}, "least factor must come first"),
-        ({"min_size": 2000}, "min_size=2000: must not pass max_size"),
+        ({"crop_size": 64, "scale_jitter": (2.0, 0.5)}, "smaller factor must come first"),
+        ({"min_size": 2000}, "min_size=2000: must not exceed max_size"),
         ({"image_mean": (1.0,)}, "image_mean=.*3 numbers"),
         ({"mask_conv_channels": (256, 0)}, "mask_conv_channels=.*above 0"),
         ({"max_rotation": 200.0}, "max_rotation=200.0: must lie in 0..180"),
@@ -76,7 +76,7 @@ def test_a_newer_folder_opens_with_what_is_known_or_names_the_version_it_needs(v
     tree = json.loads(Config().replace(num_classes=3).to_json()) | {"version": version}
     tree["model"]["cascade_stages"], tree["train"]["new_schedule"] = 0, "fast"
     assert Config.from_json(json.dumps(tree)) == Config().replace(num_classes=3)
-    assert "new_schedule='fast' is not known here" in caplog.text
+    assert "new_schedule='fast' is unknown here" in caplog.text
     tree["model"]["cascade_stages"] = 3
     with pytest.raises(ConfigError, match=f"cascade_stages=3 needs kmaskrcnn {version}"):
         Config.from_json(json.dumps(tree))

@@ -29,7 +29,7 @@ def test_a_reader_that_goes_away(tmp_path):
     error = process.stderr.read()
     assert process.wait() == 0
     assert (tmp_path / "result").read_text() == "done"
-    assert error == "stdout cannot be written to any more (Broken pipe): going on without it\nwritten\n"
+    assert error == "stdout can no longer be written to (Broken pipe): going on without it\nwritten\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -39,7 +39,7 @@ def test_a_full_disk(tmp_path):
     error = process.stderr.read()
     assert process.wait() == 0
     assert (tmp_path / "result").read_text() == "done"
-    assert error == "stdout cannot be written to any more (No space left on device): going on without it\nwritten\n"
+    assert error == "stdout can no longer be written to (No space left on device): going on without it\nwritten\n"
 
 
 def test_letters_that_the_terminal_does_not_know(tmp_path):

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
     return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_wheel_holds_package_recipes_and_licence(wheel):
+def test_the_wheel_holds_package_recipes_and_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()

@@ -76,7 +76,7 @@ def try_one(number: int, model: Path, folder: Path) -> str:
     step = int(state.step.numpy())
     values = {float(value) for weight in network.weights for value in np.unique(weight.numpy())}
     if step != newest or values != {float(newest)}:
-        return f"number {number} ({done}): went on from step {step} with weights {values}, not {newest}"
+        return f"number {number} ({done}): resumed from step {step} with weights {values}, not {newest}"
     lost = [name for name, data in whole.items() if not (folder / name).exists() and _has_index(name, whole)]
     if lost:
         return f"number {number} ({done}): {lost[0]} was removed"
@@ -104,4 +104,4 @@ def run(count: int, folder: Path) -> list[Row]:
                 weight.assign(np.full(weight.shape, step))
         state.save(step, 0.0)
     wrong = [found for number in range(count) if (found := try_one(number, folder / "whole", folder / str(number)))]
-    return [tally("damaged lists and checkpoints", wrong, count, "each went on from the newest whole one")]
+    return [tally("damaged lists and checkpoints", wrong, count, "each resumed from the newest intact one")]

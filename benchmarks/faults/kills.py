@@ -33,7 +33,7 @@ def kill_once(folder: Path, flags: list[str], number: int, workers: int = 1) -> 
         nonlocal seen
         seen += is_step(line)
         if moment == MOMENTS[0]:
-            return "images a step" in line
+            return "images per step" in line
         if moment == MOMENTS[1]:
             return seen >= 3
         return (

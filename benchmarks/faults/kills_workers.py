@@ -22,16 +22,16 @@ def lose_one(folder: Path, number: int) -> str:
         return f"no step 3: {run.text[-300:]}"
     kill(workers_of(run)[1], number)
     code = run.end()
-    if code != EXIT_RESTART or "again to go on" not in run.text or "Traceback" in run.text:
+    if code != EXIT_RESTART or "again to resume" not in run.text or "Traceback" in run.text:
         return f"ended with code {code}: {run.text[-300:]}"
     again = start(folder, *flags)
     if not again.wait_for(is_step):
         again.end(0)
-        return f"did not go on: {again.text[-300:]}"
+        return f"did not resume: {again.text[-300:]}"
     kill(again.process.pid, signal.SIGTERM)
     code = again.end()
-    if code != EXIT_INTERRUPTED or "going on from step" not in again.text:
-        return f"went on and ended with code {code}: {again.text[-300:]}"
+    if code != EXIT_INTERRUPTED or "resuming from step" not in again.text:
+        return f"resumed and ended with code {code}: {again.text[-300:]}"
     return ""
 
 
@@ -40,6 +40,6 @@ def run(count: int, folder: Path) -> list[Row]:
     rows = [kill_often(folder / "kills", "2 workers", WORKERS, count, workers=2)]
     for name in ("SIGKILL", "SIGSTOP"):
         wrong = lose_one(folder / name, getattr(signal, name))
-        right = f"the other ended with code {EXIT_RESTART} and a line; the same command went on"
+        right = f"the other ended with code {EXIT_RESTART} and a line; the same command resumed"
         rows.append(Row(f"{name} of one of 2 workers", 1, f"WRONG: {wrong}" if wrong else right, not wrong))
     return rows

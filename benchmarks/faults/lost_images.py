@@ -70,7 +70,7 @@ def try_one(folder: Path, number: int) -> str:
     later = take(train_set, config, range(middle, STEPS), range(2))
     workers = [take(train_set, config, range(STEPS), range(w, w + 1)) for w in range(2)]
     both = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*workers, strict=True)]
-    for what, ours, others in (("one that went on", whole[middle:], later), ("two workers", whole, both)):
+    for what, ours, others in (("one that was resumed", whole[middle:], later), ("two workers", whole, both)):
         for a, b in zip(ours, others, strict=True):
             apart = [name for name in a if not np.array_equal(a[name], b[name])]
             if apart:
@@ -97,5 +97,5 @@ def run(count: int, folder: Path) -> list[Row]:
     wrong = [found for number in range(count) if (found := try_one(folder / str(number), number))]
     if problem := one_run(folder / "run"):
         wrong.append(problem)
-    right = "named and replaced; a run that goes on and two workers take the same steps, bit for bit"
+    right = "named and replaced; a resumed run and two workers take the same steps, bit for bit"
     return [tally("images lost while training", wrong, count + 1, right)]

@@ -17,7 +17,7 @@ BYTES = {"a checkpoint's data": 600, "the first file of a checkpoint": 4}  # kil
 def ctrl_c_twice(folder: Path, number: int) -> str:
     """Two signals, at the start, in a step or in an evaluation; what went wrong, or nothing."""
     rng = random.Random(number)
-    wanted = [lambda line: "images a step" in line, lambda line: is_step(line, 3), lambda line: is_step(line, 4)]
+    wanted = [lambda line: "images per step" in line, lambda line: is_step(line, 3), lambda line: is_step(line, 4)]
     run = start(folder, "--steps=100000", "--checkpoint_every=2", "--eval_every=4", evaluation=True)
     if not run.wait_for(wanted[number % 3]):
         run.end(0)
@@ -35,7 +35,7 @@ def ctrl_c_twice(folder: Path, number: int) -> str:
 
 def early_sigterm(folder: Path, number: int) -> str:
     """SIGTERM before the first step: as TensorFlow has started, as the data are read, and as the graph is made."""
-    wanted = ("training on", "training set", "images a step")[number % 3]
+    wanted = ("training on", "training set", "images per step")[number % 3]
     run = start(folder, "--steps=100000")
     if not run.wait_for(lambda line: wanted in line):
         run.end(0)
@@ -70,5 +70,5 @@ def run(count: int, folder: Path) -> list[Row]:
     wrong = [found for number in range(count) if (found := early_sigterm(folder / f"early{number}", number))]
     rows.append(tally("SIGTERM before the first step", wrong, count, f"code {EXIT_INTERRUPTED} and a line"))
     wrong = [found for what, size in BYTES.items() if (found := full_disk(folder / f"full{size}", what, size))]
-    right = "one line and code 2, what was saved before as it was, and with room it went on"
+    right = "one line and code 2, what was saved before as it was, and with room it resumed"
     return [*rows, tally("full disk", wrong, len(BYTES), right)]

@@ -3,7 +3,7 @@
     python -m benchmarks.parity.run --torch_python=PATH [--models=r50_fpn,...] [--work=FOLDER] [--table=FILE]
 
 PATH is the Python of an environment with torch and torchvision. torchvision's models get random weights of a useful
-size, their state dicts go through the importer, and both run on the same pictures.
+size, their state dicts go through the importer, and both run on the same images.
 """
 
 import argparse
@@ -224,7 +224,7 @@ def compare_gradients(table, name, model, holder, tape, total, dump):
         if noise < GRADIENT_BOUND / 10:
             table.add(name, "gradients, in norm (float64)", error, GRADIENT_BOUND)
             firm += 1
-        else:  # such as of a shift that the next normalisation takes out again
+        else:  # such as of a shift that the next normalization takes out again
             table.add(name, "gradients that rounding moves: our error / torchvision's", error / noise, NOISE_BOUND)
     table.notes.append(f"{name}: rounding moves {len(gradients) - firm} of {len(gradients)} gradients")
     moved = [gradient for gradient in theirs.values() if np.any(gradient)]

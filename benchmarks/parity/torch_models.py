@@ -1,4 +1,4 @@
-"""torchvision's models with random weights of a useful size, and pictures for them. Needs torch and torchvision."""
+"""torchvision's models with random weights of a useful size, and images for them. Needs torch and torchvision."""
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ def yxyx(boxes):
 def calibrate(model, sizes):
     """Set weights of which hundreds of proposals and dozens of detections of many classes come out.
 
-    The body is made as smooth as a trained one: a normalisation's output is mostly above 0. Where half of the units lie
+    The body is made as smooth as a trained one: a normalization's output is mostly above 0. Where half of the units lie
     around the kink of their ReLU, rounding alone turns gradients by a hundredth.
     """
     model.eval()
@@ -135,7 +135,7 @@ def calibrate(model, sizes):
 
 
 def take_statistics(norm, inputs):
-    """A hook: the normalisation's statistics become those of its input."""
+    """A hook: the normalization's statistics become those of its input."""
     norm.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
     norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)) + 1e-3)
 

@@ -147,7 +147,7 @@ def dump_training(model, sizes, num_proposals):
     heads.fg_bg_sampler.batch_size_per_image = num_proposals + max(map(len, masks))
     heads.fg_bg_sampler.positive_fraction = 1.0
     model.eval()
-    with torch.no_grad():  # in evaluation the normalisations keep their statistics
+    with torch.no_grad():  # in evaluation the normalizations keep their statistics
         model.rpn._post_nms_top_n["testing"], testing = num_proposals, model.rpn._post_nms_top_n["testing"]
         proposals, _ = model.rpn(image_list, model.backbone(image_list.tensors))
         model.rpn._post_nms_top_n["testing"] = testing

@@ -1,4 +1,4 @@
-"""Times our model and torchvision's in turns, with the same weights and pictures, and prints ratios.
+"""Times our model and torchvision's in turns, with the same weights and images, and prints ratios.
 
     python -m benchmarks.speed.run --torch_python=PATH [--only=PATTERN,...] [--repeats=5] [--json=FILE] [--table=FILE]
 

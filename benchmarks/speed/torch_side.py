@@ -129,7 +129,7 @@ def training(size, batch, objects, dtype):
 
 
 def align(rois, size, maps, boxes, backward):
-    """RoIAlign alone, level by level, channels first; inputs as of `our_side.align`."""
+    """RoIAlign alone, level by level, channels first; inputs as for `our_side.align`."""
     with np.load(maps) as file:
         maps = [torch.tensor(file[name].transpose(0, 3, 1, 2).copy(), requires_grad=backward) for name in file]
     boxes = np.load(boxes)[:rois]

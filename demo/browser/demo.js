@@ -1,4 +1,4 @@
-// The page. ?model=URL names the .tflite (default model.tflite), ?image=URL the first picture, ?accelerator=webgpu|wasm.
+// The page. ?model=URL names the .tflite (default model.tflite), ?image=URL the first image, ?accelerator=webgpu|wasm.
 // With ?report=URL the result is posted there as JSON, for benchmarks/browser.py.
 import { draw, MaskRCNN } from "./kmaskrcnn.js";
 
@@ -73,7 +73,7 @@ async function main() {
   camera.addEventListener("click", () => toggleCamera().catch(fail));
   score.addEventListener("input", () => result && show());
   await model();
-  status.textContent = "Choose a picture";
+  status.textContent = "Choose an image";
   if (query.has("image")) {
     const blob = await (await fetch(query.get("image"))).blob();
     await run(blob);

@@ -1,4 +1,4 @@
-// A .tflite exported by kmaskrcnn in LiteRT.js: pictures in, boxes and masks in their own pixels out.
+// A .tflite exported by kmaskrcnn in LiteRT.js: images in, boxes and masks in their own pixels out.
 // A file of --format=tflite_gpu runs in WebGPU or WebAssembly, one of --format=tflite in WebAssembly.
 import { loadAndCompile, loadLiteRt, Tensor } from "@litertjs/core";
 import { covers, detect } from "./host.js";
@@ -24,7 +24,7 @@ export class MaskRCNN {
     return model;
   }
 
-  // The picture scaled to fit, top left, and the rest filled: RGB in 0..255, and its height and width there.
+  // The image scaled to fit, top left, and the rest filled: RGB in 0..255, and its height and width there.
   letterbox(picture) {
     const scale = Math.min(this.height / picture.height, this.width / picture.width);
     const scaled = [picture.height, picture.width].map((side) => Math.max(Math.round(side * scale), 1));
@@ -109,7 +109,7 @@ export class MaskRCNN {
   }
 }
 
-// Paint the masks and boxes over the picture that a canvas shows.
+// Paint the masks and boxes over the image that a canvas shows.
 export function draw(context, objects) {
   const { width, height } = context.canvas;
   const image = context.getImageData(0, 0, width, height);

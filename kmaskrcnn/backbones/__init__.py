@@ -1,4 +1,4 @@
-"""Feature extractors: a normalised image -> {"C2", "C3", "C4", "C5"}."""
+"""Feature extractors: a normalized image -> {"C2", "C3", "C4", "C5"}."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def build_backbone(
 ) -> keras.Model:
     """A convolutional backbone with random weights.
 
-    Call: (B, H, W, 3) image normalised by `pixel_statistics`, H and W multiples of 32 -> dict of "C2".."C5", each
+    Call: (B, H, W, 3) image normalized by `pixel_statistics`, H and W multiples of 32 -> dict of "C2".."C5", each
     (B, H / stride, W / stride, width) with strides 4, 8, 16, 32.
 
     Args:
         name: one of BACKBONES.
-        norm: "frozen_bn", "bn", "sync_bn" or "gn" in place of the network's batch normalisations.
+        norm: "frozen_bn", "bn", "sync_bn" or "gn" in place of the network's batch normalizations.
         stride_in_1x1: ResNet bottlenecks have their stride in the first 1x1 convolution (Caffe, Detectron2's MSRA
             weights, keras.applications) instead of the 3x3 (torchvision).
         frozen_stages: leading stages with trainable=False: 0 none, 1 the stem (in the mobile networks everything at
-            stride 2), 2 also what ends in C2, ... 5 everything. Their batch normalisations run in inference mode.
+            stride 2), 2 also what ends in C2, ... 5 everything. Their batch normalizations run in inference mode.
         dtype: dtype policy of every layer; None takes Keras' global one.
         stem_pool_padding: of a ResNet's max-pool: "symmetric" (torchvision), or TensorFlow's "same", at the bottom
             and right of even sides, with which maps lie 2 px further up and left (matterport).

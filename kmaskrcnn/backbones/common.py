@@ -72,7 +72,7 @@ class BackboneBuilder:
         )(x)
 
     def norm(self, x: keras.KerasTensor, name: str, activation: str | None = None) -> keras.KerasTensor:
-        """The chosen normalisation, then the activation if one is named."""
+        """The chosen normalization, then the activation if one is named."""
         layer = make_norm(self._norm, x.shape[-1], self._epsilon, **self._options(name))
         assert layer is not None  # build_backbone takes no norm "none"
         x = layer(x)

@@ -1,4 +1,4 @@
-"""Batch normalisation taken up by the convolution before it, wherever its statistics are fixed."""
+"""Batch normalization taken up by the convolution before it, wherever its statistics are fixed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 class FoldedConvolution(keras.layers.Layer):
     """norm(conv(x)) as one convolution with a bias, of the weights that the two layers have at the time.
 
-    Scaling a kernel costs next to nothing beside scaling the maps it makes. Where the normalisation takes its
+    Scaling a kernel costs next to nothing beside scaling the maps it makes. Where the normalization takes its
     statistics from the batch, in training, the two layers run one after the other.
 
     Args:
@@ -49,7 +49,7 @@ class FoldedConvolution(keras.layers.Layer):
 
 
 def fold_normalization(backbone: keras.Model) -> keras.Model:
-    """The same network on the same weights, in which every batch normalisation is part of a convolution.
+    """The same network on the same weights, in which every batch normalization is part of a convolution.
 
     Training, saving and loading go on with the layers of `backbone`, whose weights may change at any time.
     """

@@ -46,7 +46,7 @@ _EFFICIENTNET = Published(
 )
 # What a classifier has after the features that a detector uses; anything else left over is an error.
 _CLASSIFIER = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2|stem\.fc|features\.18)\.")
-_EPSILON = 1e-5  # of the backbone's normalisations
+_EPSILON = 1e-5  # of the backbone's normalizations
 _NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
@@ -77,7 +77,7 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
     source = os.fspath(source)
     if source in (IMAGENET, IMAGENET_V2):
         if source == IMAGENET and name.startswith("resnet") and _strides_in_1x1(backbone_model):
-            tensors = download_resnet(name, f"give the path of a file in the place of {IMAGENET!r}")
+            tensors = download_resnet(name, f"give the path of a file in place of {IMAGENET!r}")
             return assign_tensors(backbone_model, tensors, f"keras.applications {name}", torch_layout=False)
         source = str(published_weights(name, source))
     tensors = read_tensors(source)
@@ -203,7 +203,7 @@ def assign_tensors(
     """
     by_layer: dict[tuple[str, str], str] = {}
     for full_name in tensors:
-        # PyTorch counts the batches a normalisation has seen; that is no weight.
+        # PyTorch counts the batches a normalization has seen; that is no weight.
         if full_name.startswith(prefix) and not full_name.endswith(".num_batches_tracked"):
             layer, _, leaf = full_name.removeprefix(prefix).rpartition(".")
             by_layer[_layer_name(layer), leaf] = full_name
@@ -233,7 +233,7 @@ def assign_tensors(
     if strange:
         hint = ""
         if all(full_name.endswith(("running_mean", "running_var")) for full_name in strange):
-            hint = "; they are of batch normalisation: build the backbone with norm frozen_bn, bn or sync_bn"
+            hint = "; they are of batch normalization: build the backbone with norm frozen_bn, bn or sync_bn"
         raise WeightsError(
             f"{source}: {len(strange)} tensors have no place in {model.name}, the first is {strange[0]}{hint}"
         )
@@ -250,7 +250,7 @@ def _layer_name(torch_name: str) -> str:
 def timm_efficientnet_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """timm's names of EfficientNet-Lite0 as the original ones: blocks.1.0.conv_pw -> _blocks.1._expand_conv.
 
-    timm numbers the blocks of each stage anew, and names the normalisations in their order.
+    timm numbers the blocks of each stage anew, and names the normalizations in their order.
     """
     pattern = re.compile(r"blocks\.(\d+)\.(\d+)\.(\w+)\.(\w+)")
     places = sorted({(int(m[1]), int(m[2])) for name in tensors if (m := pattern.fullmatch(name))})

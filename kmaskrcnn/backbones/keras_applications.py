@@ -1,4 +1,4 @@
-"""The ImageNet ResNets of keras.applications under torchvision's names and pixel normalisation."""
+"""The ImageNet ResNets of keras.applications under torchvision's names and pixel normalization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kmaskrcnn.backbones import pixels
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.download import cache_folder, is_offline
 
-_EPSILON = 1e-5  # of the backbone's normalisations
+_EPSILON = 1e-5  # of the backbone's normalizations
 _CONSTRUCTORS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 
 
@@ -38,10 +38,10 @@ def download_resnet(name: str, advice: str) -> dict[str, np.ndarray]:
 def convert_resnet(model: keras.Model) -> dict[str, np.ndarray]:
     """The tensors of a keras.applications ResNet (v1) as torchvision names them, convolutions (h, w, in, out).
 
-    Its convolutions have biases, which go into the normalisations' means; its larger epsilon goes into their
+    Its convolutions have biases, which go into the normalizations' means; its larger epsilon goes into their
     variances. It takes BGR pixels less the Caffe mean: the first convolution is turned to RGB and rescaled for
-    torchvision's normalisation. All of that is exact but for the first layer's padding at the image border, which
-    stands for the one mean in place of the other, half a grey level away.
+    torchvision's normalization. All of that is exact but for the first layer's padding at the image border, which
+    stands for the one mean in place of the other, half a gray level away.
     """
     tensors = {}
     for layer in model.layers:

@@ -50,7 +50,7 @@ class ReadImage(beam.DoFn):
 
 
 class ReadExample(beam.DoFn):
-    """A serialised tf.train.Example with image/encoded -> (name, bytes); or a failure.
+    """A serialized tf.train.Example with image/encoded -> (name, bytes); or a failure.
 
     The name is image/filename, or else image/source_id, or else a hash of the record.
     """
@@ -165,7 +165,7 @@ def build(
         csv_files: CSV files with a header, and the position of the column with the paths.
         tfrecords: globs of TFRecord files of tf.train.Example; each record is taken once.
         min_score: detections with a lower score are left out.
-        shards: files of detections; 0: as the runner likes.
+        shards: number of detections files; 0: the runner decides.
     """
     names = []
     files = [path for path in paths if not is_pattern(path)]

@@ -40,7 +40,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         try:
             regular = stat.S_ISREG(os.stat(path).st_mode)
         except ValueError as error:  # a zero byte, or half of a surrogate pair
-            raise OSError(f"no name of a file ({error})") from None
+            raise OSError(f"not a file name ({error})") from None
         if not regular:  # a pipe would be waited for, a device never ends
             raise OSError("not a regular file")
         with open(path, "rb") as file:

@@ -139,7 +139,7 @@ def _identify(file: IO[bytes]) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
             said = said or str(error) if accept else said
     if "pixel mode" in said or "unsupported" in said.lower():
-        raise ImageError("unreadable-pixels", f"a kind of pixels that cannot be read ({said})")
+        raise ImageError("unreadable-pixels", f"an unsupported pixel format ({said})")
     raise ImageError("not-an-image", "not an image in a format that can be read")
 
 
@@ -220,7 +220,7 @@ def read_encoded(path: str, offset: int = 0, length: int = -1) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
-        raise ImageError("truncated-image", f"imageData is no base64 ({error})") from None
+        raise ImageError("truncated-image", f"imageData is not base64 ({error})") from None
 
 
 def _read_span(path: bytes | np.ndarray, span: np.ndarray) -> bytes:
@@ -263,7 +263,7 @@ def decode_file(
 
     Args:
         path: the file, local or behind tf.io.gfile.
-        by_pillow, orientation: as of `decode_contents`.
+        by_pillow, orientation: as for `decode_contents`.
         span: (2,) int64 offset and length of the image in the file, as `CocoDataset.spans`; default: all of it.
     """
     if span is None:
@@ -295,7 +295,7 @@ def load_pixels(data: bytes, turn: int | None = None) -> np.ndarray:
 
 
 def load_image(path: str) -> np.ndarray:
-    """Read an image for prediction: (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+    """Read an image for prediction: (H, W, 3) uint8 RGB, rotated upright by its EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.

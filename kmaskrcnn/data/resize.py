@@ -49,21 +49,21 @@ def to_uint8(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One picture as the evaluation sees it.
+    """One image, resized and padded as for evaluation.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        config: as of `evaluation_dataset`.
+        config: as for `evaluation_dataset`.
 
     Returns:
         The padded image (H', W', 3) uint8, the height and width (2,) int32 of its valid part, and the scales (2,)
-        float32, network pixels a pixel of the picture.
+        float32, network pixels per pixel of the image.
 
     Raises:
         ValueError: not (H, W, 3) uint8.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected an RGB picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+        raise ValueError(f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
     config = whole_images(config)
     height, width = image.shape[:2]
     shape = network_size(height, width, config)

@@ -19,13 +19,13 @@ COUNT_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclasses.dataclass(frozen=True)
 class CocoScores:
-    """What COCO evaluation gives for boxes or for masks; -1 where there is nothing to score.
+    """The COCO metrics of boxes or of masks; -1 if there is nothing to score.
 
     Attributes:
-        summary: AP, AP50, AP75, APs, APm, APl (areas below 32^2, below 96^2, above), AR1, AR10 and AR at the number of
-            detections that counts.
+        summary: AP, AP50, AP75, APs, APm, APl (areas below 32^2, below 96^2, above), AR1, AR10 and AR at the maximum
+            number of detections.
         class_ap: AP by class name.
-        class_summary: the columns of `summary` but AR1 and AR10 by class name.
+        class_summary: the columns of `summary` other than AR1 and AR10, by class name.
         counts: by IoU of 0.5 to 0.9, (TP, FP, FN) over all images of the detections above the working score.
         precision: (T, R, K) at IoU thresholds 0.5, 0.55, ... 0.95, recalls 0, 0.01, ... 1 and classes; -1 for a class
             without objects.
@@ -56,9 +56,9 @@ def score(
         ground_truth: a COCO instances dict.
         results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty.
         kind: "box" or "mask".
-        max_detections: detections an image that count, the best ones; COCO's own is 100.
-        working_score: detections above it enter the counts.
-        image_ids: score these images alone; default: all.
+        max_detections: detections per image that count, the best ones; 100 in COCO.
+        working_score: detections above this score enter the counts.
+        image_ids: score only these images; default: all.
     """
     if kind not in ("box", "mask"):
         raise ValueError(f"kind={kind!r}: choose box or mask")
@@ -136,7 +136,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _counts(coco_eval: COCOeval, working_score: float) -> dict[float, tuple[int, int, int]]:
-    """(TP, FP, FN) by IoU. Matching goes by falling score, so what lies below working_score has taken nothing away."""
+    """(TP, FP, FN) by IoU. Matching goes by decreasing score, so what lies below working_score changes nothing."""
     params = coco_eval.params
     rows = [int(np.argmin(np.abs(params.iouThrs - iou))) for iou in COUNT_IOUS]
     images_a_class = len(params.areaRng) * len(params.imgIds)

@@ -1,4 +1,4 @@
-"""What a model gets right and wrong, image by image: matches, confusions, misses, false finds, and calibration."""
+"""What a model gets right and wrong, image by image: matches, confusions, misses, false positives, and calibration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageMatches:
     Attributes:
         image: its COCO record.
         objects: its annotations but for crowds.
-        results: detections of it in COCO's result form, by falling score.
+        results: detections of it as COCO results, by decreasing score.
         matched: (D,) the object that each detection is by class and mask IoU; -1 for none, -2 for inside a crowd.
         taken_for: (D,) the object of another class that a detection above the working score covers; -1 for none.
     """
@@ -62,11 +62,11 @@ class ImageMatches:
 
 
 def match_images(ground_truth: dict, results: Sequence[dict], image_ids: Sequence[int]) -> list[ImageMatches]:
-    """Match detections with objects by mask IoU, by falling score, class by class, and what is left over classes.
+    """Match detections with objects by mask IoU and decreasing score, class by class, then the rest across classes.
 
     Args:
         ground_truth: a COCO instances dict.
-        results: detections with masks, in COCO's result form.
+        results: detections with masks, as COCO results.
         image_ids: the images.
     """
     objects, found = collections.defaultdict(list), collections.defaultdict(list)
@@ -121,9 +121,9 @@ def _match(image: dict, annotations: list[dict], results: list[dict]) -> ImageMa
 
 
 def confusion_matrix(matches: Sequence[ImageMatches], category_ids: Sequence[int]) -> np.ndarray:
-    """(C + 1, C + 1) counts at the working score: rows what it is, columns what it was found as; the last is nothing.
+    """(C + 1, C + 1) counts at the working score: rows true class, columns predicted class; the last is background.
 
-    The last row holds false finds where there is no object, the last column missed objects.
+    The last row holds false positives on the background, the last column missed objects.
     """
     position = {category: i for i, category in enumerate(category_ids)}
     nothing = len(position)
@@ -146,10 +146,10 @@ def confusion_matrix(matches: Sequence[ImageMatches], category_ids: Sequence[int
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How often detections of a score are right.
+    """How often detections of a score are correct.
 
     Attributes:
-        counts: (bins,) detections by score, of 0..0.1, 0.1..0.2, ...
+        counts: (bins,) number of detections with scores in 0..0.1, 0.1..0.2, ...
         mean_scores: (bins,) their mean score, NaN where there are none.
         precisions: (bins,) the share of them that is an object, NaN where there are none.
         error: mean distance of the two over all detections (expected calibration error).
@@ -162,7 +162,7 @@ class Calibration:
 
 
 def calibration(matches: Sequence[ImageMatches]) -> Calibration:
-    """Scores beside the share of right detections; those inside crowds do not count."""
+    """Scores compared with the share of correct detections; those inside crowds do not count."""
     scores = np.array([r["score"] for m in matches for r, n in zip(m.results, m.matched, strict=True) if n != -2])
     right = np.array([n >= 0 for m in matches for n in m.matched if n != -2], float)
     bins = np.minimum((scores.reshape(-1) * _BINS).astype(int), _BINS - 1)

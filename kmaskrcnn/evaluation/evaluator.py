@@ -27,13 +27,15 @@ from kmaskrcnn.results.prediction import Prediction
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of a data set, and what they were made from.
+    """The scores of a model on a data set.
 
     Attributes:
-        box, mask: the scores.
-        results: detections in COCO's result form, boxes and masks in the pixels of the files.
+        box: scores of the boxes.
+        mask: scores of the masks.
+        results: detections as COCO results, boxes and masks in pixels of the image files.
         pictures: overlays of the first images by file name, (H, W, 3) uint8.
-        images: number of images scored; seconds: time spent on predicting them.
+        images: number of images scored.
+        seconds: time spent on predicting them.
     """
 
     box: CocoScores
@@ -70,14 +72,14 @@ class Evaluation:
         return "\n".join(lines)
 
     def write(self, directory: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
-        """Write scores.json, results.json (COCO's result form) and the pictures into a folder.
+        """Write scores.json, results.json (COCO results) and the overlays into a folder.
 
         Args:
-            directory: the folder; made where it is not there.
+            directory: the folder; created if necessary.
             read: files that were read, which no output replaces.
 
         Raises:
-            OutputError: a file is in the way that an earlier evaluation did not write.
+            OutputError: a file exists that an earlier evaluation did not write.
         """
         outputs, names = evaluation_outputs(directory, list(self.pictures), read)
         outputs.write_text("scores.json", json.dumps(self.scalars(), indent=2) + "\n")
@@ -108,7 +110,7 @@ def evaluation_outputs(
 
 
 def check_categories(labels: Labels, dataset: CocoDataset) -> None:
-    """Raise DataError where the data set has a category that a model with these labels does not know."""
+    """Raise DataError if the data set has a category that a model with these labels does not know."""
     names = dict(zip(labels.category_ids, labels.class_names, strict=True))
     for category, name in zip(dataset.category_ids, dataset.class_names, strict=True):
         if names.get(category) != name:
@@ -126,12 +128,12 @@ def evaluate(
 ) -> Evaluation:
     """Predict every image of a data set and score boxes and masks.
 
-    With several workers each predicts every so many batches, and all of them get the results of all, in the order of
-    one process. Batches are never cut, so that the results are those of one process to the last bit.
+    Several workers share the batches, and all of them get all results, in the order of one process. Batches are never
+    split, so that the results are those of one process to the last bit.
 
     Args:
         predictor: the model with its labels.
-        dataset: ground truth. A category of the model that it lacks is not scored.
+        dataset: ground truth. Categories of the model that it lacks are not scored.
         config: how images are resized, eval_batch_size, eval_max_images, eval_max_detections, eval_pictures.
         cluster: the workers that share the work, all of which must call this; default: this process alone.
         beat: called after each batch, if given, for a watchdog.
@@ -195,7 +197,7 @@ def _name_unreadable(batches: Iterator[list], dataset: CocoDataset, count: int) 
         for index in range(count):
             if reason := dataset.read_problem(index):
                 image = f"image {dataset.image_ids[index]} ({dataset.paths[index]})"
-                advice = "put it right, or take it out of the evaluation set (scores without it do not compare)"
+                advice = "repair it, or remove it from the evaluation set (scores without it do not compare)"
                 raise DataError(f"{image}: {reason}; {advice}") from None
         raise
 
@@ -203,7 +205,7 @@ def _name_unreadable(batches: Iterator[list], dataset: CocoDataset, count: int) 
 def _from_all(
     cluster: Cluster, found: list[list[dict]], pictures: dict[str, np.ndarray]
 ) -> tuple[list[list[dict]], dict[str, np.ndarray]]:
-    """The results of each batch and the pictures of all workers; batch i was predicted by worker i % workers."""
+    """The results of each batch and the images of all workers; batch i was predicted by worker i % workers."""
     file = io.BytesIO()
     arrays: dict[str, Any] = {"results": np.frombuffer(json.dumps(found).encode(), np.uint8), **pictures}
     np.savez_compressed(file, **arrays)

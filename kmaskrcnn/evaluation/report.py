@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that holds everything, pictures included."""
+"""The evaluation report: one HTML file that holds everything, images included."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def write_report(
     compare: str | Path = "",
     read: Iterable[str | Path] = (),
 ) -> Path:
-    """Write report.html, with results.json and scores.json, so that another report can compare with this one.
+    """Write report.html, and results.json and scores.json, with which another report can compare.
 
     Args:
-        directory: the folder; made where it is not there.
-        evaluation: what `evaluate` gave.
-        dataset: what it was scored on.
-        labels: of the model.
-        name: of the run.
-        max_detections: as of `score`.
+        directory: the folder; created if necessary.
+        evaluation: the result of `evaluate`.
+        dataset: the data set that was evaluated.
+        labels: class names and COCO ids of the model.
+        name: name of the run.
+        max_detections: as for `score`.
         compare: folder with the results.json of another run on the same data set; empty: none.
         read: files that were read besides the images, such as the annotations; no output replaces them.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         ConfigError: there are no results to compare with, or they are of other images.
-        OutputError: a file is in the way that an earlier evaluation did not write.
+        OutputError: a file exists that an earlier evaluation did not write.
     """
     compared = Path(compare) / "results.json"
     read = [*dataset.paths, *read, *([compared] if compare else [])]
@@ -93,7 +93,7 @@ def write_report(
     worst = [i for i in order if own.f1[i] < 1][:_WORST]
     best = [i for i in sorted(order, key=lambda i: (-own.f1[i], -own.matches[i].counts[0])) if i not in worst][:_BEST]
     changed = _changed(own, other) if other else []
-    progress = Progress("pictures of the report", len(worst) + len(best) + 2 * len(changed))
+    progress = Progress("images of the report", len(worst) + len(best) + 2 * len(changed))
     sections["Worst images"] = _gallery(own, worst, dataset, progress)
     sections["Best images"] = _gallery(own, best, dataset, progress)
     if other:
@@ -124,7 +124,7 @@ def _headline(own: _Run, other: _Run | None, evaluation: Evaluation) -> str:
     totals = np.sum([m.counts for m in own.matches], axis=0)
     text = (
         f"{evaluation.images} images, {int(totals[0] + totals[2])} objects. At a score of at least 0.5 and a mask IoU "
-        f"of 0.5: {totals[0]} found, {totals[2]} missed, {totals[1]} false."
+        f"of 0.5: {totals[0]} true positives, {totals[2]} missed, {totals[1]} false positives."
     )
     return f"<p>{text}</p>" + (f"<p>Compared with <b>{html.escape(other.name)}</b>.</p>" if other else "")
 
@@ -151,7 +151,7 @@ def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: E
         parts.append(f"<table class=numbers><tr>{heads}</tr>{''.join(body)}</table>")
     shares = ", ".join(f"{v:.3f} at {iou}" for iou, v in zip(COUNT_IOUS, evaluation.mask.overlap_scores(), strict=True))
     note = (
-        "COCO's measures: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
+        "COCO metrics: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
         "96<sup>2</sup> and above, by area in pixels; - where there are none. "
         f"Masks above a score of 0.5, TP / (TP + FP + FN): {shares}."
     )
@@ -171,7 +171,7 @@ def _curves_section(own: _Run, other: _Run | None) -> str:
     drawings = [figures.precision_recall_by_iou(runs)]
     if len(own.mask.class_ap) > 1:
         drawings.append(figures.precision_recall_by_class(own.mask))
-    captions = ("Masks, mean over the classes.", "Masks at IoU 0.5, the classes of lowest precision first.")
+    captions = ("Masks, mean over the classes.", "Masks at IoU 0.5, classes of lowest precision first.")
     return row(figure(d, c) for d, c in zip(drawings, captions, strict=False))
 
 
@@ -180,15 +180,15 @@ def _confusion_section(own: _Run, labels: Labels, dataset: CocoDataset) -> str:
     matrix = confusion_matrix(own.matches, dataset.category_ids)
     drawing = figures.confusion(matrix, [names[i] for i in dataset.category_ids])
     caption = (
-        "Masks of a score of at least 0.5 and the objects that they cover with an IoU of at least 0.5, whatever the "
-        "class. Last row: found where nothing is; last column: missed."
+        "Masks with a score of at least 0.5 and the objects that they match with an IoU of at least 0.5, of any "
+        "class. Last row: false positives on the background; last column: missed objects."
     )
     return row([figure(drawing, caption)])
 
 
 def _calibration_section(own: _Run, other: _Run | None) -> str:
     runs = [(run.name, calibration(run.matches)) for run in (own, other) if run]
-    caption = "Of the masks of a score, the share that is an object (IoU 0.5); bars: how many. Error: the mean gap."
+    caption = "Share of masks by score that match an object (IoU 0.5); bars: count; error: expected calibration error."
     return row([figure(figures.reliability(runs), caption)])
 
 
@@ -199,7 +199,7 @@ def _gallery(run: _Run, indices: Sequence[int], dataset: CocoDataset, progress: 
 
 
 def _key() -> str:
-    names = ((_RIGHT, "right"), (_FALSE, "false, or of a wrong class"), (_MISSED, "missed"))
+    names = ((_RIGHT, "correct"), (_FALSE, "false positive, or wrong class"), (_MISSED, "missed"))
     return "<p>" + "".join(f'<span class="key" style="background:rgb{c}"></span>{n}' for c, n in names) + "</p>"
 
 
@@ -208,12 +208,12 @@ def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Pr
     picture = draw_matches(image, dataset.image(index), names)
     progress.step()
     right, false, missed = image.counts
-    text = f"{title}{image.image['file_name']}: {right} right, {false} false, {missed} missed"
+    text = f"{title}{image.image['file_name']}: {right} correct, {false} false, {missed} missed"
     return figure(jpeg(picture, _PICTURE_SIDE), text)
 
 
 def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str]) -> Image.Image:
-    """A picture with its errors: false finds and missed objects with their names, right ones without."""
+    """An image with its errors: false positives and missed objects with their names, true positives without."""
     rows = []
     for i in np.flatnonzero(image.shown):
         result = image.results[i]

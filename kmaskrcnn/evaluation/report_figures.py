@@ -55,7 +55,7 @@ def _finish(drawing: Any, axes: Any) -> str:
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """The matrix of `errors.confusion_matrix`, colours by the share of each row."""
+    """The matrix of `errors.confusion_matrix`, colors by the share of each row."""
     labels = [*names, "nothing"]
     side = max(4.0, min(0.45 * len(labels) + 1.5, 16))
     drawing, axes = new_chart(side, side)

@@ -28,18 +28,18 @@ Picture = str | os.PathLike | bytes
 
 
 class ServingError(RuntimeError):
-    """The server cannot be reached, refused the request, or gave an answer that makes no sense."""
+    """The server cannot be reached, refused the request, or gave an invalid answer."""
 
 
 class ServingTimeoutError(ServingError):
-    """There was no whole answer within the time."""
+    """There was no complete answer within the timeout."""
 
 
 class ServerBusyError(ServingError):
-    """The server takes no more requests at the moment, or is away; the same request may succeed later.
+    """The server is overloaded or cannot be reached; the same request may succeed later.
 
     Attributes:
-        retry_after: seconds to wait that the server asked for; None: it did not.
+        retry_after: seconds that the server asked to wait; None: it did not say.
     """
 
     def __init__(self, message: str, retry_after: float | None = None):
@@ -48,7 +48,7 @@ class ServerBusyError(ServingError):
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded, or is too large for the server."""
+    """An image that cannot be decoded, or is too large for the server."""
 
 
 def unpack_masks(png: bytes, count: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def unpack_masks(png: bytes, count: int) -> np.ndarray:
                 raise ValueError(f"a PNG of {width} x {height} for {count} masks")
             pixels = np.asarray(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"masks that are no PNG ({error})") from None
+        raise ValueError(f"masks that are not a PNG ({error})") from None
     return pixels[: count * width].reshape(count, width, width).astype(np.float32) / 255
 
 
@@ -74,7 +74,7 @@ def checked(outputs: Mapping[str, Any], count: int, labels: Labels) -> dict[str,
         try:
             found = np.asarray(outputs[name], np.float32)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{name} is no array of numbers") from None
+            raise ValueError(f"{name} is not an array of numbers") from None
         if found.size == 0 and 0 in shape:
             return np.zeros([1 if want is None else want for want in shape], np.float32)
         fits = found.ndim == len(shape) and all(w in (None, g) for w, g in zip(shape, found.shape, strict=True))
@@ -127,11 +127,11 @@ def to_predictions(
 
     Args:
         outputs: arrays by name, batch-major.
-        sizes: height and width of each sent picture, upright.
+        sizes: height and width of each sent image, upright.
         labels, mask_paste: of the model.
 
     Returns:
-        For each picture its prediction, or what is wrong with it.
+        For each image its prediction, or what is wrong with it.
     """
     errors = outputs.get(ERRORS, [b""] * len(sizes))
     results: list[Prediction | ImageError] = []
@@ -164,7 +164,7 @@ def to_prediction(
 
 
 def read(picture: Picture) -> bytes:
-    """The bytes of a picture; raises OSError."""
+    """The bytes of an image; raises OSError."""
     if isinstance(picture, bytes):
         return picture
     with open(picture, "rb") as file:

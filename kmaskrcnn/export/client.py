@@ -57,14 +57,15 @@ _MAX_IMAGES, _MAX_BYTES = 16, 64 << 20
 
 
 class Client:
-    """What the clients of SavedModels share; any thread may use one.
+    """What the clients of SavedModels share; a client may be used by several threads.
 
     Attributes:
-        labels: classes of the model.
-        mask_paste: its setting of that name; an imported torchvision model has its own.
-        timeout: seconds for one request, tries and waits included.
-        retries: how often a request is sent again where the server was busy or away.
-        max_images, max_bytes: what one request may hold; more pictures are sent in several.
+        labels: class names and COCO ids of the model.
+        mask_paste: the model's setting of that name; an imported torchvision model has its own.
+        timeout: seconds for one request, retries and waits included.
+        retries: how often a request is sent again if the server was busy or not reachable.
+        max_images: images per request; more are sent in several.
+        max_bytes: bytes of the encoded images of a request; more are sent in several.
     """
 
     labels: Labels
@@ -78,24 +79,24 @@ class Client:
         raise NotImplementedError
 
     def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction | ImageError]:
-        """Send pictures, in one request if they fit.
+        """Send images, in one request if they fit.
 
         Args:
             pictures: paths of image files, or their bytes. The server reads JPEG, PNG, WebP, GIF and BMP.
 
         Returns:
-            For each picture its prediction in its own upright frame, or an ImageError that says why there is none.
+            For each image its prediction in its own upright frame, or an ImageError that says why there is none.
 
         Raises:
-            ServerBusyError: the server takes no more requests or cannot be reached, also at the last try.
+            ServerBusyError: the server is overloaded or cannot be reached, also at the last attempt.
             ServingTimeoutError: there was no answer in time.
-            ServingError: the server refused a request, or its answer makes no sense.
+            ServingError: the server refused a request, or its answer is invalid.
             OSError: a file cannot be read.
         """
         return [result for images in self._requests(pictures) for result in self._predict(images)]
 
     def predict(self, picture: Picture) -> Prediction:
-        """Find the objects of one picture; raises what `predict_batch` does, and ImageError."""
+        """Find the objects in one image; raises what `predict_batch` does, and ImageError."""
         (result,) = self.predict_batch([picture])
         if isinstance(result, ImageError):
             raise result
@@ -118,16 +119,16 @@ class Client:
         try:
             outputs = checked(outputs, len(images), self.labels)
         except ValueError as error:
-            raise ServingError(f"an answer that makes no sense: {error}") from None
+            raise ServingError(f"an invalid answer: {error}") from None
         return to_predictions(outputs, outputs[SIZES].astype(np.int64).tolist(), self.labels, self.mask_paste)
 
 
 class AsyncClient:
-    """Any of the clients for asyncio: requests run in threads, with the errors and deadlines of the client.
+    """A client for asyncio: requests run in threads, with the errors and deadlines of the client.
 
     Args:
         client: a RestClient or GrpcClient.
-        connections: requests under way at once; more wait.
+        connections: most requests in progress at once; more wait.
     """
 
     def __init__(self, client: Client, connections: int = 16):
@@ -149,16 +150,19 @@ class RestClient(Client):
     """TensorFlow Serving's REST API.
 
     Args:
-        url: of the server, such as http://localhost:8501.
-        model: its name there.
-        labels: classes of the model, from `assets.extra` of the exported folder (`read_labels`).
+        url: base URL of the server, such as http://localhost:8501.
+        model: name of the model on the server.
+        labels: class names and COCO ids, from `assets.extra` of the exported folder (`read_labels`).
         version: a version of the model; None: the newest.
-        timeout, retries, max_images, max_bytes: as of `Client`.
+        timeout: as for `Client`.
         layout: "row" sends a list of instances, "column" named inputs; the answers are the same.
+        retries: as for `Client`.
+        max_images: as for `Client`.
+        max_bytes: as for `Client`.
         max_answer_bytes: longer answers are refused.
 
     Raises:
-        ValueError: the URL is none.
+        ValueError: not a URL.
     """
 
     def __init__(
@@ -189,7 +193,7 @@ class RestClient(Client):
             return self._outputs(json.loads(data), len(images))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise ServingError(f"{self.url}: an answer that makes no sense ({reason})") from None
+            raise ServingError(f"{self.url}: an invalid answer ({reason})") from None
 
     def _outputs(self, answer: Any, count: int) -> Mapping[str, Any]:
         if self.layout == "column":
@@ -213,11 +217,14 @@ class GrpcClient(Client):
 
     Args:
         target: host:port, such as localhost:8500.
-        model: its name there.
-        labels: classes of the model.
-        timeout, retries, max_images, max_bytes: as of `Client`.
-        credentials: of `grpc.ssl_channel_credentials`; None: an open channel.
-        compact_masks: the model was exported with them.
+        model: name of the model on the server.
+        labels: class names and COCO ids of the model.
+        timeout: as for `Client`.
+        credentials: from `grpc.ssl_channel_credentials`; None: an insecure channel.
+        retries: as for `Client`.
+        max_images: as for `Client`.
+        max_bytes: as for `Client`.
+        compact_masks: whether the model was exported with --compact_masks.
         max_answer_bytes: longer answers are refused.
     """
 
@@ -270,7 +277,7 @@ class GrpcClient(Client):
                 raise ServerBusyError(message) from None
             raise ServingError(message) from None
         except ValueError as error:
-            raise ServingError(f"{self.target}: an answer that makes no sense ({error})") from None
+            raise ServingError(f"{self.target}: an invalid answer ({error})") from None
 
     def close(self) -> None:
         """Close the channel."""

@@ -21,14 +21,14 @@ class LiteRTGpuClient(FileClient):
     """The three graphs of a .tflite for the GPU, and the host's steps between them. One call at a time, in any thread.
 
     Args:
-        path: of the file; labels and settings are read from inside it.
+        path: path of the file; labels and settings are read from it.
         accelerator: "gpu" needs LiteRT's accelerator and a driver; "cpu" runs the same graphs in XNNPACK.
-        threads: of the CPU.
-        float32: compute in float32 on the GPU, too; False lets it take float16.
+        threads: CPU threads.
+        float32: compute in float32 on the GPU too; False allows float16.
 
     Raises:
-        ValueError: the file holds no graphs of ours for the GPU.
-        RuntimeError: the accelerator cannot be had.
+        ValueError: the file was not exported with --format=tflite_gpu.
+        RuntimeError: the accelerator is not available.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class LiteRTGpuClient(FileClient):
         }
 
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The input (1, height, width, 3) float32 with a picture (H, W, 3) uint8 in it, and its height and width there.
+        """The input (1, height, width, 3) float32 with an image (H, W, 3) uint8 in it, and its height and width there.
 
         The padding is the number that normalization turns into 0.
         """
@@ -84,12 +84,12 @@ class LiteRTGpuClient(FileClient):
         return images, scaled
 
     def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
-        """Boxes, scores, classes and masks, as of `host.detect`, for a picture that `letterbox` scaled."""
+        """Boxes, scores, classes and masks, as of `host.detect`, for an image that `letterbox` scaled."""
         with self._lock:
             return host.detect(self.run, images, scaled, self.settings)
 
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
-        """What `detect` found in a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        """What `detect` found in an image of a size (height, width) that `letterbox` scaled, as a prediction."""
         height, width = int(size[0]), int(size[1])
         stretch = np.array([height / scaled[0], width / scaled[1]] * 2, np.float32)
         boxes = np.minimum(found["boxes"] * stretch, np.array([height, width] * 2, np.float32))

@@ -101,7 +101,7 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         quantize: "none" float32; "float16" weights.
 
     Returns:
-        The flatbuffer, and by what it was found to be fully accelerated, as of `check_accelerated`.
+        The flatbuffer, and by what it was found to be fully accelerated, as for `check_accelerated`.
 
     Raises:
         ConfigError: a size that is no multiple of 32, another quantization, class_agnostic_nms, or a

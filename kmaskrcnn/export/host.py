@@ -42,7 +42,7 @@ def clip(boxes: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, max_output: int) -> list[int]:
-    """Greedy non-maximum suppression: indices by falling score, of equal scores the first.
+    """Greedy non-maximum suppression: indices by decreasing score, of equal scores the first.
 
     A box of no area is never kept; one whose IoU with a kept box is above the threshold is dropped.
     """
@@ -149,7 +149,7 @@ def detections(
     image_shape: tuple[int, int],
     settings: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objects by falling score: boxes (m, 4), scores (m,) and classes (m,) in 1..C, m at most max_detections.
+    """The objects by decreasing score: boxes (m, 4), scores (m,) and classes (m,) in 1..C, m at most max_detections.
 
     Args:
         scores, deltas: of the graph boxes.

@@ -14,7 +14,7 @@ import tensorflow as tf
 from kmaskrcnn.ops.tensor import Tensor
 
 _HEAD_BYTES = 32
-# Metadata and previews of cameras and editors come before the picture; photographs have up to some hundred kilobytes.
+# Metadata and previews of cameras and editors come before the image; photographs have up to some hundred kilobytes.
 HEADER_BYTES = 1 << 22
 # A file may have this many bytes for each pixel that it states (16 bits RGBA), besides its metadata.
 _BYTES_A_PIXEL = 8
@@ -35,7 +35,7 @@ class Found(NamedTuple):
         known: () bool, it begins as a format that is read.
         size: (2,) int32 height and width as stored; 0 where that cannot be told.
         orientation: () int32 EXIF orientation 1..8.
-        end: () int32 number of its first bytes that hold the picture; 0: all.
+        end: () int32 number of its first bytes that hold the image; 0: all.
         longest: () int64 bytes that a file with what it states can need.
     """
 
@@ -237,8 +237,8 @@ def _bmp_size(data: Tensor) -> Tensor:
 def _gif_first_frame(data: Tensor) -> tuple[Tensor, Tensor]:
     """Height and width (2,) of a GIF, and where its first frame ends.
 
-    The decoder would unpack every frame of the file and make the picture as large as the largest of them. The size is
-    0 where the first frame is cut short, too long or does not cover the picture.
+    The decoder would unpack every frame of the file and make the image as large as the largest of them. The size is
+    0 where the first frame is cut short, too long or does not cover the image.
     """
     at_block, in_extension, in_frame, done, broken = range(5)
 

@@ -42,7 +42,7 @@ class FileClient(abc.ABC):
 
     @abc.abstractmethod
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The input with a picture (H, W, 3) uint8 in it, and its height and width there."""
+        """The input with an image (H, W, 3) uint8 in it, and its height and width there."""
 
     @abc.abstractmethod
     def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
@@ -50,7 +50,7 @@ class FileClient(abc.ABC):
 
     @abc.abstractmethod
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
-        """What `detect` found, as a prediction for a picture of a size (height, width)."""
+        """What `detect` found, as a prediction for an image of a size (height, width)."""
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
         """Find the objects of one picture.
@@ -73,11 +73,11 @@ class LiteRTClient(FileClient):
     One client may be called from several threads; its calls then run one after the other, each on `threads` cores.
 
     Args:
-        path: of the file; labels and the size of the input are read from inside it.
-        threads: of the runtime.
+        path: path of the file; labels and the size of the input are read from it.
+        threads: threads of the runtime.
 
     Raises:
-        ValueError: the file holds no metadata of ours, or was exported before images had a shape of their own.
+        ValueError: the file has no kmaskrcnn metadata, or no input `image_shape`: export it again.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 2):
@@ -92,7 +92,7 @@ class LiteRTClient(FileClient):
         self._signature = self._interpreter.get_signature_runner(SIGNATURE)
         if "image_shape" not in self._signature.get_input_details():
             raise ValueError(
-                f"{os.fspath(path)}: it takes padding for image (no input image_shape): export the model again"
+                f"{os.fspath(path)}: it cannot tell padding from image (no input image_shape): export the model again"
             )
         _, self.height, self.width, _ = self.metadata["input"]["shape"]
 
@@ -105,8 +105,8 @@ class LiteRTClient(FileClient):
 
         Args:
             images: (height, width, 3) or (1, height, width, 3) uint8.
-            image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: all of
-                the input is image.
+            image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: those
+                of the input.
         """
         images = images.reshape(1, self.height, self.width, 3)
         shape = np.array([image_shape or (self.height, self.width)], np.int32)
@@ -114,11 +114,11 @@ class LiteRTClient(FileClient):
             return self._signature(images=images, image_shape=shape)
 
     def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
-        """The raw outputs by name for a picture that `letterbox` scaled."""
+        """The raw outputs by name for an image that `letterbox` scaled."""
         return self.run(images, scaled)
 
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
-        """The raw outputs for a picture of a size (height, width) that `letterbox` scaled, as a prediction."""
+        """The raw outputs for an image of a size (height, width) that `letterbox` scaled, as a prediction."""
         # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
         stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
         outputs = {**found, BOXES: np.minimum(found[BOXES] * stretch, 1.0)}
@@ -138,10 +138,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def letterbox(
     pixels: np.ndarray, height: int, width: int, pad_value: Sequence[int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Scale a picture (H, W, 3) uint8 to fit, put it top left, fill the rest.
+    """Scale an image (H, W, 3) uint8 to fit, put it in the top left corner, pad the rest.
 
     Returns:
-        The input (height, width, 3) uint8, and the height and width of the picture in it.
+        The input (height, width, 3) uint8, and the height and width of the image in it.
     """
     scale = min(height / pixels.shape[0], width / pixels.shape[1])
     scaled = (max(round(pixels.shape[0] * scale), 1), max(round(pixels.shape[1] * scale), 1))
@@ -155,7 +155,7 @@ def letterbox(
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """An encoded picture as upright RGB (H, W, 3) uint8; raises ImageError."""
+    """An encoded image as upright RGB (H, W, 3) uint8; raises ImageError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -51,4 +51,4 @@ def retry(call: Callable[[], Result], deadline: Deadline, retries: int) -> Resul
             if attempt == retries or wait >= deadline.left():
                 raise
         threading.Event().wait(wait)
-    raise ServingTimeoutError("no try was allowed")
+    raise ServingTimeoutError("no attempt was allowed")

@@ -42,7 +42,7 @@ class ServingFunctions:
 
     Both return, for each image of the batch: num_detections (B,), detection_boxes (B, D, 4) yxyx in 0..1 of the sent
     image, detection_scores (B, D), detection_classes (B, D) from 1, detection_masks (B, D, M, M) probabilities over
-    each box, all float32 and by falling score, 0 in rows past num_detections; image_sizes (B, 2) float32, height and
+    each box, all float32 and by decreasing score, 0 in rows past num_detections; image_sizes (B, 2) float32, height and
     width of the sent image, upright; `serving_default` also image_errors (B,), "" or why the image was left out. With
     full_size_masks there is detection_masks_reframed (B, D, H, W) uint8 as well, the masks at the size of the largest
     sent image, each in the top left of its own.
@@ -50,12 +50,12 @@ class ServingFunctions:
     A refused image takes no part in what follows: the others are padded, batched and answered as without it.
 
     Args:
-        model: with its weights.
+        model: the model with its weights.
         config: how images are resized.
-        max_pixels: encoded images that state more are left out.
-        full_size_masks: paste the masks in the graph too: D bytes for each pixel of the largest image of a batch.
+        max_pixels: encoded images that state more pixels are refused.
+        full_size_masks: also paste the masks in the graph: D bytes for each pixel of the largest image of a batch.
         max_images: larger batches are an error.
-        max_request_bytes: so are batches whose encoded images have more bytes together.
+        max_request_bytes: batches whose encoded images have more bytes together are an error.
         compact_masks: `serving_default` answers detection_masks_png_bytes (B,) in place of detection_masks: a gray PNG
             of the masks one below the other, (num_detections * M, M), 255 for 1; see `answers.unpack_masks`.
     """
@@ -225,13 +225,13 @@ def _pack_masks(masks: Tensor, counts: Tensor) -> Tensor:
 def _paste(masks: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
     """Masks (B, D, M, M) over boxes (B, D, 4) in 0..1 of images of sizes (B, 2) -> (B, D, max H, max W) uint8 of 0, 1.
 
-    Samples at pixel centres, as `kmaskrcnn.results.mask_paste`.
+    Samples at pixel centers, as `kmaskrcnn.results.mask_paste`.
     """
     height, width = tf.unstack(tf.reduce_max(sizes, axis=0))
     cells = masks.shape[-1]
 
     def weights(start: Tensor, stop: Tensor, count: Tensor) -> Tensor:
-        """(count, M): how much of each cell a pixel's centre takes."""
+        """(count, M): how much of each cell a pixel's center takes."""
         position = (tf.range(count, dtype=tf.float32) + 0.5 - start) / tf.maximum(stop - start, 1e-6) * cells - 0.5
         return tf.maximum(1.0 - tf.abs(position[:, None] - tf.range(cells, dtype=tf.float32)), 0.0)
 
@@ -264,18 +264,24 @@ def export_saved_model(
     """Write a SavedModel into the next numbered folder of `directory`, which TensorFlow Serving watches.
 
     Args:
-        model, config, labels: as `load_model` returns them.
+        model: the model, as `load_model` returns it.
+        config: its settings.
+        labels: its class names and COCO ids.
         directory: the model's base path.
-        warmup_images: encoded images that Serving runs before it takes the version into use; default: a gray one of
-            each shape that the network is given.
-        max_pixels, full_size_masks, max_images, max_request_bytes, compact_masks: as of `ServingFunctions`.
+        warmup_images: encoded images that Serving runs before it serves the version; default: a gray one of each shape
+            that the network gets.
+        max_pixels: as for `ServingFunctions`, as are the following.
+        full_size_masks: whether to paste the masks in the graph.
+        max_images: most images per request.
+        max_request_bytes: most bytes of the encoded images of a request.
+        compact_masks: whether to return the masks as a PNG.
 
     Returns:
         The folder of the version. Besides the graph it holds assets.extra/labels.json, config.json and
         tf_serving_warmup_requests.
 
     Raises:
-        ConfigError: full_size_masks of a model whose masks are pasted otherwise.
+        ConfigError: full_size_masks for a model whose mask_paste is not pixel_centers.
     """
     if full_size_masks and config.model.mask_paste != "pixel_centers":
         raise ConfigError(
@@ -308,7 +314,7 @@ class SavedModelClient(Client):
     """An exported model in this process.
 
     Args:
-        path: the folder of a version, anywhere that TensorFlow can read.
+        path: the folder of a version, local or remote.
     """
 
     def __init__(self, path: str | os.PathLike):

@@ -80,13 +80,13 @@ def convert(
     Args:
         model: built with MOBILE_SETTINGS.
         height, width: of the input, multiples of 32.
-        quantize: "none" float32; "float16" weights; "dynamic" int8 weights, activations quantised as they come;
+        quantize: "none" float32; "float16" weights; "dynamic" int8 weights, activations quantized as they come;
             "int8" convolutions and fully connected layers in int8, detection arithmetic in float.
         calibration_images: (height, width, 3) uint8, for int8: the ranges of the activations are taken from them.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, or int8 without images of that size.
-        ExportError: the graph needs an operation that is not builtin.
+        ConfigError: a size that is not a multiple of 32, or int8 without images of that size.
+        ExportError: the graph needs an operator that is not builtin.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)}")
@@ -160,26 +160,26 @@ def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), 
     try:
         from litert_quantizer import calibrator, qtyping, quantizer
     except ImportError:
-        raise ExportError(f"quantize={quantize} needs the quantiser: pip install litert-quantizer") from None
-    quantiser = quantizer.Quantizer(content)
+        raise ExportError(f"quantize={quantize} needs the quantizer: pip install litert-quantizer") from None
+    quantizer = quantizer.Quantizer(content)
     names = qtyping.TFLOperationName
     if quantize == "float16":
         for name in _CONVOLUTIONS:
-            quantiser.add_weight_only_config(".*", names[name], num_bits=16, algorithm_key="float_casting")
+            quantizer.add_weight_only_config(".*", names[name], num_bits=16, algorithm_key="float_casting")
     elif quantize == "dynamic":
         # Depthwise kernels are few numbers, and rounding them costs as much accuracy as rounding all the rest.
         for name in _CONVOLUTIONS:
             if name != "DEPTHWISE_CONV_2D":
-                quantiser.add_dynamic_config(".*", names[name], num_bits=8)
+                quantizer.add_dynamic_config(".*", names[name], num_bits=8)
     else:
         for scope, operations_ in _INT8_OPERATIONS.items():
             for name in operations_:
                 scope = scope.format(backbone=backbone)
-                quantiser.add_static_config(scope, names[name], activation_num_bits=8, weight_num_bits=8)
+                quantizer.add_static_config(scope, names[name], activation_num_bits=8, weight_num_bits=8)
         # Float: the first convolution, and the RPN's outputs, whose objectness and offsets would share one scale.
         pixels, first = (re.escape(name) for name in _first_convolution(content))
         for scope, name in ((pixels, "PAD"), (first, "CONV_2D"), (r"/rpn_head[_0-9]*/(?!conv\d)", "CONV_2D")):
-            quantiser.update_quantization_recipe(scope, names[name], algorithm_key="no_quantize")
+            quantizer.update_quantization_recipe(scope, names[name], algorithm_key="no_quantize")
     with _without_progress():
         ranges = None
         if quantize == "int8":
@@ -187,13 +187,13 @@ def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), 
             mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
             whole = np.array([images[0].shape[1:3]], np.int32)
             inputs = {"serving_default": [{"images": image, "image_shape": whole} for image in images]}
-            ranges = quantiser.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
-        return bytes(quantiser.quantize(ranges).quantized_model)
+            ranges = quantizer.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
+        return bytes(quantizer.quantize(ranges).quantized_model)
 
 
 @contextlib.contextmanager
 def _without_progress() -> Iterator[None]:
-    """The quantiser draws a bar for every tensor of every image."""
+    """The quantizer draws a bar for every tensor of every image."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
 
@@ -207,7 +207,7 @@ def _interpreter(content: bytes) -> Any:
 
 
 def _first_convolution(content: bytes) -> tuple[str, str]:
-    """The names of what the first convolution reads and writes; the quantiser knows operations by what they write."""
+    """The names of what the first convolution reads and writes; the quantizer knows operations by what they write."""
     interpreter = _interpreter(content)
     details = next(d for d in interpreter._get_ops_details() if d["op_name"] == "CONV_2D")
     names = {d["index"]: d["name"] for d in interpreter.get_tensor_details()}
@@ -267,7 +267,7 @@ def write_with_metadata(content: bytes, path: Path, metadata: dict[str, Any], la
 
 
 def pad_value(config: Config) -> list[int]:
-    """The RGB that normalisation turns into about 0, which is what padding is in training."""
+    """The RGB that normalization turns into about 0, which is what padding is in training."""
     from kmaskrcnn import backbones
 
     mean = config.model.image_mean or backbones.pixel_statistics(config.model.backbone)[0]

@@ -1,4 +1,4 @@
-"""An exported artifact beside the model that it came from, on real images."""
+"""An exported model compared with the original, on real images."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome: lines of a table, what is past its bound, and whether the artifact can be used all the same."""
+    """The outcome: lines of a table, what exceeds its bound, and whether the artifact can be used nevertheless."""
 
     lines: tuple[str, ...]
     problems: tuple[str, ...]
     verdict: str
 
     def __str__(self) -> str:
-        problems = (f"PAST ITS BOUND: {problem}" for problem in self.problems)
+        problems = (f"OUT OF BOUNDS: {problem}" for problem in self.problems)
         return "\n".join((*self.lines, *problems, f"verdict                    {self.verdict}"))
 
 
@@ -78,7 +78,7 @@ class Differences:
         self.mask: list[float] = []
 
     def add(self, expected: Prediction, found: Prediction) -> None:
-        """Count what a picture adds; detections are matched by class and IoU, the best pairs first."""
+        """Count what an image adds; detections are matched by class and IoU, the best pairs first."""
         self.images += 1
         self.found += int(np.sum(found.scores >= MIN_SCORE))
         rows = np.flatnonzero(expected.scores >= MIN_SCORE)
@@ -119,14 +119,14 @@ def verify(
     bounds: Bounds,
     truth: tuple[dict, Sequence[int]] | None = None,
 ) -> Report:
-    """Run both on the same pictures and compare.
+    """Run both on the same images and compare.
 
     Args:
         pictures: files.
         reference: the model in this process.
         artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
         bounds: what it may differ by.
-        truth: a COCO instances dict and the image id of each picture, for AP.
+        truth: a COCO instances dict and the image id of each image, for AP.
     """
     differences = Differences()
     results: tuple[list[dict], list[dict]] = ([], [])
@@ -159,11 +159,11 @@ def verify(
     if seconds[0]:
         own, other = (statistics.median(s) * 1000 for s in seconds)
         lines.append(
-            f"milliseconds an image      {own:.0f} in the model, {other:.0f} exported (median, files included)"
+            f"milliseconds per image      {own:.0f} in the model, {other:.0f} exported (median, files included)"
         )
     lines += [f"refused: {line}" for line in refused]
     if not differences.images:
-        problems.append("no picture could be compared")
+        problems.append("no image could be compared")
     elif not differences.expected:
         problems.append(f"the model finds nothing with a score of at least {MIN_SCORE} in these images")
     return Report(tuple(lines), tuple(problems), _verdict(differences, problems, fails, bool(ids)))
@@ -203,8 +203,8 @@ def _judge(d: Differences, bounds: Bounds) -> tuple[list[str], list[str]]:
     if not d.expected:
         return lines, []
     share = matched / d.expected
-    lines.append(f"found again                {matched} ({share:.1%}), at least {bounds.matched:.0%}")
-    problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are found again"]
+    lines.append(f"matched                    {matched} ({share:.1%}), at least {bounds.matched:.0%}")
+    problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are matched"]
     for name, values, bound in (
         ("box (share of side)", d.box, bounds.box),
         ("score", d.score, bounds.score),

@@ -14,10 +14,10 @@ from kmaskrcnn.inference.video import VIDEO_SUFFIXES
 from kmaskrcnn.outputs import images_written, output_names
 
 # Files of a folder with other endings are passed over.
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 
 
-def find_pictures(
+def find_inputs(
     inputs: str | Sequence[str], output: str = "", left_out: list[str] | None = None
 ) -> list[tuple[str, str]]:
     """Images and videos that files, folders (with those below) and globs name, and a name for the output of each.
@@ -32,7 +32,7 @@ def find_pictures(
         left_out: extended by the files left out, if given.
 
     Returns:
-        (path, name) in order, each file once; names as of `kmaskrcnn.outputs.output_names`.
+        (path, name) in order, each file once; names as for `kmaskrcnn.outputs.output_names`.
 
     Raises:
         ConfigError: one of the inputs names no image.
@@ -97,7 +97,7 @@ def _images_below(folder: str) -> Iterator[str]:
         visited.add(os.path.realpath(path))
         folders[:] = [n for n in folders if n[0] != "." and os.path.realpath(os.path.join(path, n)) not in visited]
         for name in names:
-            if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES + VIDEO_SUFFIXES):
+            if name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES):
                 yield os.path.join(path, name)
 
 

@@ -1,4 +1,4 @@
-"""Prediction: a trained model on pictures, with boxes and masks in their own pixels."""
+"""Prediction: a trained model on images, with boxes and masks in their own pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tensorflow as tf
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.image_files import load_image
 from kmaskrcnn.data.resize import prepare_image
-from kmaskrcnn.inference.inputs import find_pictures
+from kmaskrcnn.inference.inputs import find_inputs
 from kmaskrcnn.inference.tiling import predict_tiles
 from kmaskrcnn.inference.tta import AugmentedDetector
 from kmaskrcnn.inference.video import VideoReader, is_video
@@ -24,17 +24,17 @@ from kmaskrcnn.results.prediction import Prediction
 
 
 class Predictor:
-    """A model with what it takes to use it: the size that pictures are brought to, and the names of its classes.
+    """A model ready for prediction, with its image size and class names.
 
     Args:
-        model: with its weights.
-        config: how pictures are resized.
+        model: the model with its weights.
+        config: settings; how images are resized, tiles, test-time augmentation.
         labels: names and COCO ids of the classes.
     """
 
     def __init__(self, model: MaskRCNN, config: Config, labels: Labels):
         self.model, self.config, self.labels = model, config, labels
-        # Two graphs for every size of picture: that for one picture has no loop over the batch, and is traced sooner.
+        # Two graphs for every size of image: that for one image has no loop over the batch, and is traced sooner.
         self._detect_one, self._detect_many = (self._graph(batch) for batch in (1, None))
         self._augmented = AugmentedDetector(model, config) if config.evaluation.augmented else None
 
@@ -50,18 +50,18 @@ class Predictor:
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike, which: str = "best", **settings: Any) -> Predictor:
-        """Open a model folder; arguments and errors as of `kmaskrcnn.model_folder.load_model`."""
+        """Open a model folder; arguments and errors as for `kmaskrcnn.model_folder.load_model`."""
         return cls(*load_model(path, which, **settings))
 
     def predict(self, image: str | os.PathLike | np.ndarray) -> Prediction:
-        """Find the objects of one picture, in tiles and with test-time augmentation where the settings ask for them.
+        """Find the objects in one image, in tiles and with test-time augmentation if the settings say so.
 
         Args:
             image: a file, or (H, W, 3) uint8 RGB.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: the array is no RGB picture.
+            ValueError: the array is not an RGB image.
         """
         pixels = image if isinstance(image, np.ndarray) else load_image(os.fspath(image))
         settings = self.config.evaluation
@@ -85,18 +85,18 @@ class Predictor:
     def predict_many(
         self, inputs: str | os.PathLike | np.ndarray | Iterable[str | os.PathLike | np.ndarray]
     ) -> Iterator[tuple[str, Prediction | OSError]]:
-        """Find the objects of pictures one after the other.
+        """Find the objects in many images, one after the other.
 
         Args:
-            inputs: files, folders (with those below), globs, videos (each of their frames), arrays as of `predict`; one
-                or several.
+            inputs: one or several of: files, folders (searched recursively), globs, videos (all frames), arrays as for
+                `predict`.
 
         Yields:
-            For each picture its path (of a frame path#number, of an array its number), and its prediction, or what kept
-            it from being read.
+            For each image its path (path#number for a frame, the number for an array), and its prediction, or the error
+            that kept it from being read.
 
         Raises:
-            ConfigError: an input names no picture, or a video needs a package.
+            ConfigError: an input matches no image, or a video needs a package that is not installed.
         """
         if isinstance(inputs, (str, os.PathLike)) or (isinstance(inputs, np.ndarray) and inputs.ndim < 4):
             inputs = [inputs]
@@ -104,7 +104,7 @@ class Predictor:
             if isinstance(item, np.ndarray):
                 yield str(number), self.predict(item)
                 continue
-            for path, _ in find_pictures([os.fspath(item)]):
+            for path, _ in find_inputs([os.fspath(item)]):
                 try:
                     if is_video(path):
                         for frame, pixels in enumerate(VideoReader(path)):
@@ -115,7 +115,7 @@ class Predictor:
                     yield path, error
 
     def predict_batch(self, batch: Mapping[str, tf.Tensor | np.ndarray]) -> list[Prediction]:
-        """Find the objects of a batch as `evaluation_dataset` makes it, each picture in one look."""
+        """Find the objects in a batch of `evaluation_dataset`, without tiles or test-time augmentation."""
         inputs = {name: tf.convert_to_tensor(batch[name]) for name in ("images", "image_shapes")}
         detect = self._detect_one if len(inputs["images"]) == 1 else self._detect_many
         found = {name: value.numpy() for name, value in detect(inputs).items()}

@@ -1,9 +1,9 @@
-"""Prediction of large pictures tile by tile, and the putting together of what the tiles saw.
+"""Prediction of large images tile by tile, and the putting together of what the tiles saw.
 
-Neighbouring tiles overlap. Two tiles that saw one object agree on it where both looked, so two detections are views of
+Neighboring tiles overlap. Two tiles that saw one object agree on it where both looked, so two detections are views of
 one object if their masks have an IoU of at least one half inside the overlap of their tiles. Of the views of an object
 the best one that its tile did not cut is taken; where every tile cut it, the union of the views. Memory goes with the
-objects and one tile, not with objects times pixels of the picture.
+objects and one tile, not with objects times pixels of the image.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _CUT_PIXELS, _CUT_SHARE = 4.0, 0.1
 class _View:
     """An object, as one tile saw it or put together."""
 
-    box: np.ndarray  # (4,) yxyx pixels of the picture
+    box: np.ndarray  # (4,) yxyx pixels of the image
     score: float
     number: int  # class
-    masks: PastedMasks  # one mask, in the picture
+    masks: PastedMasks  # one mask, in the image
     cut: bool  # whether it may go on beyond the tile
 
     def window(self) -> Window:
@@ -49,17 +49,17 @@ def tile_starts(length: int, size: int, overlap: int) -> np.ndarray:
 def predict_tiles(
     predict: Callable[[np.ndarray], Prediction], image: np.ndarray, size: int, overlap: int, nms_iou: float = 0.5
 ) -> Prediction:
-    """Predict a picture in tiles.
+    """Predict an image in tiles.
 
     Args:
         predict: finds the objects of a tile, (h, w, 3) uint8 with sides of at most `size`.
         image: (H, W, 3) uint8.
-        size: side of a tile in pixels of the picture; a side of the picture that is shorter is not cut.
-        overlap: pixels that neighbouring tiles share, at least.
+        size: side of a tile in pixels of the image; a side of the image that is shorter is not cut.
+        overlap: pixels that neighboring tiles share, at least.
         nms_iou: of two objects of a class with boxes of a higher IoU the better one is kept.
 
     Returns:
-        The objects by falling score, their masks in `pasted`.
+        The objects by decreasing score, their masks in `pasted`.
     """
     height, width = image.shape[:2]
     corners = [(y, x) for y in tile_starts(height, size, overlap) for x in tile_starts(width, size, overlap)]
@@ -95,9 +95,9 @@ def predict_tiles(
 
 
 def _views(found: Prediction, tile: np.ndarray, height: int, width: int) -> list[_View]:
-    """The objects of a tile, in pixels of the picture."""
+    """The objects of a tile, in pixels of the image."""
     views = []
-    inner = tile != (0, 0, height, width)  # the sides of the tile beyond which the picture goes on
+    inner = tile != (0, 0, height, width)  # the sides of the tile beyond which the image goes on
     for index in range(len(found)):
         mask, top, left = trim_window(found.window(index))
         if not mask.size:
@@ -167,7 +167,7 @@ def _merge(group: list[_View]) -> _View:
 
 
 def _without_pieces(objects: list[_View], nms_iou: float) -> list[_View]:
-    """Objects by falling score, without those that cut views of others left over and without duplicates."""
+    """Objects by decreasing score, without those that cut views of others left over and without duplicates."""
     objects = sorted(objects, key=lambda o: -o.score)
     if not objects:
         return []

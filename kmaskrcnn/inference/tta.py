@@ -1,4 +1,4 @@
-"""Test-time augmentation: one picture predicted mirrored and at several sizes.
+"""Test-time augmentation: one image predicted mirrored and at several sizes.
 
 Boxes of all views are brought together class by class: those with an IoU above nms_iou are one object, whose box is
 their mean weighted by the scores and whose score is the mean over all views, a view that missed it counting 0. The
@@ -20,15 +20,15 @@ from kmaskrcnn.model import MaskRCNN
 
 @dataclasses.dataclass
 class _View:
-    """One picture as the network saw it."""
+    """One image as the network saw it."""
 
     features: dict[str, tf.Tensor]
-    scales: np.ndarray  # (2,) network pixels a pixel of the picture
+    scales: np.ndarray  # (2,) network pixels a pixel of the image
     mirrored: bool
-    width: int  # of the picture
+    width: int  # of the image
 
     def to_network(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (N, 4) of the picture in the network's pixels."""
+        """Boxes (N, 4) of the image in the network's pixels."""
         return _mirror(boxes, self.width, self.mirrored) * np.tile(self.scales, 2)
 
     def from_network(self, boxes: np.ndarray) -> np.ndarray:
@@ -44,11 +44,11 @@ def _mirror(boxes: np.ndarray, width: int, mirrored: bool) -> np.ndarray:
 
 
 class AugmentedDetector:
-    """Detections of a picture from several views of it.
+    """Detections of an image from several views of it.
 
     Args:
         model: with its weights.
-        config: tta_flip, tta_scales, and how pictures are resized.
+        config: tta_flip, tta_scales, and how images are resized.
     """
 
     def __init__(self, model: MaskRCNN, config: Config):
@@ -57,12 +57,12 @@ class AugmentedDetector:
         images = tf.TensorSpec((1, None, None, 3), tf.uint8)
         features = {f"P{i}": tf.TensorSpec((1, None, None, model.config.fpn_channels), tf.float32) for i in range(2, 7)}
         boxes = tf.TensorSpec((None, 4), tf.float32)
-        # One graph for every size of picture.
+        # One graph for every size of image.
         self._boxes = tf.function(self._find_boxes, [images, tf.TensorSpec((1, 2), tf.int32)])
         self._masks = tf.function(self._find_masks, [features, boxes, tf.TensorSpec((None,), tf.int32)])
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Detections of (H, W, 3) uint8, as of the model for one image but with boxes in the picture's own pixels."""
+        """Detections of (H, W, 3) uint8, as of the model for one image but with boxes in the image's own pixels."""
         height, width = image.shape[:2]
         views, found = [], []
         for scale in self.scales:
@@ -103,7 +103,7 @@ class AugmentedDetector:
 
 
 def scaled_config(config: DataConfig, factor: float) -> DataConfig:
-    """The settings that bring a picture to `factor` times the network's size."""
+    """The settings that bring an image to `factor` times the network's size."""
     sides = {name: max(round(getattr(config, name) * factor), 1) for name in ("min_size", "max_size")}
     return dataclasses.replace(config, native_scale=config.native_scale * factor, **sides)
 
@@ -118,7 +118,7 @@ def merge_boxes(
         iou: boxes of a class with a higher IoU than this, from different views, are one object.
 
     Returns:
-        boxes (K, 4), scores (K,), classes (K,), by falling score.
+        boxes (K, 4), scores (K,), classes (K,), by decreasing score.
     """
     boxes, scores, classes = (np.concatenate([view[i] for view in found]) for i in range(3))
     owners = np.repeat(np.arange(len(found)), [len(view[1]) for view in found])

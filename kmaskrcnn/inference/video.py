@@ -1,4 +1,4 @@
-"""Video files: frames in, annotated frames out, by imageio's ffmpeg or OpenCV, whichever is installed."""
+"""Video files: frames in, annotated frames out, with imageio's ffmpeg or OpenCV, whichever is installed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class VideoReader:
         path: the file.
 
     Attributes:
-        frames_per_second: of the file.
-        count: number of frames by the file's header, 0 where it does not say.
+        frames_per_second: frame rate of the file.
+        count: number of frames according to the file's header, 0 if unknown.
 
     Raises:
         ConfigError: neither imageio-ffmpeg nor OpenCV is installed.
@@ -74,11 +74,11 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes frames of one size to an .mp4 file; use it in a `with`.
+    """Writes frames of one size to an .mp4 file; a context manager.
 
     Args:
         path: the file.
-        frames_per_second: of the file.
+        frames_per_second: frame rate of the file.
 
     Raises:
         ConfigError: neither imageio-ffmpeg nor OpenCV is installed.
@@ -98,7 +98,7 @@ class VideoWriter:
             self._file.release() if self._library.__name__ == "cv2" else self._file.close()
 
     def add(self, frame: np.ndarray) -> None:
-        """Write a frame, (H, W, 3) uint8 RGB; an odd last row or column is left out, as codecs need."""
+        """Write a frame, (H, W, 3) uint8 RGB; an odd last row or column is cropped, as codecs require."""
         frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         if self._file is None:
             self._open(frame.shape[1], frame.shape[0])

@@ -28,7 +28,7 @@ class BoxHead(keras.layers.Layer):
         num_classes: object classes, background not counted.
         conv_channels: widths of the 3x3 convolutions; (256,) * 4 with one fully connected layer is 4conv1fc.
         fc_channels: widths of the fully connected layers.
-        norm: normalisation after the convolutions, which then have no bias.
+        norm: normalization after the convolutions, which then have no bias.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ def detect_boxes(
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
         config: score_threshold, nms_iou, class_agnostic_nms, max_detections.
-        static_shapes: as of `multiclass_nms`.
+        static_shapes: as for `multiclass_nms`.
 
     Returns:
         boxes (B, D, 4), scores (B, D), classes (B, D) with 0 in empty rows, number of detections (B,).

@@ -24,7 +24,7 @@ class FPN(keras.layers.Layer):
 
     Args:
         channels: width of every output.
-        norm: normalisation after each convolution ("none", "bn", "sync_bn", "gn", "frozen_bn"); with one, the
+        norm: normalization after each convolution ("none", "bn", "sync_bn", "gn", "frozen_bn"); with one, the
             convolutions have no bias.
 
     Raises:

@@ -23,7 +23,7 @@ class MaskHead(keras.layers.Layer):
     Args:
         num_classes: object classes, background not counted (its output, row 0, exists as in the published weights).
         conv_channels: widths of the 3x3 convolutions; the deconvolution is as wide as the last.
-        norm: normalisation after the 3x3 convolutions, which then have no bias.
+        norm: normalization after the 3x3 convolutions, which then have no bias.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Normalisation layers and the one place where a `norm` setting becomes a layer."""
+"""Normalization layers and the one place where a `norm` setting becomes a layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NORMS = ("frozen_bn", "bn", "sync_bn", "gn", "none")
 
 @keras.saving.register_keras_serializable(package="kmaskrcnn")
 class FrozenBatchNormalization(keras.layers.Layer):
-    """Batch normalisation whose statistics, scale and offset never change: y = x * scale + offset.
+    """Batch normalization whose statistics, scale and offset never change: y = x * scale + offset.
 
     The semantics are those of torchvision's FrozenBatchNorm2d: the four arrays are weights that are saved and loaded,
     but not trainable, and training mode does nothing. Detectors are fine-tuned with it because their batches are too
@@ -59,7 +59,7 @@ def group_count(channels: int) -> int:
 
 
 def make_norm(norm: str, channels: int, epsilon: float = 1e-5, **kwargs: Any) -> keras.layers.Layer | None:
-    """The normalisation layer that a `norm` setting stands for.
+    """The normalization layer that a `norm` setting stands for.
 
     Args:
         norm: "frozen_bn", "bn", "sync_bn" (statistics over all replicas), "gn" (32 groups where the width allows, as
@@ -69,7 +69,7 @@ def make_norm(norm: str, channels: int, epsilon: float = 1e-5, **kwargs: Any) ->
         kwargs: name, dtype and trainable of the layer.
 
     Returns:
-        A layer, or None for "none". Batch normalisation with trainable=False runs in inference mode.
+        A layer, or None for "none". Batch normalization with trainable=False runs in inference mode.
 
     Raises:
         ValueError: unknown norm.

@@ -128,7 +128,7 @@ def propose(
         training: choose the *_train numbers.
 
     Returns:
-        boxes (B, P, 4) yxyx pixels by falling score, and their objectness logits (B, P), -inf where a row is empty.
+        boxes (B, P, 4) yxyx pixels by decreasing score, and their objectness logits (B, P), -inf where a row is empty.
     """
     pre_nms = config.rpn_pre_nms_top_k_train if training else config.rpn_pre_nms_top_k
     post_nms = config.rpn_post_nms_top_k_train if training else config.rpn_post_nms_top_k

@@ -11,7 +11,7 @@ from kmaskrcnn.ops.tensor import Tensor
 
 
 def cell_anchors(size: float, aspect_ratios: Sequence[float], rounded: bool = False) -> np.ndarray:
-    """Anchors (A, 4) yxyx of one cell, centred on 0, of area size ** 2 and the given height / width ratios.
+    """Anchors (A, 4) yxyx of one cell, centered on 0, of area size ** 2 and the given height / width ratios.
 
     `rounded` takes the corners to whole pixels (half to even), as torchvision does.
     """
@@ -24,7 +24,7 @@ def cell_anchors(size: float, aspect_ratios: Sequence[float], rounded: bool = Fa
 def grid_anchors(
     height: int | Tensor, width: int | Tensor, stride: int | tuple[int | Tensor, int | Tensor], cell: np.ndarray
 ) -> Tensor:
-    """Anchors (H * W * A, 4) of a feature map of H x W cells: cell (i, j) is centred on (i, j) * stride pixels.
+    """Anchors (H * W * A, 4) of a feature map of H x W cells: cell (i, j) is centered on (i, j) * stride pixels.
 
     `stride` is one number, or one for y and one for x.
     """

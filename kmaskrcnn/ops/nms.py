@@ -1,4 +1,4 @@
-"""Non-maximum suppression (greedy, by falling score), with a TensorFlow kernel and a portable twin.
+"""Non-maximum suppression (greedy, by decreasing score), with a TensorFlow kernel and a portable twin.
 
 Boxes are yxyx in continuous pixels, and a box is dropped where its IoU with a kept one is above the threshold, as in
 torchvision. Of equal scores the lower index goes first. Boxes of no or of infinite area, boxes with a NaN and boxes
@@ -39,7 +39,7 @@ def nms(
         portable: use the keras.ops form, which every backend and XLA run; it is the default off TensorFlow.
 
     Returns:
-        indices (max_output,) int32 by falling score, 0 past the end, and how many of them are valid (), int32.
+        indices (max_output,) int32 by decreasing score, 0 past the end, and how many of them are valid (), int32.
     """
     boxes, scores = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
     good = ops.logical_and(_has_area(boxes), scores > score_threshold)  # a NaN is not above anything
@@ -122,7 +122,7 @@ def multiclass_nms(
         score_threshold: pairs with a score of at most this are dropped.
         iou_threshold: of the NMS of each class.
         max_detections: detections kept an image, D.
-        portable: as of `nms`; all R * C pairs then take part in every step.
+        portable: as for `nms`; all R * C pairs then take part in every step.
         static_shapes: no shape depends on the number of pairs above the threshold, as XLA and TFLite want it.
         class_agnostic: pairs of different classes suppress each other too.
 

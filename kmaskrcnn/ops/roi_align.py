@@ -203,7 +203,7 @@ def roi_align_lookup(inputs: RoIAlignInputs) -> Tensor:
     The sum of weighted rows is a function with the inputs of TFLite's EMBEDDING_LOOKUP_SPARSE, which the exporter puts
     in its place: that reads each value and writes each result once, where gathering moves 16 copies of the output
     through memory. Values of weight 0 are read too: to leave them out would give tensors a size that depends on the
-    image (docs/guide/export.md has the times).
+    image (docs/results/export.md has the times).
     """
     import tensorflow as tf
 
@@ -228,7 +228,7 @@ def roi_align_lookup(inputs: RoIAlignInputs) -> Tensor:
 
 
 def roi_align_crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
-    """RoIAlign with `tf.image.crop_and_resize`, for TensorFlow outside XLA. Result as of `roi_align_gather`.
+    """RoIAlign with `tf.image.crop_and_resize`, for TensorFlow outside XLA. Result as for `roi_align_gather`.
 
     The RoIs are divided by map, so that each is computed once, and put back in order. With sampling ratio 0 the grid
     differs from RoI to RoI, and pooling is the product with the sparse matrix of which the gradient is made.

@@ -60,7 +60,7 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
         return config
     count = len(raw.images)
     if count < 2 * _VAL_LEAST:
-        print(f"no validation set is given, and {count} images are too few to keep some for it: nothing is evaluated")
+        print(f"no validation set is given, and {count} images are too few to keep some for it: there is no evaluation")
         return config
     kept = min(max(round(_VAL_SHARE * count), _VAL_LEAST), _VAL_MOST)
     model_dir = Path(config.train.model_dir)

@@ -18,15 +18,17 @@ def _arguments(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str
     parser.add_argument("--model", default="", help="numbered folder of a SavedModel, or a .tflite file")
     parser.add_argument("--input", action="append", default=[], help="images: a file or glob; may be repeated")
     parser.add_argument("--input_csv", action="append", default=[], help="CSV file with a header; may be repeated")
-    parser.add_argument("--csv_column", default="uri", help="the column of --input_csv with the images' paths or URIs")
+    parser.add_argument(
+        "--csv_column", default="uri", help="column of --input_csv with the paths or URIs of the images"
+    )
     parser.add_argument(
         "--input_tfrecord", action="append", default=[], help="glob of TFRecord files with image/encoded"
     )
     parser.add_argument("--output", default="", help="folder for detections-*.jsonl and failures-*.jsonl")
     parser.add_argument("--min_score", type=float, default=0.5, help="detections with a lower score are left out")
-    parser.add_argument("--shards", type=int, default=0, help="files of detections; 0: as the runner likes")
-    parser.add_argument("--batch_size", type=int, default=1, help="images that go through the model at once")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the model in a worker; 0: all cores")
+    parser.add_argument("--shards", type=int, default=0, help="number of output files; 0: the runner decides")
+    parser.add_argument("--batch_size", type=int, default=1, help="images per batch")
+    parser.add_argument("--threads", type=int, default=0, help="model threads per worker; 0: all cores")
     return parser.parse_known_args(argv)
 
 
@@ -101,7 +103,7 @@ def _check(options: argparse.Namespace) -> list[int]:
             raise ConfigError(f"--input={pattern} is a folder: give a glob, such as '{pattern.rstrip('/')}/*.jpg'")
     for pattern in [p for p in options.input if stages.is_pattern(p)] + options.input_csv + options.input_tfrecord:
         if not found(pattern):
-            raise ConfigError(f"{pattern}: nothing there")
+            raise ConfigError(f"{pattern}: no such files")
     if any(found(f"{options.output.rstrip('/')}/{name}-*") for name in (stages.DETECTIONS, stages.FAILURES)):
         raise ConfigError(f"--output={options.output} holds the results of another run: choose another folder")
     try:
@@ -126,5 +128,5 @@ def _report(result, output: str) -> int:
     print(f"{images} images, {counts.get('detections', 0)} detections, {failures} unreadable; {output}")
     for distribution in metrics["distributions"]:
         latency = distribution.result
-        print(f"milliseconds an image: mean {latency.mean:.0f}, {latency.min} to {latency.max}")
+        print(f"milliseconds per image: mean {latency.mean:.0f}, {latency.min} to {latency.max}")
     return 1 if failures and not images else 0

@@ -14,7 +14,7 @@ from kmaskrcnn.programs.quiet import quiet_tensorflow
 # Command -> (module, function in it that takes the command's name and its arguments, what it does)
 COMMANDS = {
     "train": ("train", "program", "train a model on your images"),
-    "evaluate": ("evaluate", "program", "COCO metrics of a trained model, with a report"),
+    "evaluate": ("evaluate", "program", "COCO metrics (AP) of a trained model, with a report"),
     "predict": ("predict", "program", "find objects in images and videos"),
     "export": ("export", "program", "export to SavedModel (TensorFlow Serving) or .tflite (LiteRT)"),
     "doctor": ("doctor", "program", "inspect and repair a data set"),

@@ -16,24 +16,24 @@ from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags
 
 FORMAT = absl_flags.DEFINE_enum(
-    "format", "auto", ["auto", "torchvision", "detectron2", "matterport"], "The program that wrote SOURCE."
+    "format", "auto", ["auto", "torchvision", "detectron2", "matterport"], "The framework that wrote SOURCE."
 )
 OUTPUT = absl_flags.DEFINE_string(
     "output", "", "Folder for config.json, labels.json and best.weights.h5; export: the .pth file."
 )
 NORM_EPSILON = absl_flags.DEFINE_float(
-    "norm_epsilon", None, "torchvision: epsilon of its frozen normalisations; 0 if fine-tuned from COCO_V1."
+    "norm_epsilon", None, "torchvision: epsilon of its frozen normalizations; 0 if fine-tuned from COCO_V1."
 )
-PRIVATE = absl_flags.DEFINE_boolean("private", False, "push: make a new repository visible to its owner alone.")
+PRIVATE = absl_flags.DEFINE_boolean("private", False, "push: make a new repository private.")
 SOURCE_CONFIG = absl_flags.DEFINE_string(
     "source_config", "", "detectron2: the config.yaml that training wrote beside the checkpoint."
 )
-FRESH_MASKS = absl_flags.DEFINE_boolean("fresh_masks", False, "Load a Faster R-CNN, with a new mask head to train.")
-TO = absl_flags.DEFINE_enum("to", None, ["torchvision", "detectron2"], "export: the program that is to load it.")
+FRESH_MASKS = absl_flags.DEFINE_boolean("fresh_masks", False, "Load a Faster R-CNN and add a new mask head to train.")
+TO = absl_flags.DEFINE_enum("to", None, ["torchvision", "detectron2"], "export: the framework that will load it.")
 RGB = absl_flags.DEFINE_boolean("rgb", None, "detectron2: trained on RGB pixels instead of BGR.")
 
 ABOUT = """Convert a checkpoint of torchvision, Detectron2 or matterport, or a preset, to a model folder.
-`export DIR --to=torchvision|detectron2 --output=FILE.pth` is the way back.
+`export DIR --to=torchvision|detectron2 --output=FILE.pth` converts back.
 `pull hf://OWNER/NAME` and `push DIR hf://OWNER/NAME` share model folders on the Hugging Face Hub."""
 TOPICS = {
     "Checkpoint": ["format", "source_config", "norm_epsilon", "rgb", "fresh_masks", "class_names"],
@@ -115,7 +115,7 @@ def _convert(sources: list[str]) -> int:
         print(f"assumed: {line}" if "usual for" in line else f"set: {line}")
     for line in imported.differences:
         print(f"differs: {line}")
-    print(f"{folder}: open it with kmaskrcnn.Predictor.from_directory, or give it to evaluate.py and predict.py")
+    print(f"{folder}: for kmaskrcnn.Predictor.from_directory and --model_dir of evaluate, predict and export")
     return 0
 
 

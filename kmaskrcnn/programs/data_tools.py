@@ -18,7 +18,7 @@ _COMMON = {"Data": ["annotations", "images", "data_format", "class_names", "clas
 def split(name: str, arguments: list[str]) -> int:
     """`kmaskrcnn split`: write train.json and val.json."""
     _define_set_flags()
-    absl_flags.DEFINE_integer("val_images", None, "Images of the validation set.", lower_bound=1, required=True)
+    absl_flags.DEFINE_integer("val_images", None, "Number of validation images.", lower_bound=1, required=True)
     absl_flags.DEFINE_enum("to", "coco", ["coco", "yolo"], "Format to write.")
     topics = {**_COMMON, "Output": ["output", "to", "val_images", "seed"]}
     return flags.run(_split, name, arguments, "Split a data set into a training and a validation set.", topics)
@@ -56,7 +56,7 @@ def sample(name: str, arguments: list[str]) -> int:
     """`kmaskrcnn sample`: write a subset as a COCO JSON."""
     _define_set_flags()
     absl_flags.DEFINE_integer("count", None, "Images to draw.", lower_bound=1, required=True)
-    absl_flags.DEFINE_integer("each_class", 0, "At least this many images of each class, where there are so many.")
+    absl_flags.DEFINE_integer("each_class", 0, "At least this many images of each class, if there are that many.")
     topics = {**_COMMON, "Output": ["output", "count", "each_class", "seed"]}
     return flags.run(_sample, name, arguments, "Draw a subset of a data set.", topics)
 
@@ -77,8 +77,8 @@ def _sample() -> None:
 def merge(name: str, arguments: list[str]) -> int:
     """`kmaskrcnn merge`: write several sets as one COCO JSON whose file names start from its own folder."""
     _define_set_flags()
-    absl_flags.DEFINE_multi_string("with", None, "A further set; give it again for each.", required=True)
-    absl_flags.DEFINE_multi_string("with_images", [], "Image folder of each --with, in their order.")
+    absl_flags.DEFINE_multi_string("with", None, "Another data set; may be repeated.", required=True)
+    absl_flags.DEFINE_multi_string("with_images", [], "Image folder of each --with, in the same order.")
     topics = {**_COMMON, "Further sets": ["with", "with_images"], "Output": ["output"]}
     return flags.run(_merge, name, arguments, "Merge data sets.", topics)
 
@@ -101,9 +101,9 @@ def convert(name: str, arguments: list[str]) -> int:
     """`kmaskrcnn convert`: write TFRecord shards, or a YOLO set."""
     _define_set_flags()
     absl_flags.DEFINE_enum("to", "tfrecord", ["tfrecord", "yolo"], "Format to write.")
-    absl_flags.DEFINE_string("name", "data", "First part of the shards' names.")
+    absl_flags.DEFINE_string("name", "data", "Prefix of the shards' file names.")
     absl_flags.DEFINE_integer("shards", 0, "Number of shards; 0: one for each 1000 images.")
-    absl_flags.DEFINE_integer("threads", 0, "Shards written at a time; 0: one per processor.")
+    absl_flags.DEFINE_integer("threads", 0, "Shards to write in parallel; 0: one per CPU core.")
     topics = {**_COMMON, "Output": ["output", "to", "name", "shards", "threads"]}
     return flags.run(_convert, name, arguments, "Convert a data set to TFRecord shards or a YOLO set.", topics)
 
@@ -135,9 +135,11 @@ def _define_set_flags() -> None:
     define.DEFINE_enum("data_format", "auto", ["auto", *FORMATS], "Format of the set; auto detects it.")
     define.DEFINE_list("class_names", [], "Names of the classes in order, or a file of them.")
     define.DEFINE_list("class_map", [], "OLD=NEW,... or a file of such lines: renames and merges classes.")
-    define.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "Stop at bad records or leave them out.")
+    define.DEFINE_enum(
+        "on_bad_record", "error", ["error", "skip"], "Stop at bad records (error) or leave them out (skip)."
+    )
     define.DEFINE_string("output", None, "Folder or file to write.", required=True)
-    define.DEFINE_integer("seed", 0, "The same seed gives the same draw.")
+    define.DEFINE_integer("seed", 0, "Random seed; the same seed draws the same images.")
 
 
 def _outputs(program: str, folder: str, names: Sequence[str], read: Sequence[str] = ()) -> Outputs:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REPORT = absl_flags.DEFINE_string("report", "", "HTML page to write; empty: none.")
 REPAIR = absl_flags.DEFINE_string("repair", "", "Folder for a repaired copy; empty: none.")
 FLAGFILE = absl_flags.DEFINE_string("write_flagfile", "", "Flagfile to write the recipe to; empty: none.")
-EXAMPLES = absl_flags.DEFINE_integer("examples", 3, "Examples of each defect that are printed.", lower_bound=0)
+EXAMPLES = absl_flags.DEFINE_integer("examples", 3, "Examples to print of each defect.", lower_bound=0)
 
 ABOUT = "Inspect a data set: defects, statistics, suggested settings; repair it."
 TOPICS = {

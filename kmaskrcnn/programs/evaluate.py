@@ -9,16 +9,18 @@ from absl import flags as absl_flags
 from kmaskrcnn.config import ConfigError, TrainConfig
 from kmaskrcnn.programs import flags
 
-WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
+WHICH = absl_flags.DEFINE_enum(
+    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
+)
 REPORT = absl_flags.DEFINE_string(
-    "report", "", "Folder for report.html, a page that holds everything, with results.json; empty: none."
+    "report", "", "Folder for report.html, a self-contained page, and results.json; empty: none."
 )
 COMPARE = absl_flags.DEFINE_string(
-    "compare", "", "Folder of another run's --report or --output on the same images, to compare with in the report."
+    "compare", "", "Folder of another run's --report or --output on the same images, to compare with it in the report."
 )
-OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and pictures; empty: none.")
+OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results.json and images; empty: none.")
 
-ABOUT = "COCO metrics of a trained model on its validation set, or another one."
+ABOUT = "COCO metrics (AP) of a trained model on its validation set, or on another one."
 TOPICS = {
     "Model": ["model_dir", "which"],
     "Data": ["val_annotations", "val_images", "data_format", "eval_max_images"],
@@ -32,7 +34,7 @@ def main() -> int:
     """Print the scores of a model folder, with its settings but for those given as flags; workers share the images."""
     settings = flags.given_settings()
     if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
+        raise ConfigError("--model_dir is missing: a folder that training wrote")
     if COMPARE.value and not REPORT.value:
         raise ConfigError("--compare needs --report")
     from kmaskrcnn.cluster import open_cluster

@@ -17,37 +17,46 @@ FORMAT = absl_flags.DEFINE_enum(
     "format",
     "saved_model",
     ["saved_model", "tflite", "tflite_gpu"],
-    "saved_model for TensorFlow Serving, tflite for the CPU of devices, tflite_gpu for their GPU.",
+    "saved_model for TensorFlow Serving, tflite (LiteRT) for the CPU of devices, tflite_gpu for their GPU.",
 )
 OUTPUT = absl_flags.DEFINE_string(
     "output", "", "saved_model: the folder that gets a numbered version; tflite: the file to write."
 )
-WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
+WHICH = absl_flags.DEFINE_enum(
+    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
+)
 QUANTIZE = absl_flags.DEFINE_enum(
-    "quantize", "none", ["none", "float16", "dynamic", "int8"], "tflite: the numbers that weights are kept in."
+    "quantize",
+    "none",
+    ["none", "float16", "dynamic", "int8"],
+    "tflite: quantization of the weights; int8 quantizes activations too.",
 )
 INPUT_HEIGHT = absl_flags.DEFINE_integer("input_height", 320, "tflite: height of the input, a multiple of 32.")
 INPUT_WIDTH = absl_flags.DEFINE_integer("input_width", 320, "tflite: width of the input, a multiple of 32.")
 CALIBRATION_IMAGES = absl_flags.DEFINE_list(
-    "calibration_images", [], "int8: pictures like those to come (files, folders, globs); up to 100 are taken."
+    "calibration_images",
+    [],
+    "int8: images typical of what the model will see (files, folders, globs); up to 100 are used.",
 )
 FULL_SIZE_MASKS = absl_flags.DEFINE_bool(
-    "full_size_masks", False, "saved_model: also give the masks pasted at the size of the picture."
+    "full_size_masks", False, "saved_model: also return the masks at full image size."
 )
-MAX_PIXELS = absl_flags.DEFINE_integer("max_pixels", 40_000_000, "saved_model: larger pictures are refused undecoded.")
-MAX_IMAGES = absl_flags.DEFINE_integer("max_images", 16, "saved_model: requests with more pictures are refused.")
+MAX_PIXELS = absl_flags.DEFINE_integer(
+    "max_pixels", 40_000_000, "saved_model: larger images are refused before they are decoded."
+)
+MAX_IMAGES = absl_flags.DEFINE_integer("max_images", 16, "saved_model: most images per request.")
 MAX_REQUEST_BYTES = absl_flags.DEFINE_integer(
-    "max_request_bytes", 64 << 20, "saved_model: requests whose encoded pictures have more bytes together are refused."
+    "max_request_bytes", 64 << 20, "saved_model: most bytes of the encoded images of a request together."
 )
 COMPACT_MASKS = absl_flags.DEFINE_bool(
-    "compact_masks", False, "saved_model: give the masks as a PNG, below 100 kB for 100 objects in place of 300 kB."
+    "compact_masks", False, "saved_model: return the masks as a PNG, below 100 kB for 100 objects instead of 300 kB."
 )
-VERIFY = absl_flags.DEFINE_bool("verify", True, "Run what was exported on pictures and compare it with the model.")
+VERIFY = absl_flags.DEFINE_bool("verify", True, "Run the exported model on images and compare it with the original.")
 VERIFY_IMAGES = absl_flags.DEFINE_list(
-    "verify_images", [], "Pictures to verify on (files, folders, globs); default: those of the evaluation set, with AP."
+    "verify_images", [], "Images to verify on (files, folders, globs); default: those of the evaluation set, with AP."
 )
-VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Verify on this many pictures at most.")
-ABOUT = "Export a trained model to SavedModel or .tflite, and verify the file in its own runtime."
+VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Most images to verify on.")
+ABOUT = "Export a trained model to SavedModel or .tflite (LiteRT), and verify it in its own runtime."
 TOPICS = {
     "Model": ["model_dir", "which"],
     "Output": ["format", "output"],
@@ -63,7 +72,7 @@ def main() -> int:
     """Export and verify; exit code 1 where the artifact differs from the model by more than it may."""
     settings = flags.given_settings()
     if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that train.py wrote")
+        raise ConfigError("--model_dir is missing: a folder that training wrote")
     if not OUTPUT.value:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
     if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
@@ -74,7 +83,7 @@ def main() -> int:
         if bound.value < 1:
             raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
     if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
-        raise ConfigError("--quantize=int8 needs --calibration_images: pictures like those to come")
+        raise ConfigError("--quantize=int8 needs --calibration_images: images typical of what the model will see")
     from kmaskrcnn.export.tflite import MOBILE_SETTINGS, open_output
     from kmaskrcnn.model_folder import load_model
 
@@ -109,15 +118,15 @@ def main() -> int:
 
 
 def _verification_pictures(config, stack):
-    """Files, and the ground truth with the ids of the pictures where they are an evaluation set's."""
+    """Files, and the ground truth with the ids of the images where they are an evaluation set's."""
     from kmaskrcnn.data import files, open_dataset
-    from kmaskrcnn.inference.inputs import find_pictures
+    from kmaskrcnn.inference.inputs import find_inputs
 
     if VERIFY_IMAGES.value:
-        return [path for path, _ in find_pictures(VERIFY_IMAGES.value)][: VERIFY_COUNT.value], None
+        return [path for path, _ in find_inputs(VERIFY_IMAGES.value)][: VERIFY_COUNT.value], None
     dataset = open_dataset(config, "val")
     if dataset is None:
-        raise ConfigError("--verify_images is missing: pictures to verify on, or --noverify to leave that out")
+        raise ConfigError("--verify_images is missing: images to verify on, or --noverify to skip verification")
     paths = list(dataset.paths[: VERIFY_COUNT.value])
     if (dataset.spans[:, 1] >= 0).any():  # in TFRecord: each gets a file for as long as it is needed
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -146,13 +155,13 @@ def _export_tflite(model, config, labels, pictures):
     from kmaskrcnn.data import load_image
     from kmaskrcnn.export import tflite
     from kmaskrcnn.export.litert_client import LiteRTClient, letterbox
-    from kmaskrcnn.inference.inputs import find_pictures
+    from kmaskrcnn.inference.inputs import find_inputs
 
     height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value
     pad = tflite.pad_value(config)
     calibration = []
     if QUANTIZE.value == "int8":
-        found = find_pictures(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]
+        found = find_inputs(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]
         calibration = [letterbox(load_image(path), height, width, pad)[0] for path, _ in found]
     try:
         content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
@@ -185,7 +194,7 @@ def _export_tflite_gpu(model, config, labels, pictures):
         content, checked_by = gpu_graphs.convert(model, height, width, QUANTIZE.value)
     except tflite.ExportError as error:
         raise ConfigError(str(error)) from error
-    found = "fully accelerated" if checked_by == "accelerator" else "no GPU here: by their operations for a GPU"
+    found = "fully accelerated" if checked_by == "accelerator" else "no GPU here, checked by their operations"
     print(f"graphs {', '.join(gpu_graphs.GRAPHS)}: {found}", flush=True)
     path = Path(OUTPUT.value)
     gpu_graphs.write(content, path, model, config, labels, height, width, QUANTIZE.value)

@@ -17,8 +17,8 @@ from kmaskrcnn.programs.flagfiles import expand_flagfiles
 
 FLAGS = flags.FLAGS
 _arguments: list[str] = []  # as the user gave them, flagfiles not yet replaced by what they hold
-_OFFLINE = flags.DEFINE_boolean("offline", False, "Never touch the network: take weights from the cache or not at all.")
-_MIRROR = flags.DEFINE_string("mirror", "", "Base address to download weights from in the place of their own servers.")
+_OFFLINE = flags.DEFINE_boolean("offline", False, "Do not use the network: take weights from the cache only.")
+_MIRROR = flags.DEFINE_string("mirror", "", "Base URL to download weights from, instead of the publishers' servers.")
 # Topic -> names of flags, as --help shows them.
 Topics = Mapping[str, Sequence[str]]
 
@@ -53,7 +53,7 @@ def given_settings() -> dict[str, Any]:
             try:
                 value = tuple(scalar(item) for item in value)
             except ValueError:
-                raise ConfigError(f"--{name}={','.join(value)}: expected {scalar.__name__}s with commas") from None
+                raise ConfigError(f"--{name}={','.join(value)}: expected comma-separated {scalar.__name__}s") from None
         settings[name] = value
     return settings
 

@@ -11,24 +11,30 @@ from absl import flags as absl_flags
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags
 
-INPUT = absl_flags.DEFINE_list("input", [], "Pictures and videos: files, folders, globs, with commas between.")
-OUTPUT = absl_flags.DEFINE_string("output", "predictions", "Folder for what --outputs names.")
+INPUT = absl_flags.DEFINE_list("input", [], "Images and videos: files, folders or globs, comma-separated.")
+OUTPUT = absl_flags.DEFINE_string("output", "predictions", "Folder for the outputs.")
 OUTPUTS = absl_flags.DEFINE_list(
     "outputs",
     ["overlay", "coco"],
-    "What to write. overlay: NAME.png (of a video NAME.mp4); masks: NAME_masks.png with the number of each instance; "
+    "What to write. overlay: NAME.png (of a video NAME.mp4); masks: NAME_masks.png with an instance number per pixel; "
     "coco: results.json; labelme: labelme/NAME.json, to correct and train on; csv: objects.csv with areas and boxes.",
 )
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
-CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, with commas between; empty: all.")
-TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep so many objects of a picture, the best; 0: all.", lower_bound=0)
-FONT = absl_flags.DEFINE_string("font", "", "Font file of the captions; empty: an installed one with their letters.")
-TRACK = absl_flags.DEFINE_bool("track", False, "Of a video give each object one id in all frames (package trackers).")
-FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Take every Nth frame of a video.", lower_bound=1)
-PRESET = absl_flags.DEFINE_string(
-    "preset", "", "In the place of --model_dir: the name of published COCO weights, or hf://OWNER/NAME."
+CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, comma-separated; empty: all.")
+TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep this many objects per image, the best; 0: all.", lower_bound=0)
+FONT = absl_flags.DEFINE_string(
+    "font", "", "Font file for the captions; empty: an installed font that has their characters."
 )
-WHICH = absl_flags.DEFINE_enum("which", "best", ["best", "last"], "The best weights by evaluation, or the last.")
+TRACK = absl_flags.DEFINE_bool(
+    "track", False, "Multi-object tracking: in a video, one id per object over all frames (package trackers)."
+)
+FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Use every Nth frame of a video.", lower_bound=1)
+PRESET = absl_flags.DEFINE_string(
+    "preset", "", "Instead of --model_dir: the name of a COCO preset, or hf://OWNER/NAME."
+)
+WHICH = absl_flags.DEFINE_enum(
+    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
+)
 
 ABOUT = "Find objects in images and videos."
 TOPICS = {
@@ -40,11 +46,11 @@ TOPICS = {
 
 
 def main(inputs: Sequence[str]) -> int:
-    """Predict every picture; one that cannot be read is named and passed over, and makes the exit code 1."""
+    """Predict every image; one that cannot be read is named and passed over, and makes the exit code 1."""
     settings = flags.given_settings()
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
-    from kmaskrcnn.inference.inputs import find_pictures
+    from kmaskrcnn.inference.inputs import find_inputs
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.inference.video import is_video
     from kmaskrcnn.progress import Progress, clock
@@ -52,9 +58,9 @@ def main(inputs: Sequence[str]) -> int:
     from kmaskrcnn.results.writers import Writer
 
     left_out: list[str] = []
-    paths = find_pictures([*INPUT.value, *inputs], OUTPUT.value, left_out)
+    paths = find_inputs([*INPUT.value, *inputs], OUTPUT.value, left_out)
     if left_out:
-        print(f"left out: {len(left_out)} files that earlier runs wrote, such as {left_out[0]}")
+        print(f"skipped: {len(left_out)} files written by earlier runs, such as {left_out[0]}")
     if TRACK.value and not any(is_video(path) for path, _ in paths):
         raise ConfigError("--track: there is no video among the inputs")
     predictor = Predictor.from_directory(_model_folder(settings.get("model_dir", "")), WHICH.value, **settings)
@@ -99,7 +105,7 @@ def _model_folder(model_dir: str) -> str:
     if not PRESET.value:
         preset = PRESETS[DEFAULT_PRESET]
         print(
-            f"no --model_dir: taking {DEFAULT_PRESET}, which finds COCO's 80 classes (published box and mask AP on "
+            f"no --model_dir: using {DEFAULT_PRESET}, which detects COCO's 80 classes (published box and mask AP on "
             f"val2017 {preset.box_ap} and {preset.mask_ap})"
         )
     return str(converted_folder(PRESET.value or DEFAULT_PRESET))
@@ -112,7 +118,7 @@ def _video(path: str, name: str, predict: Callable, select: Callable, writer: An
     from kmaskrcnn.progress import Progress
 
     if "labelme" in writer.outputs:
-        raise ConfigError(f"--outputs=labelme needs pictures, {path} is a video: take its frames out first")
+        raise ConfigError(f"--outputs=labelme needs images, {path} is a video: extract its frames first")
     reader = VideoReader(path)
     progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
     rate = reader.frames_per_second / FRAME_STEP.value

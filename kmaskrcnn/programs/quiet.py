@@ -90,7 +90,7 @@ def _tell_why() -> None:
     reason = "\n  ".join(dict.fromkeys(lines)) or "its log gives no reason"
     print(
         f"warning: this machine has a GPU that TensorFlow cannot use, so the CPU is used:\n  {reason}\n"
-        "  pip install 'tensorflow[and-cuda]' brings the libraries",
+        "  pip install 'tensorflow[and-cuda]' installs the libraries",
         file=sys.stderr,
         flush=True,
     )

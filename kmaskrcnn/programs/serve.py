@@ -15,20 +15,20 @@ from kmaskrcnn.serving.settings import ServeSettings
 
 _HELP = {
     "model": "folder with numbered versions, one of them, or a .tflite file",
-    "name": "of the model in addresses; default: that of the folder",
-    "host": "address to listen on; 0.0.0.0: all",
-    "port": "to listen on",
-    "grpc_port": "for gRPC; 0: none",
-    "workers": "processes with the model",
-    "threads": "of a worker; 0: the cores shared among the workers",
-    "max_batch_size": "requests that are run together; 1: each alone",
-    "batch_wait_ms": "milliseconds to wait for a batch to fill",
-    "queue": "requests under way at once; further ones get 429",
-    "max_request_bytes": "of the images of a request; more get 413",
-    "max_images": "of a request; more get 400",
-    "max_pixels": "of an image for a .tflite file; larger ones get image_errors",
+    "name": "model name in URLs; default: the name of the folder",
+    "host": "address to listen on; 0.0.0.0: all interfaces",
+    "port": "port to listen on",
+    "grpc_port": "port for gRPC; 0: no gRPC",
+    "workers": "worker processes, each with a copy of the model",
+    "threads": "threads per worker; 0: the cores divided among the workers",
+    "max_batch_size": "dynamic batching: most requests run together; 1: no batching",
+    "batch_wait_ms": "dynamic batching: milliseconds to wait for a batch to fill",
+    "queue": "most requests in progress at once; further ones get status 429",
+    "max_request_bytes": "most bytes of the encoded images of a request; more get status 413",
+    "max_images": "most images per request; more get status 400",
+    "max_pixels": "most pixels per image, for a .tflite file; larger images get image_errors",
     "timeout": "seconds for a request to arrive (then 408), and to wait for a worker (then 504)",
-    "poll_seconds": "how often to look for a newer version of the model; 0: never",
+    "poll_seconds": "seconds between looks for a newer version of the model; 0: never",
 }
 
 

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from kmaskrcnn.training.signals import SignalWatch
 
 PREVIEW = absl_flags.DEFINE_integer(
-    "preview_augmentations", 0, "Write this many training images into model_dir/augmentations.png and stop.", 0
+    "preview_augmentations", 0, "Draw this many augmented training images to model_dir/augmentations.png and stop.", 0
 )
 absl_flags.DEFINE_boolean(
-    "recipe", None, "Make the settings that are not given from the data; default: where there is no --flagfile."
+    "recipe",
+    None,
+    "Derive the settings that are not given from the data (the recipe); default: when there is no --flagfile.",
 )
 
-ABOUT = "Train Mask R-CNN on your images; the same command goes on where it stopped."
+ABOUT = "Train Mask R-CNN on your images. To resume a run, give the same command again."
 TOPICS = {
     "Data": ["train_annotations", "train_images", "val_annotations", "val_images", "data_format", "class_names"],
     "Output": ["model_dir", "preview_augmentations"],
@@ -49,14 +51,14 @@ TOPICS = {
 def main() -> int:
     """Train, with evaluation.
 
-    Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to go on); 2 on a wrong setting.
+    Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to resume); 2 on a bad setting.
     """
     from kmaskrcnn.training.signals import SignalWatch
 
     signals = SignalWatch()
     config = flags.config_from_flags()
     if not config.train.model_dir:
-        raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and pictures")
+        raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and images")
     given = flags.given_settings()
     if "train_annotations" not in given and not any(name.startswith("shapes_") for name in given):
         raise ConfigError(
@@ -80,8 +82,8 @@ def main() -> int:
     follow_launcher()
     seconds = config.train.stall_timeout
     message = (
-        f"nothing went on for --stall_timeout={seconds:g} seconds: this process, another worker or the storage of the "
-        "images is stalled; start again to go on from the newest checkpoint"
+        f"no progress for --stall_timeout={seconds:g} seconds: this process, another worker or the storage of the "
+        "images is stalled; start again to resume from the newest checkpoint"
     )
     with Watchdog(seconds, EXIT_RESTART, message) as watchdog, listening(watchdog.beat):
         return train(config, watchdog.beat, signals)
@@ -182,7 +184,7 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
             return EXIT_INTERRUPTED
         folder = trainer.directory
         problem = verdict(config, outcome.step, outcome.epochs, outcome.scores)
-        print(f"the end, but {problem}" if problem else f"done: {outcome.step} steps", end="; ")
+        print(f"finished, but {problem}" if problem else f"done: {outcome.step} steps", end="; ")
         print(f"the model is in {folder}, curves: tensorboard --logdir={folder}")
     return 0
 

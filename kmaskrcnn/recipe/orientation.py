@@ -40,8 +40,8 @@ def find_orientation(facts: Facts) -> Orientation:
     """
     count = len(facts.outlined)
     if count < _LEAST:
-        few = f"{count} objects are too few to tell whether they have an upper side"
-        return Orientation(False, False, False, "mirrored objects are objects", few, few)
+        few = f"{count} objects are too few to tell whether they have a top and a bottom"
+        return Orientation(False, False, False, "a mirrored object is still an object", few, few)
     boxes = facts.boxes[facts.outlined]
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-9)
     places = (boxes[:, :2] + boxes[:, 2:]) / 2 / facts.image_sizes[facts.box_images[facts.outlined]] - 0.5
@@ -57,23 +57,23 @@ def find_orientation(facts: Facts) -> Orientation:
     for name, members in groups:
         lean, place = facts.lean[members], places[members]
         if not up_down and _differs(lean[:, 0], _LEAST_LEAN):
-            up_down = f"the outlines of {name} lean to their upper or lower side"
+            up_down = f"the outlines of {name} differ from their upside-down mirror image"
         if not up_down and _differs(place[:, 0], _LEAST_PLACE):
-            up_down = f"{name} lie in one half of the images, the upper or the lower"
+            up_down = f"{name} lie mostly in the upper or the lower half of the images"
         if not up_down and _correlated(sizes[members], place[:, 0]):
-            up_down = f"{name} are larger towards one edge, as near things are"
+            up_down = f"{name} are larger toward one edge, as things near the camera are"
         if not turns and _differs(aspects[members], _LEAST_ASPECT):
-            turns = f"the boxes of {name} are {'high' if np.median(aspects[members]) > 0 else 'wide'}"
+            turns = f"the boxes of {name} are {'tall' if np.median(aspects[members]) > 0 else 'wide'}"
         if not left_right and mirror_distance(_rounded(lean[:, 1], _LEAST_LEAN)) > _ONE_SIDED:
-            left_right = f"the outlines of {name} lean to one side"
+            left_right = f"the outlines of {name} differ from their mirror image"
     free = f"{count} outlines and boxes look the same"
     return Orientation(
         bool(left_right),
         not up_down,
         not up_down and not turns,
-        left_right or "mirrored objects are objects",
+        left_right or "a mirrored object is still an object",
         up_down or f"{free} upside down",
-        turns or up_down or f"{free} turned by 90 degrees",
+        turns or up_down or f"{free} rotated by 90 degrees",
     )
 
 

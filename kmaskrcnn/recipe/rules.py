@@ -110,17 +110,21 @@ def input_scale(given: Given) -> list[Choice]:
     cost_fitted /= float(np.percentile(relative, _SMALLEST_PERCENTILE)) ** 2
     varied = float(np.percentile(shorts, 95) / np.percentile(shorts, 5)) > 1.5
     if varied and cost_native < cost_fitted:
-        reason = f"images of {shorts.min():.0f} to {shorts.max():.0f} pixels show their objects at about one scale"
-        why = f"5% of the objects are below {small:.0f} pixels, {small * native:.0f} in the network"
+        reason = f"images of {shorts.min():.0f} to {shorts.max():.0f} pixels show their objects at about the same scale"
+        why = f"5% of the objects are smaller than {small:.0f} pixels, {small * native:.0f} when resized"
         return [Choice("resize_mode", "native", reason), Choice("native_scale", round(native, 3), why)]
     short = max(32, _round_up(fitted * float(np.median(shorts)), 16))
     aspect = float(np.percentile(facts.image_sizes.max(axis=1) / shorts, 95))
     small = float(np.percentile(relative, _SMALLEST_PERCENTILE)) * short / float(np.median(shorts))
-    reason = f"images have {np.median(shorts):.0f} pixels; 5% of the objects are below {small:.0f} in the network then"
+    reason = f"the short sides are {np.median(shorts):.0f} pixels; resized, 5% of the objects are below {small:.0f}"
     return [
-        Choice("resize_mode", "short_side", "images have about one size, or objects grow with them"),
+        Choice("resize_mode", "short_side", "images have about the same size, or objects scale with them"),
         Choice("min_size", short, reason),
-        Choice("max_size", _round_up(short * max(aspect, 4 / 3), 32), f"images are up to {aspect:.2g} times as long"),
+        Choice(
+            "max_size",
+            _round_up(short * max(aspect, 4 / 3), 32),
+            f"long sides are up to {aspect:.2g} times the short ones",
+        ),
     ]
 
 
@@ -151,7 +155,7 @@ def training_crop(given: Given) -> list[Choice]:
     least, limit = (512, 1024) if given.on_gpu else (256, 448)
     image = float((facts.image_sizes.max(axis=1) * scales).max())
     side = min(max(1.25 * large, 2.5 * most, least), limit, max(image, 32))
-    reason = f"95% of the objects are no longer than {large:.0f} pixels in the network, 75% than {most:.0f}"
+    reason = f"resized, 95% of the objects are at most {large:.0f} pixels long, 75% at most {most:.0f}"
     return [Choice("crop_size", _round_up(side, 32), reason)]
 
 
@@ -165,7 +169,7 @@ def scale_jitter(given: Given) -> list[Choice]:
     large = float(np.percentile(facts.long_sides * scales, 95))
     low = min(1.0, max(0.6, 2 * _LEAST_SIDE / median))
     high = min(1.6, max(1.25, crop / max(large, 1.0)))
-    reason = f"objects have {median:.0f} pixels in the middle and up to {large:.0f}, the crop {crop}"
+    reason = f"resized, the median object has {median:.0f} pixels, the 95th percentile {large:.0f}, the crop {crop}"
     return [Choice("scale_jitter", (round(low, 2), round(high, 2)), reason)]
 
 
@@ -189,8 +193,8 @@ def anchors(given: Given) -> list[Choice]:
         fixed_sizes,
         fixed_ratios,
     )
-    reason = f"the best anchor meets a box with an IoU of {found.mean:.2f} on average"
-    limit = f"; none is longer than the crop of {crop}" if crop else ""
+    reason = f"mean IoU of {found.mean:.2f} between a box and its best anchor"
+    limit = f"; none longer than the crop of {crop}" if crop else ""
     return [
         Choice("anchor_sizes", found.sizes, reason + limit),
         Choice("anchor_aspect_ratios", found.ratios, "shapes of the boxes"),
@@ -245,7 +249,7 @@ def heads(given: Given) -> list[Choice]:
     if given.on_gpu or given.start.kind == "coco":
         widths = []
     else:
-        reason = "on a processor wide heads cost more than they bring in the same time"
+        reason = "on a CPU, narrow heads reach a higher AP in the same time"
         widths = [
             Choice("fpn_channels", 128, reason),
             Choice("box_fc_channels", (512, 512), reason),
@@ -255,13 +259,13 @@ def heads(given: Given) -> list[Choice]:
         return widths
     seen, most = objects_in_view(given), int(given.facts.per_image.max(initial=0))
     rois = int(min(192, max(128, _round_up(16 * seen, 64))))  # a quarter are positives, four for an object
-    reason = f"a crop shows about {seen:.0f} objects"
+    reason = f"a crop holds about {seen:.0f} objects"
     return [
         *widths,
         Choice("roi_batch_size", rois, reason),
         Choice("max_mask_rois", int(min(40, max(24, _round_up(4 * seen, 8)))), reason),
         Choice("rpn_post_nms_top_k", 1000 if most > 50 else 500, f"an image has up to {most} objects"),
-        Choice("mask_resolution", 56, "masks have 28 cells a side"),
+        Choice("mask_resolution", 56, "predicted masks are 28 x 28"),
     ]
 
 
@@ -283,7 +287,7 @@ def batch(given: Given) -> list[Choice]:
     each = 2 ** int(math.log2(min(fit, most)))
     if given.on_gpu:
         each = max(1, min(each, 16 // given.machine.devices))
-    reason = f"{need:.1f} GB an image, {given.machine.memory_gb:.0f} GB of memory"
+    reason = f"{need:.1f} GB per image, {given.machine.memory_gb:.0f} GB of memory"
     return [Choice("batch_size", each * given.machine.devices, reason)]
 
 
@@ -301,9 +305,9 @@ def run_length(given: Given) -> list[Choice]:
     wanted = math.ceil(_EPOCHS[kind] * given.facts.images / size)
     ceiling = _GPU_CEILING if given.on_gpu else _CPU_CEILING
     steps = min(max(wanted, _FLOOR[kind]), ceiling)
-    what = {"coco": "a model of COCO", "imagenet": "ImageNet weights", "none": "random weights"}[kind]
+    what = {"coco": "a COCO model", "imagenet": "ImageNet weights", "none": "random weights"}[kind]
     bound = f", at least {_FLOOR[kind]}" if steps > wanted else f", at most {ceiling}" if steps < wanted else ""
-    return [Choice("steps", steps, f"{_EPOCHS[kind]} passes over {given.facts.images} images from {what}{bound}")]
+    return [Choice("steps", steps, f"{_EPOCHS[kind]} epochs of {given.facts.images} images from {what}{bound}")]
 
 
 def expected_steps(given: Given) -> int:
@@ -322,10 +326,10 @@ def optimizer(given: Given) -> list[Choice]:
     each = 0.02 / 16 if given.start.kind == "coco" else 0.005
     rate = min(each * size, 0.02 if given.start.kind == "coco" else 0.04)
     return [
-        Choice("learning_rate", rate, f"{each:g} for each of {size} images a step"),
+        Choice("learning_rate", rate, f"{each:g} for each of the {size} images of a batch"),
         Choice("schedule", "cosine", "falls to 0 at the end of the run, whatever its length"),
-        Choice("warmup_share", 0.1, "of the run: new heads start from random weights"),
-        Choice("clip_norm", 10.0, "keeps a bad batch from undoing the start"),
+        Choice("warmup_share", 0.1, "of the run: the new heads start from random weights"),
+        Choice("clip_norm", 10.0, "gradient clipping, so that no bad batch undoes the warm-up"),
     ]
 
 
@@ -360,17 +364,23 @@ def evaluation(given: Given) -> list[Choice]:
         every = max(50, _round_up(steps / 8, 10))
         choices.append(Choice("checkpoint_every", min(every, 1000), "an eighth of the run"))
         if given.has_evaluation and not ("eval_every" in given.fixed and not given.config.train.eval_every):
-            choices.append(Choice("eval_every", every, "eight times in the run; the best is kept"))
-            choices.append(Choice("patience", _PATIENCE, "half of the evaluations without a better score end the run"))
+            choices.append(Choice("eval_every", every, "eight evaluations in the run; the best weights are kept"))
+            choices.append(
+                Choice("patience", _PATIENCE, "early stopping after half of the evaluations without a better score")
+            )
     else:
-        choices.append(Choice("checkpoint_every", 200, "a few minutes are lost at most"))
+        choices.append(Choice("checkpoint_every", 200, "at most a few minutes of work can be lost"))
     scales = scale_of(facts, given.config)
     if float((facts.image_sizes.prod(axis=1) * scales**2).max(initial=0)) > _TILE**2:
         side = _round_up(_TILE / float(np.median(scales)), 32)
         overlap = float(np.percentile(facts.long_sides, 95)) if len(facts.boxes) else 0.0
         reason = "images are too large to predict in one piece"
         choices.append(Choice("tile_size", side, reason))
-        choices.append(Choice("tile_overlap", min(side // 2, max(32, _round_up(1.5 * overlap, 32))), "objects fit in"))
+        choices.append(
+            Choice(
+                "tile_overlap", min(side // 2, max(32, _round_up(1.5 * overlap, 32))), "objects fit into the overlap"
+            )
+        )
     return choices
 
 

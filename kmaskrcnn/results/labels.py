@@ -31,13 +31,13 @@ def write_labels(directory: Path, labels: Labels) -> None:
 
 
 def parse_labels(text: str) -> Labels:
-    """What labels.json holds; raises ValueError, KeyError or TypeError where it is broken."""
+    """The labels in the text of a labels.json; raises ValueError, KeyError or TypeError if it is malformed."""
     tree = json.loads(text)
     return Labels(tuple(tree["class_names"]), tuple(tree["category_ids"]))
 
 
 def read_labels(directory: str | os.PathLike) -> Labels:
-    """The class names and category ids of a model folder; raises ConfigError where they are missing or broken."""
+    """The class names and category ids of a model folder; raises ConfigError if they are missing or malformed."""
     path = Path(directory) / "labels.json"
     try:
         return parse_labels(path.read_text())

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_utils
 
 
 def _weights(start: float, stop: float, first: int, last: int, size: int) -> np.ndarray:
-    """(last - first, size) matrix that samples a row of `size` cells over [start, stop) at pixel centres."""
+    """(last - first, size) matrix that samples a row of `size` cells over [start, stop) at pixel centers."""
     position = (np.arange(first, last) + 0.5 - start) / (stop - start) * size - 0.5
     return np.maximum(1.0 - np.abs(position[:, None] - np.arange(size)), 0.0).astype(np.float32)
 
@@ -47,7 +47,7 @@ def paste_window(
         mask: (M, M) probabilities over the box.
         box: (4,) yxyx pixels, not rounded.
         height, width: of the image.
-        method: "pixel_centers" samples the mask bilinearly at each pixel's centre, 0 outside (Detectron2's
+        method: "pixel_centers" samples the mask bilinearly at each pixel's center, 0 outside (Detectron2's
             paste_masks_in_image); "rounded_boxes" gives it a border of one empty cell, cuts the box that has grown with
             it to whole pixels and resizes (torchvision's paste_masks_in_image).
 
@@ -70,7 +70,7 @@ def paste_window(
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int, method: str = "pixel_centers") -> np.ndarray:
-    """The mask of one instance at full size, (height, width) bool; arguments as of `paste_window`."""
+    """The mask of one instance at full size, (height, width) bool; arguments as for `paste_window`."""
     window, top, left = paste_window(mask, box, height, width, method)
     image = np.zeros((height, width), bool)
     image[top : top + window.shape[0], left : left + window.shape[1]] = window

@@ -1,4 +1,4 @@
-"""Masks at the size of a picture, held in memory of the size of their objects."""
+"""Masks at the size of an image, held in memory of the size of their objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 
 from .mask_paste import window_to_rle
 
-# A part of a picture: (h, w) bool, and the y and x of its top left pixel.
+# A part of an image: (h, w) bool, and the y and x of its top left pixel.
 Window = tuple[np.ndarray, int, int]
 
 
@@ -38,7 +38,7 @@ def union_window(windows: Iterable[Window]) -> Window:
 
 
 def cut_window(window: Window, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-    """(bottom - top, right - left) bool, a window seen through that rectangle of the picture."""
+    """(bottom - top, right - left) bool, a window seen through that rectangle of the image."""
     mask, y, x = window
     view = np.zeros((bottom - top, right - left), bool)
     y0, x0 = max(top, y), max(left, x)
@@ -49,7 +49,7 @@ def cut_window(window: Window, top: int, left: int, bottom: int, right: int) -> 
 
 
 class PastedMasks:
-    """N masks of one picture, each the run-length code of its own rectangle: no array of the picture's size is made.
+    """N masks of one image, each the run-length code of its own rectangle: no array of the image's size is made.
 
     Args:
         windows: the masks; empty borders are cut off.
@@ -81,5 +81,5 @@ class PastedMasks:
         return mask, int(top), int(left)
 
     def rle(self, index: int, height: int, width: int) -> dict[str, Any]:
-        """COCO's compressed RLE of one mask in a picture of this size."""
+        """COCO's compressed RLE of one mask in an image of this size."""
         return window_to_rle(*self.window(index), height, width)

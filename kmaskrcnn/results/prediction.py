@@ -1,4 +1,4 @@
-"""What was found in a picture: boxes, names, masks in its own pixels. Needs neither TensorFlow nor Keras."""
+"""What was found in an image: boxes, names, masks in its own pixels. Needs neither TensorFlow nor Keras."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from .labels import Labels
 from .mask_paste import paste_window, window_to_rle
 from .pasted_masks import PastedMasks, Window
 
-# Long side of the picture, and rows of the table, that a notebook shows.
+# Long side of the image, and rows of the table, that a notebook shows.
 _NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The objects found in one picture, by falling score.
+    """The objects found in one image, by decreasing score.
 
     Attributes:
-        height, width: of the picture.
-        boxes: (N, 4) float32 yxyx pixels of the picture.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        boxes: (N, 4) float32 yxyx pixels of the image.
         scores: (N,) float32.
         classes: (N,) int32 in 1..C.
         mask_probabilities: (N, M, M) float32 over each box; None where `pasted` is given.
         labels: names and COCO ids of the classes.
-        mask_paste: how masks are pasted, as of `kmaskrcnn.results.mask_paste.paste_window`.
-        image: (height, width, 3) uint8, where `Predictor.predict` was given a picture.
-        pasted: masks at the picture's size, where objects were put together from tiles.
-        track_ids: (N,) int32 ids of the objects over a video, where it was tracked; -1 for one without a track.
+        mask_paste: how masks are pasted, as for `kmaskrcnn.results.mask_paste.paste_window`.
+        image: (height, width, 3) uint8, if it comes from `Predictor.predict`.
+        pasted: masks at the size of the image, if objects were merged from tiles.
+        track_ids: (N,) int32 ids of the objects in a tracked video; -1 for one without a track.
 
-    A notebook shows the picture with a table of the objects.
+    Jupyter notebooks display the image with a table of the objects.
     """
 
     height: int
@@ -73,14 +74,14 @@ class Prediction:
         return [self.labels.class_names[c - 1] for c in self.classes]
 
     def window(self, index: int) -> Window:
-        """The mask of one object as a part of the picture: (h, w) bool, and the y and x of its top left pixel."""
+        """The mask of one object as a part of the image: (h, w) bool, and the y and x of its top left pixel."""
         masks = self._masks
         if isinstance(masks, PastedMasks):
             return masks.window(index)
         return paste_window(masks[index], self.boxes[index], self.height, self.width, self.mask_paste)
 
     def mask(self, index: int) -> np.ndarray:
-        """The mask of one object at the picture's size, (height, width) bool."""
+        """The mask of one object at the image's size, (height, width) bool."""
         window, top, left = self.window(index)
         mask = np.zeros((self.height, self.width), bool)
         mask[top : top + window.shape[0], left : left + window.shape[1]] = window
@@ -91,7 +92,7 @@ class Prediction:
         return np.array([np.count_nonzero(self.window(i)[0]) for i in range(len(self))], np.int64)
 
     def instance_mask(self) -> np.ndarray:
-        """(height, width) int32: 0 where there is no object, else its index + 1; the higher score covers the lower."""
+        """(height, width) int32: 0 for the background, else index + 1 of the object; higher scores on top."""
         numbers = np.zeros((self.height, self.width), np.int32)
         for index in reversed(range(len(self))):
             window, top, left = self.window(index)
@@ -99,7 +100,7 @@ class Prediction:
         return numbers
 
     def take(self, rows: np.ndarray) -> Prediction:
-        """The objects at an array of indices, or where an array of bool is set."""
+        """The objects selected by an array of indices, or of bool."""
         fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted", "track_ids")
         values: dict[str, Any] = {name: getattr(self, name) for name in fields}
         values = {name: None if value is None else value[rows] for name, value in values.items()}
@@ -110,15 +111,15 @@ class Prediction:
         return self.take(self.scores >= score)
 
     def select(self, min_score: float = 0.0, classes: Sequence[str] = (), top_k: int = 0) -> Prediction:
-        """Some of the objects.
+        """The objects of these classes with the highest scores.
 
         Args:
-            min_score: the least score.
+            min_score: the lowest score to keep.
             classes: names of classes; empty: all.
-            top_k: so many of them with the highest scores; 0: all.
+            top_k: how many to keep, those with the highest scores; 0: all.
 
         Raises:
-            ConfigError: a name that the model has no class of.
+            ConfigError: the model has no class of that name.
         """
         keep = self.scores >= min_score
         if classes:
@@ -126,9 +127,9 @@ class Prediction:
         return self.take(np.flatnonzero(keep)[: top_k or None])
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO's result form: image_id, category_id, score, bbox xywh, segmentation (compressed RLE), as for JSON.
+        """COCO results: dicts of image_id, category_id, score, bbox xywh, segmentation (compressed RLE), for JSON.
 
-        Objects of a tracked video have their `track_id` too.
+        Objects of a tracked video also have their `track_id`.
         """
         results = []
         for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
@@ -153,7 +154,7 @@ class Prediction:
         Classes count from 0 there; `data["class_name"]` holds their names, `tracker_id` the ids of a tracked video.
 
         Args:
-            masks: also hand over the masks, (N, height, width) bool.
+            masks: whether to include the masks, (N, height, width) bool.
 
         Raises:
             ConfigError: the package is not installed.
@@ -173,19 +174,19 @@ class Prediction:
         )
 
     def draw(self, image: np.ndarray | None = None, min_score: float = 0.5, font: str = "") -> Image.Image:
-        """The picture with the masks, boxes and names of the objects of at least `min_score` drawn on it.
+        """The image with the masks, boxes and names of the objects of at least `min_score` drawn on it.
 
         Args:
-            image: (height, width, 3) uint8; default: the one predicted on.
-            min_score: the least score.
-            font: file of the font of the captions; empty: an installed one that has their characters.
+            image: (height, width, 3) uint8; default: the image that was predicted.
+            min_score: the lowest score to draw.
+            font: font file for the captions; empty: an installed font that has their characters.
 
         Raises:
-            ValueError: there is no picture.
+            ValueError: the prediction has no image, and none was given.
         """
         image = self.image if image is None else image
         if image is None:
-            raise ValueError("this prediction was made without its picture: give it to draw(image)")
+            raise ValueError("this prediction was made without its image: give it to draw(image)")
         shown = self.above(min_score)
         captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores, strict=True)]
         colors = None
@@ -195,7 +196,7 @@ class Prediction:
         return draw_instances(image, shown.boxes, shown._masks, captions, colors, font)
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the picture with the objects; None where the picture is not at hand."""
+        """What a notebook shows: the image with the objects; None where the image is not at hand."""
         if self.image is None:
             return None
         picture = self.draw()
@@ -205,7 +206,7 @@ class Prediction:
         return data.getvalue()
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the picture, and a table of the first objects."""
+        """What a notebook shows: the image, and a table of the first objects."""
         shown = self.above(0.5)
         title = f"{len(shown)} objects with a score of at least 0.5 ({len(self)} in all), {self.width} x {self.height}"
         heads = "".join(f"<th>{name}</th>" for name in ("", "class", "score", "box (y0, x0, y1, x1)", "mask pixels"))
@@ -238,7 +239,7 @@ def coco_dataset(
 
     Args:
         pictures: file name, height and width of each; image ids count from 1.
-        results: of each picture, as `Prediction.to_coco` makes them with these ids.
+        results: of each image, as `Prediction.to_coco` makes them with these ids.
         labels: names and COCO ids of the classes.
     """
     images, annotations = [], []

@@ -29,20 +29,20 @@ _PNG_PIXELS, _JPEG_SIDE, _JPEG_QUALITY = 4_000_000, 65_500, 90
 
 
 class Writer:
-    """Writes the predictions of images into a folder, in the forms that are asked for.
+    """Writes predictions into a folder, in the chosen formats.
 
-    `add` each image, then `close`, which writes what holds all images: results.json (COCO) and objects.csv.
+    `add` each image, then `close`, which writes the files for all images: results.json (COCO) and objects.csv.
 
     Args:
-        directory: the folder; made when the first file is written.
+        directory: the folder; created when the first file is written.
         outputs: some of OUTPUTS.
         labels: names and COCO ids of the classes.
         read: the input files, which no output replaces.
-        font: file of the font of the captions; empty: an installed one that has their characters.
+        font: font file for the captions; empty: an installed font that has their characters.
 
     Raises:
         ConfigError: an unknown output, or one that needs a package that is not installed.
-        OutputError: a file is in the way that an earlier run did not write.
+        OutputError: a file exists that an earlier run did not write.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Writer:
         self._rows: list[list[Any]] = []
 
     def check(self, names: Iterable[tuple[str, bool]]) -> None:
-        """See before the work that the files of (name, whether it is a video) may be written; raises OutputError."""
+        """Check before the work that the files of (name, whether it is a video) may be written; raises OutputError."""
         for name, is_video in names:
             overlays = [f"{name}.mp4"] if is_video else [f"{name}.png", f"{name}.jpg"]
             self.files.check(overlays if "overlay" in self.outputs else [])
@@ -79,25 +79,25 @@ class Writer:
         return self.files.file(f"{name}.mp4") if "overlay" in self.outputs else contextlib.nullcontext("")
 
     def add(self, path: str, name: str, prediction: Prediction, overlay: bool = True) -> list[Path]:
-        """Write one image's files.
+        """Write the files of one image.
 
         Args:
-            path: of the image.
-            name: of its files, without a suffix; may hold folders.
-            prediction: with its image, where overlays are asked for.
+            path: path of the image.
+            name: name of its files without suffix; may contain folders.
+            prediction: the prediction, with its image if overlays are written.
             overlay: False for a frame of a video, whose overlays make a video.
 
         Returns:
-            The files of this image alone.
+            The files of this image.
 
         Raises:
-            OutputError: one of them would replace what an earlier run did not write.
+            OutputError: one of them would replace a file that an earlier run did not write.
         """
         written = []
         if overlay and "overlay" in self.outputs:
             written.append(self._save(name, prediction.draw(min_score=0.0, font=self.font)))
         if "masks" in self.outputs:
-            written.append(self._save(name + "_masks", instance_mask_picture(prediction.instance_mask()), "PNG"))
+            written.append(self._save(name + "_masks", instance_mask_image(prediction.instance_mask()), "PNG"))
         if "labelme" in self.outputs:
             # A folder of their own, flat, is what LabelMe and the reader of training sets open.
             file = _labelme_name(name)
@@ -119,7 +119,7 @@ class Writer:
         return self.files.path(name)
 
     def close(self) -> list[Path]:
-        """Write the files that hold all images; returns them."""
+        """Write the files for all images, and return their paths."""
         table = io.StringIO(newline="")
         csv.writer(table).writerows([CSV_COLUMNS, *self._rows])
         tree = coco_dataset(self._records, self._results, self.labels)
@@ -131,8 +131,8 @@ def _labelme_name(name: str) -> str:
     return f"labelme/{name.replace('/', '__')}.json"
 
 
-def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
-    """A PNG's picture of instance numbers (H, W): indexed with a colour each up to 255, 16 bits of gray beyond."""
+def instance_mask_image(numbers: np.ndarray) -> Image.Image:
+    """A PNG's image of instance numbers (H, W): indexed with a color each up to 255, 16 bits of gray beyond."""
     if numbers.max(initial=0) > 255:
         return Image.fromarray(numbers.astype(np.uint16))
     picture = Image.fromarray(numbers.astype(np.uint8)).convert("L")
@@ -144,7 +144,7 @@ def instance_mask_picture(numbers: np.ndarray) -> Image.Image:
 
 
 def csv_rows(path: str, prediction: Prediction) -> list[list[Any]]:
-    """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the picture.
+    """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the image.
 
     mask_share is the share of the image that the mask fills, track the id over a tracked video or empty.
     """
@@ -166,7 +166,7 @@ def labelme_tree(prediction: Prediction, image_path: str) -> dict[str, Any]:
 
     Args:
         prediction: the objects; their scores become the shapes' descriptions.
-        image_path: of the picture, from the folder of the file.
+        image_path: of the image, from the folder of the file.
     """
     shapes = []
     for index, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
@@ -202,7 +202,7 @@ def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
     lines = _contourpy().contour_generator(z=padded, name="serial").lines(0.5)
     polygons = []
     for line in lines:
-        line = line - 0.5  # the centre of pixel 0 lies at 1 in the padded picture
+        line = line - 0.5  # the center of pixel 0 lies at 1 in the padded image
         x, y = line[:-1].T
         # The outlines of masks and of holes run in opposite senses.
         if np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)) > 0:

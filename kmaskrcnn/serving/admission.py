@@ -22,7 +22,7 @@ class Admission:
         """The images of a request, for as long as it is under way; raises HTTPException."""
         settings = self._settings
         if self._under_way >= settings.queue:
-            words = f"{settings.queue} requests are under way already: try again later"
+            words = f"{settings.queue} requests are in progress already: try again later"
             raise HTTPException(429, words, {"Retry-After": "1"})
         self._under_way += 1
         try:

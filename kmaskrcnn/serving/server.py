@@ -32,7 +32,7 @@ def build(
     Args:
         settings: of the server.
         class_names: in the order of the classes, for the page.
-        open_version: as of `Detector`.
+        open_version: as for `Detector`.
 
     Raises:
         ValueError: there is no model.

@@ -1,4 +1,4 @@
-"""What a server is told."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ class ServeSettings:
 
     Attributes:
         model: folder with numbered versions, one of these versions, or a .tflite file.
-        name: of the model in addresses; "": that of the folder or file.
-        host, port: where it listens.
-        grpc_port: where it takes gRPC's PredictionService; 0: nowhere.
-        workers: processes with the model.
-        threads: of each worker; 0: the cores shared among the workers.
-        max_batch_size: requests of one image that a worker takes together; 1: each alone.
+        name: name of the model in URLs; "": that of the folder or file.
+        host: address to listen on.
+        port: port to listen on.
+        grpc_port: port for gRPC; 0: no gRPC.
+        workers: worker processes, each with a copy of the model.
+        threads: threads per worker; 0: the cores divided among the workers.
+        max_batch_size: most requests that a worker runs together; 1: no batching.
         batch_wait_ms: milliseconds that a worker waits for a batch to fill.
-        queue: requests that are under way at once, waiting or worked on; further ones are refused.
-        max_request_bytes: of a request's encoded images together.
-        max_images: of a request.
-        max_pixels: of an image for a .tflite file; a SavedModel has the bound that it was exported with.
+        queue: most requests at once, waiting or in progress; further ones are refused.
+        max_request_bytes: most bytes of the encoded images of a request.
+        max_images: most images per request.
+        max_pixels: most pixels per image, for a .tflite file; a SavedModel has the limit that it was exported with.
         timeout: seconds for a request to arrive, and then to wait for a worker.
         poll_seconds: how often a worker looks for a newer version of the model; 0: never.
     """

@@ -66,7 +66,7 @@ class Batches:
         for index, reason in found.items():
             image = f"image {self.train_set.image_ids[index]} ({self.train_set.paths[index]}): {reason}"
             if self.config.data.on_bad_record == "error":
-                raise DataError(f"{image}; put it right, or go on without it with on_bad_record=skip") from None
+                raise DataError(f"{image}; repair it, or leave it out with on_bad_record=skip") from None
             self.left_out[index] = reason
             count = len(self.left_out)
             line = f"{image}; another image of the epoch takes its place ({count} left out so far)"

@@ -56,7 +56,7 @@ class Guard:
         numbers = ", ".join(f"{name} {values[VALUES.index(name)]:g}" for name in (*LOSSES, "gradient_norm"))
         images, file = self._keep_batch(step)
         kept = f", kept in {file}" if file else ""
-        line = f"step {step} was left out, for it is not finite ({numbers}); its images are {images}{kept}"
+        line = f"step {step} was skipped, not finite ({numbers}); its images are {images}{kept}"
         if not self.stops and self.skipped_in_a_row < _MAX_SKIPPED:
             print(line, file=sys.stderr, flush=True)  # on stderr, for the workers beside the first are silent else
             return

@@ -107,7 +107,7 @@ def verdict(config: Config, step: int, epochs: float, scores: dict[str, float]) 
         advice = "that is short, train longer (--epochs=30)"
     else:
         advice = (
-            "look at what the network gets (--preview_augmentations=16) and at the categories of both sets, and try a "
+            "check what the network sees (--preview_augmentations=16) and at the categories of both sets, and try a "
             f"lower rate (--learning_rate={config.train.learning_rate / 10:g})"
         )
     if config.train.init_weights in ("", "none"):

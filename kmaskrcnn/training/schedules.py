@@ -8,7 +8,7 @@ from kmaskrcnn.config import TrainConfig
 
 
 def scaled_rate(config: TrainConfig) -> float:
-    """The peak rate for batch_size images a step (the linear scaling rule, Goyal et al. 2017)."""
+    """The peak rate for batch_size images per step (the linear scaling rule, Goyal et al. 2017)."""
     scale = config.batch_size / config.reference_batch_size if config.reference_batch_size else 1.0
     return config.learning_rate * scale
 

@@ -82,7 +82,7 @@ class SignalWatch:
                 if not self.unsaved():
                     _end(f"{name} before a step was taken: nothing to save, the same command starts again")
                 if heard and number == signal.SIGINT:
-                    _end("a second Ctrl-C: ended at once; the same command goes on from the newest checkpoint")
+                    _end("a second Ctrl-C: stopped at once; the same command resumes from the newest checkpoint")
                 heard = True
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly, in checkpoints that are whole or not there."""
+"""What a run needs to resume exactly, in checkpoints that are either complete or not there."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ class TrainingState:
                 if not isinstance(error, AssertionError | ValueError):
                     raise
                 raise TrainingError(
-                    f"{path} does not fit these settings ({_first_line(error)}): "
+                    f"{path} does not match these settings ({_first_line(error)}): "
                     "keep optimizer, ema_decay and dtype as they were, or choose another model_dir"
                 ) from None
             self._tell(told, path)
             self._clean()
             return True
         if told:
-            raise TrainingError(f"{'; '.join(told)}: mend it, or remove the folder to start afresh")
+            raise TrainingError(f"{'; '.join(told)}: repair it, or remove the folder to start over")
         self._check_lost_indices()
         self._clean()
         return False
@@ -126,7 +126,7 @@ class TrainingState:
 
     def failure(self, step: int, error: Exception) -> TrainingError:
         """The exception for a step that could not be saved."""
-        whole = f"what was saved before is whole: {self.newest}" if self.newest else "nothing was saved before"
+        whole = f"what was saved before is intact: {self.newest}" if self.newest else "nothing was saved before"
         return TrainingError(f"step {step} could not be saved in {self.directory} ({_first_line(error)}); {whole}")
 
     def _path(self, number: int) -> str:
@@ -152,19 +152,19 @@ class TrainingState:
                 reader = tf.train.load_checkpoint(str(folder / f"ckpt-{number}"))
                 for name in reader.get_variable_to_shape_map():
                     reader.get_tensor(name)
-        except Exception as error:  # as of `restore`
+        except Exception as error:  # as for `restore`
             return _first_line(error)
         return ""
 
     def _tell(self, told: list[str], path: str) -> None:
         """Say which checkpoints were passed over, and what became of a list that does not name the newest one."""
         for line in told:
-            print(f"{line}; it stays where it is, and {path} is whole")
+            print(f"{line}; it stays where it is, and {path} is intact")
         listed = self._listed()
         if listed == Path(self._path(self._numbers()[-1])).name:
             return
         state = f"names {listed} as the newest" if listed else "is missing or cannot be read"
-        print(f"{self.directory / _LIST} {state}: went by the files beside it, of which {path} is the newest whole one")
+        print(f"{self.directory / _LIST} {state}: used the files beside it, of which {path} is the newest intact one")
         if self.writes:
             self._write_list()
 
@@ -201,7 +201,7 @@ class TrainingState:
         if lost:
             raise TrainingError(
                 f"{self.directory} holds {', '.join(sorted(lost)[:3])} without the .index that belongs to it, so that "
-                "no checkpoint can be read: put the index back, or remove the folder to start afresh"
+                "no checkpoint can be read: put the index back, or remove the folder to start over"
             )
 
     def _clean(self) -> None:

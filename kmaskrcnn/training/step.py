@@ -1,4 +1,4 @@
-"""One optimiser step: gradients, the guard against non-finite values, clipping, weight decay, moving averages."""
+"""One optimizer step: gradients, the guard against non-finite values, clipping, weight decay, moving averages."""
 
 from __future__ import annotations
 

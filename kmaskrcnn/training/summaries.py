@@ -24,7 +24,7 @@ def peak_memory_gb() -> float:
 
 
 class Summaries:
-    """Writes scalars and pictures of a model folder; where that fails, a line says so and training goes on.
+    """Writes scalars and images of a model folder; where that fails, a line says so and training goes on.
 
     Args:
         directory: the model folder.
@@ -53,7 +53,7 @@ class Summaries:
                 tf.summary.scalar(f"{group}/{name}", value)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Write (H, W, 3) uint8 pictures of a step to TensorBoard."""
+        """Write (H, W, 3) uint8 images of a step to TensorBoard."""
         with self._tolerant(), self._writer.as_default(step=step):
             for name, picture in pictures.items():
                 tf.summary.image(f"pictures/{name}", picture[None])
@@ -73,7 +73,7 @@ class Summaries:
             if not self._told:
                 self._told = True
                 line = (str(error).splitlines() or [""])[0]
-                print(f"numbers of this run cannot be written any more: {line}", file=sys.stderr, flush=True)
+                print(f"metrics of this run can no longer be written: {line}", file=sys.stderr, flush=True)
 
 
 def _step_of(line: str) -> float:

@@ -29,7 +29,7 @@ from kmaskrcnn.training.state import TrainingState
 from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
 from kmaskrcnn.training.summaries import Summaries
 
-# (model, step) -> scores by name, and pictures by name
+# (model, step) -> scores by name, and images by name
 Evaluate = Callable[[MaskRCNN, int], tuple[dict[str, float], dict[str, np.ndarray]]]
 # Settings that workers may have of their own.
 _OWN_SETTINGS = ("model_dir", "train_images", "val_images", "train_annotations", "val_annotations", "data_threads")
@@ -46,21 +46,21 @@ class Outcome:
 
 
 class Trainer:
-    """Trains a model in a model folder; made anew on the same folder, it goes on where the last one stopped.
+    """Trains a model in a model folder; a new one on the same folder resumes where the last one stopped.
 
-    With several workers each of them makes one, and they take every step, evaluation and end together; the first
+    With several workers each of them creates one, and they take every step, evaluation and end together; the first
     writes the folder, which all of them must see.
 
     Args:
-        config: the resolved settings; config.train.model_dir names the folder.
-        train_set: what to train on.
-        evaluate: scores a model, or None; `mask_AP` chooses the best. Called on every worker at the same steps; it
-            should call `pulse` now and then.
-        cluster: who trains together; default: this process on one device.
+        config: the settings; config.train.model_dir names the folder.
+        train_set: the data set to train on.
+        evaluate: (model, step) -> scores and images by name, or None; `mask_AP` chooses the best weights. Called on
+            every worker at the same steps; a long one should call `pulse` now and then.
+        cluster: the devices and workers that train together; default: this process on one device.
         beat: called after each step and checkpoint, for a watchdog.
         callbacks: Keras callbacks, called as `Callbacks` says, on the first worker; `model.stop_training` ends a run of
             one worker.
-        find_weights: init_weights -> the file or folder to start from, where it names published ones.
+        find_weights: turns init_weights into the file or folder to start from, if it names published weights.
 
     Attributes:
         unsaved: whether steps were taken since the start; a signal before that finds nothing to save.
@@ -108,7 +108,7 @@ class Trainer:
 
     def _build(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         config, chief = self.config, self.cluster.is_chief
-        with self.cluster.strategy.scope(), phase("making the network"):
+        with self.cluster.strategy.scope(), phase("building the network"):
             self.model = model_folder.build_model(config)
             self.step_function = TrainStep(self.model, build_optimizer(config.train, self.model), config.train)
         self.state = TrainingState(
@@ -122,7 +122,7 @@ class Trainer:
             self.steps_per_epoch,
             config.train.steps,
         )
-        self._resume_or_initialise()
+        self._resume_or_initialize()
         self._check_workers()
         if chief:  # not before the run is known to fit what is there
             model_folder.write_settings(self.directory, config, self.labels)
@@ -140,9 +140,9 @@ class Trainer:
         dtype = model_folder.saved_dtype(config.train.model_dir) or precision.resolve_dtype(precision.AUTO)
         return config.replace(dtype=self.cluster.gather(dtype.encode())[0].decode())
 
-    def _resume_or_initialise(self) -> None:
+    def _resume_or_initialize(self) -> None:
         if self.state.restore():
-            self._say(f"going on from step {int(self.state.step.numpy())}, {self.state.newest}")
+            self._say(f"resuming from step {int(self.state.step.numpy())}, {self.state.newest}")
             return
         source = self.config.train.init_weights
         if source and source != "none":
@@ -159,11 +159,10 @@ class Trainer:
         self.cluster.check_equal(**settings, step=step, labels=str(self.labels), train_set=images)
 
     def train(self) -> Outcome:
-        """Run to the end of the steps or the time, to a signal (SIGINT, SIGTERM), or to an error.
+        """Train until the end of the steps or the time, a signal (SIGINT, SIGTERM), or an error.
 
         Raises:
-            TrainingError: losses or gradients were not finite, as --on_nonfinite has it, or a checkpoint could not be
-                written.
+            TrainingError: losses or gradients were not finite (--on_nonfinite), or a checkpoint could not be written.
             WorkerLost: another worker died.
         """
         self._say(self._plan())
@@ -196,7 +195,7 @@ class Trainer:
         parts = f" x {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
         rule = f" x {train.batch_size}/{train.reference_batch_size}" if train.reference_batch_size else ""
         return (
-            f"{train.batch_size} images a step: {cluster.replicas} devices of {cluster.workers} workers x "
+            f"{train.batch_size} images per step: {cluster.replicas} devices of {cluster.workers} workers x "
             f"{len(self.slots[0])} images{parts}; learning rate {train.learning_rate:g}{rule} = {scaled_rate(train):g}"
         )
 
@@ -276,14 +275,17 @@ class Trainer:
             self._say_stopped(step)
         elif self._out_of_patience():
             best = float(self.state.best.numpy())
-            self._say(f"no mask AP above {best:.3f} in {train.patience} evaluations (patience): ended at step {step}")
+            self._say(
+                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations "
+                "(--patience)"
+            )
         return self._outcome(step, scores, stopping())
 
     def _take_step(self, parts: list, rate: float, step: int, clock: float) -> tf.Tensor:
         stop = self._signals.number is not None
         if self.unsaved:
             return self.step_function(parts, rate, step, stop, clock)
-        with phase("TensorFlow makes the graph of a training step"):
+        with phase("tracing the graph of a training step"):
             values = self.step_function(parts, rate, step, stop, clock)
             values.numpy()
         self.unsaved = True
@@ -298,7 +300,7 @@ class Trainer:
         return numbers
 
     def pulse(self) -> None:
-        """Tell that an evaluation goes on, after each of its batches; a signal ends it here."""
+        """Report progress of an evaluation, after each of its batches; a signal ends it here."""
         self.beat()
         if self._signals.number is not None:
             raise _Interrupted
@@ -365,7 +367,7 @@ class Trainer:
 
     def _say_stopped(self, step: int) -> None:
         name = signal.Signals(self._signals.number).name if self._signals.number else "a signal to another worker"
-        self._say(f"{name}: saved step {step} in {self.directory}; the same command goes on from there")
+        self._say(f"{name}: saved step {step} in {self.directory}; the same command resumes from there")
 
     def _say(self, line: str) -> None:
         if self.cluster.is_chief:

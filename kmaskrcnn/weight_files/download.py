@@ -69,7 +69,7 @@ def fetch(file: Published, mirror: str | None = None, offline: bool | None = Non
 
     Args:
         file: which.
-        mirror: base address in the place of https://HOST in the file's own; default: KMASKRCNN_MIRROR, or none.
+        mirror: base address in place of https://HOST in the file's own; default: KMASKRCNN_MIRROR, or none.
         offline: never touch the network; default: KMASKRCNN_OFFLINE.
 
     Raises:
@@ -149,7 +149,7 @@ def _write(path: Path, text: str) -> None:
 
 def _download(url: str, path: Path, file: Published) -> None:
     part, about = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
-    advice = f"; download it by hand to {path}"
+    advice = f"; download it yourself to {path}"
     fruitless, problem = 0, ""
     while fruitless < _FRUITLESS_TRIES:
         before = part.stat().st_size if part.exists() else 0
@@ -158,10 +158,10 @@ def _download(url: str, path: Path, file: Published) -> None:
         except ValueError as error:
             if isinstance(error, WeightsError):
                 raise
-            raise WeightsError(f"{url}: is no address to download from ({reason(error)})") from None
+            raise WeightsError(f"{url}: is not a URL to download from ({reason(error)})") from None
         except urllib.error.HTTPError as error:
             with error:
-                raise WeightsError(f"{url}: the server answers {error.code} {reason(error.reason)}{advice}") from None
+                raise WeightsError(f"{url}: the server answered {error.code} {reason(error.reason)}{advice}") from None
         except (http.client.HTTPException, TimeoutError, ConnectionError, urllib.error.URLError) as error:
             problem, whole = reason(getattr(error, "reason", error)), False
             if isinstance(error, urllib.error.URLError) and not isinstance(
@@ -174,15 +174,15 @@ def _download(url: str, path: Path, file: Published) -> None:
     else:
         whole = False
     if not whole:
-        kept = f" ({part.stat().st_size} bytes are kept to go on from)" if part.exists() else ""
+        kept = f" ({part.stat().st_size} bytes are kept to resume from)" if part.exists() else ""
         raise WeightsError(f"{url}: cannot be downloaded, {problem or 'the connection is cut'}{kept}{advice}")
     found = sha256_of(part)
     about.unlink(missing_ok=True)
     if not found.startswith(file.sha256):
         part.unlink()
         raise WeightsError(
-            f"{url}: what came has a SHA-256 that begins with {found[:8]}, not {file.sha256[:8]}: a damaged or another "
-            f"file, which is not kept{advice}"
+            f"{url}: the SHA-256 of the downloaded file begins with {found[:8]}, not {file.sha256[:8]}: a damaged or "
+            f"different file, which is not kept{advice}"
         )
     _write(_record(path), f"{found}  {path.name}\n")
     os.replace(part, path)
@@ -215,9 +215,7 @@ def _receive(url: str, part: Path, about: Path, name: str) -> bool:
         return False
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise WeightsError(
-                f"{url}: the answer is a web page, not a file; is there a page to log in to the network?"
-            )
+            raise WeightsError(f"{url}: the answer is a web page, not a file; does the network have a login page?")
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0  # the server sends the file from its beginning
         length = response.headers.get("Content-Length")

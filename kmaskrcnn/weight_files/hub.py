@@ -37,7 +37,7 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
     offline = is_offline() if offline is None else offline
     for file in [Path(folder) / name for name in _FILES] if folder else ():
         if file.exists():
-            raise WeightsError(f"{file}: is there already; choose another folder, or move it away")
+            raise WeightsError(f"{file}: already exists; choose another folder, or move it away")
     try:
         path = library.snapshot_download(
             name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline, local_dir=folder
@@ -47,7 +47,7 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
         hint = "; the network is off (KMASKRCNN_OFFLINE, --offline)" if offline else ""
         raise WeightsError(f"{address}: cannot be downloaded ({reason(error)}){hint}") from None
     if not (Path(path) / "config.json").is_file():
-        raise WeightsError(f"{address}: is no kmaskrcnn model, it has no config.json")
+        raise WeightsError(f"{address}: is not a kmaskrcnn model, it has no config.json")
     return Path(path)
 
 
@@ -69,7 +69,7 @@ def push(folder: str | os.PathLike, address: str, private: bool = False) -> str:
     (name, revision), library = _parts(address), _library()
     path = Path(folder)
     if not (path / "config.json").is_file() or not any((path / file).is_file() for file in _FILES[2:4]):
-        raise WeightsError(f"{path}: is no model folder, it lacks config.json or {_FILES[2]}")
+        raise WeightsError(f"{path}: is not a model folder, it lacks config.json or {_FILES[2]}")
     if is_offline():
         raise WeightsError(f"{address}: the network is off (KMASKRCNN_OFFLINE, --offline)")
     try:

@@ -29,7 +29,7 @@ from kmaskrcnn.weight_files.unpickle import (
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _DEEPEST, _LONGEST_NAME, _LONGEST_HEADER, _MOST_DIMENSIONS = 64, 1000, 16 << 20, 32
-# Keys under which training programs keep the weights beside an optimiser.
+# Keys under which training programs keep the weights beside an optimizer.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "module", "blobs")
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -48,7 +48,7 @@ _SAFETENSORS_DTYPES = {
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Every tensor of a weight file by its name, in the file's own layout; bfloat16 is widened to float32.
 
-    The kind is told from the content: PyTorch zip and legacy files, pickled dicts of numpy arrays (Detectron2's
+    The format is detected from the content: PyTorch zip and legacy files, pickled dicts of numpy arrays (Detectron2's
     model zoo), safetensors and .npz. No code in a pickle is run. Weights under "state_dict", "model" or the like are
     taken out, nested names are joined by ".", and the "module." of DataParallel is removed. What lies beside the
     weights, an optimizer's state for one, is not read. Memory is bounded by a small multiple of the file's size.
@@ -151,7 +151,7 @@ def _read_zip(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]
     for name, entry in entries.items():
         # zipfile unpacks whole blocks of the other methods, whatever size is declared.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise WeightsError(f"{path}: {reason(name)} is compressed in a way that neither PyTorch nor numpy writes")
+            raise WeightsError(f"{path}: {reason(name)} uses a compression that neither PyTorch nor numpy writes")
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if not pickles:
         return _read_npz(archive, budget)
@@ -168,7 +168,7 @@ def _read_zip(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]
         if name not in entries:
             raise WeightsError(f"{path}: truncated or damaged (no {reason(name)})")
         if entries[name].file_size != storage.byte_count:
-            raise WeightsError(f"{path}: damaged ({name} has not the {storage.byte_count} bytes of its tensors)")
+            raise WeightsError(f"{path}: damaged ({name} does not have the {storage.byte_count} bytes of its tensors)")
         with archive.open(name) as stream:
             _read_storage(stream, storage, budget, byteorder)
     return _to_arrays(named, budget)
@@ -220,7 +220,7 @@ def _read_pickle(stream: BinaryIO, budget: Budget) -> dict[str, np.ndarray]:
         return _to_arrays(_named_tensors(first, path), budget)
     version = TensorUnpickler(stream, path).load_checked()
     if version != _LEGACY_PROTOCOL:
-        raise WeightsError(f"{path}: of another PyTorch format than version {_LEGACY_PROTOCOL}")
+        raise WeightsError(f"{path}: not a PyTorch file of format version {_LEGACY_PROTOCOL}")
     machine = TensorUnpickler(stream, path).load_checked()
     if not isinstance(machine, dict) or not machine.get("little_endian", True):
         raise WeightsError(f"{path}: written on a big-endian machine")

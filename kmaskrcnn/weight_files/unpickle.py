@@ -87,7 +87,7 @@ class _StorageType(NamedTuple):
 
 
 class StandIn(_Sealed):
-    """What is in the place of an array until `to_array(budget)`."""
+    """What is in place of an array until `to_array(budget)`."""
 
     __slots__ = ()
 
@@ -114,7 +114,7 @@ class Tensor(StandIn):
             return np.zeros(size, storage.values.dtype)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= len(storage.values):
-            raise ValueError("a tensor that reaches past its storage")
+            raise ValueError("a tensor that extends beyond its storage")
         item = storage.values.itemsize
         view = np.lib.stride_tricks.as_strided(
             storage.values[offset:], size, [step * item for step in stride], writeable=False
@@ -250,7 +250,7 @@ class _Passed:
 
 
 class _Dict(dict):
-    """In the place of dict's subclasses; PyTorch sets an attribute of an OrderedDict, which is ignored."""
+    """In place of dict's subclasses; PyTorch sets an attribute of an OrderedDict, which is ignored."""
 
     __slots__ = ()
 
@@ -353,7 +353,7 @@ class TensorUnpickler(_Unpickler):
         return storage
 
     def load_checked(self) -> Any:
-        """The object, with stand-ins in the place of arrays."""
+        """The object, with stand-ins in place of arrays."""
         try:
             return self.load()
         except WeightsError:

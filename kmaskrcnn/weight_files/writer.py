@@ -25,7 +25,7 @@ def write_pth(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> Non
     """
     path = Path(path)
     if path.exists():
-        raise WeightsError(f"{path}: is there already")
+        raise WeightsError(f"{path}: already exists")
     part = path.with_name(f"{path.name}.part.{os.getpid()}")
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:

@@ -12,7 +12,7 @@ from kmaskrcnn.errors import WeightsError
 # The first that a name of the file matches.
 _OTHERS = (
     (r"roi_heads\.(keypoint|box_predictor\.keypoint)", "a Keypoint R-CNN"),
-    (r"roi_heads\.box_predictor\.\d+\.", "a Cascade R-CNN, with a box head a stage"),
+    (r"roi_heads\.box_predictor\.\d+\.", "a Cascade R-CNN, with a box head per stage"),
     (r"sem_seg_head\.", "a Panoptic FPN, with a head for stuff"),
     (r"roi_heads\.res5\.", "a C4 model, whose box head is the last stage of the backbone"),
     (r"backbone\.(stem|res\d)\.", "a C4 or DC5 model, without a feature pyramid"),
@@ -40,11 +40,15 @@ def check_architecture(tensors: Mapping[str, np.ndarray], source: str, fresh_mas
             break
     scores, offsets = tensors.get(_CLASS_SCORES), tensors.get(_OFFSETS)
     if scores is not None and offsets is not None and len(scores) > 2 and len(offsets) == 4:
-        raise WeightsError(f"{source}: its boxes are class-agnostic, one for all classes; here each class has its own")
+        raise WeightsError(
+            f"{source}: its boxes are class-agnostic, one for all classes; only those per class can be read"
+        )
     masks = next((tensors[name] for name in _MASKS if name in tensors), None)
     if masks is not None and scores is not None and len(scores) > 2 and len(masks) == 1:
-        raise WeightsError(f"{source}: its masks are class-agnostic, one for all classes; here each class has its own")
+        raise WeightsError(
+            f"{source}: its masks are class-agnostic, one for all classes; only those per class can be read"
+        )
     if scores is not None and masks is None and not fresh_masks:
         raise WeightsError(f"{source}: is a Faster R-CNN, without masks; --fresh_masks loads it with a new mask head")
     if masks is not None and fresh_masks:
-        raise WeightsError(f"{source}: has masks of its own, there is no place for fresh ones")
+        raise WeightsError(f"{source}: has a mask head of its own, so it needs no new one")

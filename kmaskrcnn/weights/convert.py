@@ -89,7 +89,7 @@ def detect_format(path: str | os.PathLike) -> str:
     check_architecture(names, os.fspath(path))
     raise WeightsError(
         f"{os.fspath(path)}: holds no Mask R-CNN of torchvision, Detectron2 or matterport, the first tensor is "
-        f"{next(iter(names))}; the weights of a backbone alone go to --init_weights of train.py"
+        f"{next(iter(names))}; give the weights of a backbone alone to kmaskrcnn train --init_weights"
     )
 
 
@@ -102,17 +102,17 @@ def import_file(
     fresh_masks: bool = False,
     **settings: Any,
 ) -> Imported:
-    """Read a file of another program into a model of ours.
+    """Convert a checkpoint of another framework into a model.
 
     Args:
-        source: the file, or the name of a preset of which there is a file.
+        source: the file, or the name of a preset.
         file_format: "torchvision", "detectron2", "matterport" or "auto".
-        class_names: of the classes 1..C; default: COCO's for 80 and 90 classes.
+        class_names: names of the classes 1..C; default: COCO's for 80 and 90 classes.
         options: arguments of the format's load function: norm_epsilon for torchvision, rgb for detectron2.
         source_config: the config.yaml that Detectron2 wrote beside the file.
         fresh_masks: the file holds a Faster R-CNN, which gets a new mask head.
-        **settings: replace those told from the file. A num_classes that differs from the file's asks for everything
-            but the last layers.
+        **settings: replace those inferred from the file. With another num_classes everything but the last layers is
+            loaded.
 
     Raises:
         WeightsError, ConfigError: no such file, one that does not fit or can be read in two ways, or impossible
@@ -120,7 +120,7 @@ def import_file(
     """
     path = find_file(source)
     if path.is_dir():
-        raise WeightsError(f"{path}: is a folder, not a file of weights")
+        raise WeightsError(f"{path}: is a folder, not a weight file")
     file_format = detect_format(path) if file_format == "auto" else file_format
     importer, preset = IMPORTERS[file_format], find_preset(path)
     if file_format != "detectron2" and source_config:
@@ -132,7 +132,7 @@ def import_file(
     loading: dict[str, Any] = {"new_classes": "num_classes" in settings, **fresh, **(options or {})}
     for name in options or ():
         if name not in importer.options:
-            raise WeightsError(f"{path}: {name} is no option for files of {file_format}")
+            raise WeightsError(f"{path}: {name} is not an option for files of {file_format}")
     if preset is not None:
         told |= preset.settings
         loading = {**preset.options, **loading}
@@ -159,7 +159,7 @@ def _refuse_guesses(path: Path, chosen: Container[str]) -> None:
     if unknown := detectron2.open_questions(path, chosen):
         flags = ", ".join(f"--{name}" for name in unknown)
         raise WeightsError(
-            f"{path}: Detectron2 has models of both kinds and the file does not tell which this is: give "
+            f"{path}: Detectron2 has models of both kinds, and the file does not say which this is: give "
             f"--source_config=config.yaml (from the folder that training wrote), or {flags}"
         )
 
@@ -193,15 +193,15 @@ def _assumptions(
 
 
 def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
-    """Write a model folder as training does, which `Predictor.from_directory` and --init_weights open.
+    """Write a model folder like that of training, which `Predictor.from_directory` and --init_weights open.
 
     Raises:
         TrainingError: it cannot be written, or holds another model.
-        WeightsError: it holds this model already, whose weights may have been trained since.
+        WeightsError: it already holds this model, whose weights may have been trained since.
     """
     path = model_folder.open_directory(directory, imported.config, imported.labels)
     if (path / "config.json").exists():
-        raise WeightsError(f"{path}: holds a model already; choose another folder, or move it away")
+        raise WeightsError(f"{path}: already holds a model; choose another folder, or move it away")
     model_folder.write_settings(path, imported.config, imported.labels)
     model_folder.save_weights(imported.model, path / model_folder.BEST)
     return path
@@ -212,7 +212,7 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
 
     Args:
         name: in `kmaskrcnn.weights.presets.PRESETS`, or hf://OWNER/NAME.
-        mirror, offline: as of `kmaskrcnn.weight_files.download.fetch`.
+        mirror, offline: as for `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
         WeightsError: no such name, or it cannot be downloaded.

@@ -38,7 +38,7 @@ DETECTRON2_SEMANTICS = {
     "binary_mask_targets": True,
 }
 DIFFERENCES = (
-    "training masks are thresholded crops of the stored masks; Detectron2 draws the polygons anew in each RoI",
+    "training masks are thresholded crops of the stored masks; Detectron2 rasterizes the polygons in each RoI",
 )
 _MEAN_RGB = (123.675, 116.28, 103.53)
 _TORCHVISION_STD = (58.395, 57.12, 57.375)
@@ -143,7 +143,7 @@ def open_questions(path: str | os.PathLike, chosen: Container[str]) -> list[str]
 def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> dict[str, Any]:
     """The settings of the MaskRCNN that a Detectron2 file fits: DETECTRON2_SEMANTICS, sizes, pixels, anchors.
 
-    Strides and pixels are not in the weights. Frozen normalisations with means of 0 tell of a backbone from MSRA's
+    Strides and pixels are not in the weights. Frozen normalizations with means of 0 tell of a backbone from MSRA's
     weights, which strides in its 1x1 convolutions and takes pixels that are not divided; any other is taken for
     torchvision's (`open_questions` says what is taken for granted so). Where the file has pixel_mean and pixel_std,
     these count, and where it has anchors, those.
@@ -232,7 +232,7 @@ def _stored_anchors(tensors: Mapping[str, np.ndarray], source: str) -> dict[str,
         raise WeightsError(f"{source}: its anchors have no area")
     sizes, ratios = np.sqrt(sides.prod(-1)), sides[..., 1] / sides[..., 0]
     if np.ptp(sizes, axis=1).max() > 0.01 * sizes.min() or np.ptp(ratios, axis=0).max() > 0.01:
-        raise WeightsError(f"{source}: its anchors are not of one size a level and the same ratios on all")
+        raise WeightsError(f"{source}: its anchors are not of one size per level with the same ratios on all")
     return {
         "anchor_sizes": tuple(round(float(s), 3) for s in sizes.mean(1)),
         "anchor_aspect_ratios": tuple(round(float(r), 4) for r in ratios.mean(0)),

@@ -133,7 +133,7 @@ def _tree(path: str | os.PathLike) -> Mapping[str, Any]:
     if isinstance(tree, Mapping) and isinstance(tree.get("model"), Mapping) and "_target_" in tree["model"]:
         raise WeightsError(f"{source}: is a LazyConfig, which is not read; give its settings as flags")
     if not isinstance(tree, Mapping) or not isinstance(tree.get("MODEL"), Mapping):
-        raise WeightsError(f"{source}: is no config.yaml of Detectron2, it has no MODEL")
+        raise WeightsError(f"{source}: is not a config.yaml of Detectron2, it has no MODEL")
     return tree
 
 

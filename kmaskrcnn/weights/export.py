@@ -41,7 +41,9 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
     if not backbone.startswith("resnet") and (target == "detectron2" or backbone != "mobilenet_v2"):
         raise WeightsError(f"{target} has no {backbone}")
     if target == "torchvision" and config.backbone_stride_in_1x1:
-        raise WeightsError("torchvision has no ResNet with its strides in the 1x1 convolutions: write for detectron2")
+        raise WeightsError(
+            "torchvision has no ResNet with its strides in the 1x1 convolutions: export it for detectron2"
+        )
     entries = torchvision_entries(model) if target == "torchvision" else detectron2_entries(model, rgb)
     frozen = _frozen_names(model, entries)
     tensors: dict[str, np.ndarray] = {}
@@ -65,7 +67,7 @@ def write_state_dict(model: MaskRCNN, path: str | os.PathLike, target: str, rgb:
 
 
 def _frozen_names(model: MaskRCNN, entries: list[Entry]) -> set[str]:
-    """Statistics that never change there, whose normalisations count no batches."""
+    """Statistics that never change there, whose normalizations count no batches."""
     if model.config.backbone_norm != "frozen_bn":
         return set()
     paths = {weight.path for weight in model.backbone.weights}

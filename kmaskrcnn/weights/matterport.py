@@ -1,7 +1,7 @@
 """Weights of matterport/Mask_RCNN (mask_rcnn_coco.h5 and files trained with it), a ResNet-FPN Mask R-CNN in Keras 2.
 
-What the conversion takes care of: convolution biases in front of a normalisation and its epsilon of 1e-3, which go
-into the backbone's frozen statistics; the normalisations of the heads, which go into the layers in front of them; the
+What the conversion takes care of: convolution biases in front of a normalization and its epsilon of 1e-3, which go
+into the backbone's frozen statistics; the normalizations of the heads, which go into the layers in front of them; the
 two-way softmax of the RPN, which becomes the logistic function of the difference; its box offsets, which have a
 deviation of (0.1, 0.1, 0.2, 0.2) there; and its anchors, whose ratios are width / height there. What stays different
 is in `DIFFERENCES`: accuracy is not carried over, so fine-tune, or measure, before relying on it.
@@ -46,18 +46,18 @@ MATTERPORT_SEMANTICS = {
     "binary_mask_targets": True,
     "nms_iou": 0.3,
 }
-# How its pictures are resized; it pads them to squares of max_size besides.
+# How its images are resized; it pads them to squares of max_size besides.
 MATTERPORT_PICTURES = {"min_size": 800, "max_size": 1024}
 DIFFERENCES = (
-    "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point a bin and takes the "
-    "RoI's level by rounding; here samples lie at bin centres and the level is rounded down",
-    "coordinates: matterport divides by the side less one, so that its feature maps are stretched by a pixel",
-    "images are padded to a square with black before the mean is taken off; here with the mean, and no further than "
+    "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point per bin and rounds the "
+    "RoI's level; here samples lie at bin centers and the level is rounded down",
+    "coordinates: matterport divides by the side minus one, which stretches its feature maps by a pixel",
+    "images are padded to a square with black before the mean is subtracted; here with the mean, and only as far as "
     "needed",
-    "proposals: one NMS over the best 6000 of all levels there, one a level over its best 1000 here",
-    "detections: only the best class of a RoI counts there (above 0.7 outside of evaluation), every class here",
+    "proposals: there one NMS over the best 6000 of all levels, here one per level over its best 1000",
+    "detections: there only the best class of a RoI counts (above 0.7 outside of evaluation), here every class",
 )
-_EPSILON = 1e-3  # of Keras' normalisations
+_EPSILON = 1e-3  # of Keras' normalizations
 _RPN_DEVIATION = np.array([0.1, 0.1, 0.2, 0.2], "float32")
 _YX_TO_XY = [1, 0, 3, 2]
 _NORM_LEAVES = {"weight": "gamma", "bias": "beta"}
@@ -82,7 +82,7 @@ def read_matterport(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise
     # Damaged files fail in many ways, KeyError and MemoryError among them.
     except Exception as error:
-        raise WeightsError(f"{source}: truncated, damaged or no HDF5 file ({reason(error)})") from None
+        raise WeightsError(f"{source}: truncated, damaged or not an HDF5 file ({reason(error)})") from None
 
 
 def _datasets(group: Any, budget: Budget, depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -141,7 +141,7 @@ def _flat(kernel: np.ndarray) -> np.ndarray:
 
 
 def _with_norm(conv: str, norm: str, leaf: str, layout: Transform) -> Spelling:
-    """A layer with the normalisation after it folded in."""
+    """A layer with the normalization after it folded in."""
     names = (f"{norm}/gamma", f"{norm}/moving_variance")
     if leaf == "weight":
 

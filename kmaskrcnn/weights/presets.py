@@ -46,7 +46,7 @@ class Preset:
 
 _TORCHVISION = "https://download.pytorch.org/models"
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2"
-# Trained with batch normalisation, which hides what the backbone expects, at 1024 pixels.
+# Trained with batch normalization, which hides what the backbone expects, at 1024 pixels.
 _LSJ = {"backbone_stride_in_1x1": True, "image_std": (1.0, 1.0, 1.0), "min_size": 1024, "max_size": 1024}
 
 
@@ -120,7 +120,7 @@ def find_file(name_or_path: str | os.PathLike, mirror: str | None = None, offlin
 
     Args:
         name_or_path: a name in PRESETS, or a path.
-        mirror, offline: as of `kmaskrcnn.weight_files.download.fetch`.
+        mirror, offline: as for `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
         WeightsError: there is none, or it cannot be downloaded; with the names of the presets, or the address and

@@ -37,10 +37,10 @@ TORCHVISION_SEMANTICS = {
     "mask_target_samples": 0,
     "mask_paste": "rounded_boxes",
 }
-EPSILON = 1e-5  # of the normalisations here
+EPSILON = 1e-5  # of the normalizations here
 NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _BODY = "backbone.body."
-_COUNTER = ".num_batches_tracked"  # PyTorch counts the batches a normalisation has seen; that is no weight
+_COUNTER = ".num_batches_tracked"  # PyTorch counts the batches a normalization has seen; that is no weight
 # Of MobileNetV2's blocks 0 to 17.
 _MOBILENET_WIDTHS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
@@ -254,7 +254,7 @@ def resnet_of_blocks(counts: list[int], bottleneck: bool, source: str) -> str:
         if blocks == (tuple(counts), bottleneck):
             return name
     raise WeightsError(
-        f"{source}: no backbone of ours: it is neither a ResNet-18/34/50/101/152 nor MobileNetV2 (blocks {counts})"
+        f"{source}: not a supported backbone: it is neither a ResNet-18/34/50/101/152 nor MobileNetV2 (blocks {counts})"
     )
 
 
@@ -329,7 +329,7 @@ def _head_shapes(settings: Mapping[str, Any], rpn: int, rows: int) -> dict[str, 
 
 
 def _with_epsilon(tensors: dict[str, np.ndarray], epsilon: float) -> None:
-    """Fold the difference between the file's epsilon and ours into the scales of the backbone's normalisations."""
+    """Fold the difference between the file's epsilon and ours into the scales of the backbone's normalizations."""
     for name, variance in tensors.items():
         if name.startswith(_BODY) and name.endswith(".running_var"):
             scale = name.removesuffix("running_var") + "weight"
@@ -355,7 +355,7 @@ def load_torchvision(
         model: of the same backbone and heads (torchvision counts the background: its 91 classes are 90).
         path: .pth or .safetensors with a state dict. No code in it is run.
         new_classes: where the number of classes differs, load everything but the last layers.
-        norm_epsilon: of the backbone's normalisations there. It is 1e-5 but for torchvision's published
+        norm_epsilon: of the backbone's normalizations there. It is 1e-5 but for torchvision's published
             maskrcnn_resnet50_fpn_coco (COCO_V1) and what was fine-tuned from it, which have 0.
         fresh_masks: the file holds a Faster R-CNN: leave the mask head as it is.
 

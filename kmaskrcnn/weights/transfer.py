@@ -175,6 +175,6 @@ def check_shapes(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Sequenc
         found = tensors[name].shape if name in tensors else shape
         if len(found) != len(shape) or any(b not in (a, None) for a, b in zip(found, shape, strict=True)):
             wanted = ", ".join("any" if length is None else str(length) for length in shape)
-            wrong.append(f"{name} of shape {found} does not fit the other tensors, which want ({wanted})")
+            wrong.append(f"{name} of shape {found} does not fit the other tensors, which need ({wanted})")
     if wrong:
         raise MisfitError(source, (), (), wrong)

@@ -50,7 +50,7 @@ def test_folded_network_equals_the_network_and_follows_its_weights(name, norm, i
     assert np.abs(folded(image)["C5"] - before).max() > 1e-3
 
 
-def test_every_normalisation_of_a_resnet_is_folded():
+def test_every_normalization_of_a_resnet_is_folded():
     backbone = make_backbone("resnet50", "frozen_bn")
     folded = fold_normalization(backbone)
     assert sum(isinstance(layer, FoldedConvolution) for layer in folded.layers) == 53
@@ -93,7 +93,7 @@ def test_half_precision_scales_the_kernel_in_float32(image):
     assert_close({k: tf.cast(v, tf.float32) for k, v in outputs.items()}, exact, 0.05)
 
 
-def test_group_normalisation_stays(image):
+def test_group_normalization_stays(image):
     backbone = make_backbone("resnet18", "gn")
     np.testing.assert_array_equal(fold_normalization(backbone)(image)["C5"], backbone(image)["C5"])
 

@@ -255,5 +255,5 @@ def test_misfits_name_the_tensor_and_leave_the_model_alone(tmp_path):
 
 def test_batch_norm_statistics_do_not_fit_group_norm(tmp_path):
     write_tensors(tmp_path / "w.safetensors", torch_tensors("resnet18"))
-    with pytest.raises(WeightsError, match="of batch normalisation: build the backbone with norm frozen_bn"):
+    with pytest.raises(WeightsError, match="of batch normalization: build the backbone with norm frozen_bn"):
         load_weights(build_backbone("resnet18", norm="gn"), "resnet18", tmp_path / "w.safetensors")

@@ -73,7 +73,7 @@ def test_globs_and_csv_are_read_once_and_failures_set_aside(model, tmp_path):
     for number in range(12):
         (tmp_path / f"{number}.png").write_bytes(encode(picture(60 + 5 * number, 90, number)))
     (tmp_path / "broken.png").write_bytes(encode(picture())[:100])
-    (tmp_path / "notes.png").write_text("not a picture")
+    (tmp_path / "notes.png").write_text("not an image")
     with open(tmp_path / "list.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["id", "uri"], [1, tmp_path / "3.png"], [2, tmp_path / "gone.png"], [3, "nowhere://a.png"]])
@@ -101,7 +101,7 @@ def test_globs_and_csv_are_read_once_and_failures_set_aside(model, tmp_path):
     assert "cannot be read" in failures["a.png"]
     count = sum(len(r["annotations"]) for r in records)
     assert f"12 images, {count} detections, 4 unreadable" in result.stdout
-    assert "milliseconds an image: mean" in result.stdout
+    assert "milliseconds per image: mean" in result.stdout
     again = run(f"--model={saved_model}", f"--input={tmp_path}/*.png", f"--output={output}")
     assert again.returncode == 2
     assert "holds the results of another run" in again.stderr
@@ -202,7 +202,7 @@ def test_an_image_that_stops_the_model_stops_no_other(model):
         (["--model=x", "--output=y"], "--input, --input_csv or --input_tfrecord is missing"),
         (["--model=x", "--output=y", "--input=a.jpg"], "--model=x: neither a SavedModel nor a .tflite file"),
         (["--model={model}", "--output=y", "--input={tmp}"], "is a folder: give a glob"),
-        (["--model={model}", "--output=y", "--input={tmp}/*.jpg"], "*.jpg: nothing there"),
+        (["--model={model}", "--output=y", "--input={tmp}/*.jpg"], "*.jpg: no such files"),
         (["--model={model}", "--output=y", "--input_csv={tmp}/a.csv"], "no column 'uri', only path"),
         (["--model={model}", "--output=y", "--input=a", "--batch_size=0"], "--batch_size=0: must be at least 1"),
     ],

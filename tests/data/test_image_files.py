@@ -144,7 +144,7 @@ def test_images_beyond_the_limit_of_pillow_are_sound(tmp_path):
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for name in ("pipe.jpg", "a\0b.jpg", "/dev/zero"):
-        with pytest.raises(OSError, match=r"no name of a file|not a regular file"):
+        with pytest.raises(OSError, match=r"not a file name|not a regular file"):
             read_header(os.path.join(tmp_path, name))
 
 

@@ -32,7 +32,7 @@ def test_sizes_of_whole_images(method, size, expected):
 
 
 def bilinear(image, height, width):
-    """(H, W, C) -> (height, width, C) in float64, pixel centres on pixel centres, borders repeated, no filter."""
+    """(H, W, C) -> (height, width, C) in float64, pixel centers on pixel centers, borders repeated, no filter."""
     for axis, target in enumerate((height, width)):
         source = image.shape[axis]
         position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def picture(height=70, width=110, seed=0):
-    """Smooth colours, as lossy formats keep them."""
+    """Smooth colors, as lossy formats keep them."""
     small = np.random.default_rng(seed).integers(0, 255, (height // 10 + 1, width // 10 + 1, 3), np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 

@@ -72,7 +72,7 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
     (tmp_path / "a.tif").write_bytes(encode(picture(), "TIFF"))
     result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path / 'a.tif'}")
     assert result.returncode == 1, result.stderr
-    assert "PAST ITS BOUND: no picture could be compared" in result.stdout
+    assert "OUT OF BOUNDS: no image could be compared" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
     [
         (["--output={tmp}"], "--model_dir is missing"),
         (["--model_dir={tmp}"], "--output is missing"),
-        (["--model_dir={tmp}", "--output={tmp}/o"], "is no model folder"),
+        (["--model_dir={tmp}", "--output={tmp}/o"], "is not a model folder"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--quantize=int8"], "--quantize is for --format=tflite"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_pixels=0"], "--max_pixels=0: must be above 0"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_images=-1"], "--max_images=-1: must be above 0"),

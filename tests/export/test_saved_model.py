@@ -134,7 +134,7 @@ def test_a_batch_of_sizes_is_padded_to_the_largest(exported, serve):
 
 
 def with_exif_pixels():
-    """The upright pixels of a 50 x 60 picture that says it lies on its side."""
+    """The upright pixels of a 50 x 60 image that says it lies on its side."""
     return np.rot90(picture(50, 60), -1)
 
 

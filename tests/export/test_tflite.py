@@ -36,7 +36,7 @@ def _model(**settings):
 
 @pytest.fixture(scope="module")
 def mobile(tmp_path_factory):
-    """One model in every quantisation: the model, paths and sizes by quantisation."""
+    """One model in every quantization: the model, paths and sizes by quantization."""
     model = _model()
     config = Config().replace(**SETTINGS)
     folder = tmp_path_factory.mktemp("mobile")
@@ -173,7 +173,7 @@ def test_client_takes_files_and_bytes(mobile, tmp_path):
 
 
 @pytest.mark.parametrize(("quantize", "tolerance"), [("float16", 0.02), ("dynamic", 0.1), ("int8", 0.1)])
-def test_quantised_scores_stay_near(mobile, quantize, tolerance):
+def test_quantized_scores_stay_near(mobile, quantize, tolerance):
     pixels = picture(seed=9)
     scores = [LiteRTClient(mobile.paths[name]).predict(pixels).scores for name in ("none", quantize)]
     count = min(len(s) for s in scores)
@@ -270,6 +270,6 @@ def test_client_refuses_other_files(mobile, tmp_path):
         LiteRTClient(tmp_path / "missing.tflite")
     client = LiteRTClient(mobile.paths["none"])
     with pytest.raises(ImageError, match="not an image"):
-        client.predict(b"not a picture")
+        client.predict(b"not an image")
     with pytest.raises(FileNotFoundError):
         client.predict(tmp_path / "missing.png")

@@ -40,7 +40,7 @@ def test_the_model_itself_passes():
     report = verify(["a", "b"], reference, reference, BOUND)
     assert report.problems == ()
     assert "images compared            2" in str(report)
-    assert "found again                4 (100.0%)" in str(report)
+    assert "matched                    4 (100.0%)" in str(report)
 
 
 def test_a_model_that_finds_nothing_is_not_verified():
@@ -52,7 +52,7 @@ def test_a_model_that_finds_nothing_is_not_verified():
     for artifact in (weak, lambda path: weak(path).above(1.0)):
         report = verify(["a"], weak, artifact, BOUND)
         assert report.problems == ("the model finds nothing with a score of at least 0.3 in these images",)
-        assert "found again" not in str(report) and "100.0%" not in str(report)
+        assert "matched  " not in str(report) and "100.0%" not in str(report)
         assert "nothing was compared: train on, or verify on images with objects" in report.verdict
 
 
@@ -82,9 +82,9 @@ def test_order_and_weak_detections_do_not_count():
         (changed(scores=lambda x: x - np.float32(0.01)), "score differs by 1.00e-02"),
         (changed(mask_probabilities=lambda x: x * np.float32(0.9)), "mask probability differs by"),
         (changed(mask_probabilities=lambda x: x * np.nan), "mask probability differs by inf"),
-        (changed(classes=lambda x: x[::-1]), "only 50.0% of the model's detections are found again"),
-        (lambda path: reference(path).above(0.7), "only 50.0% of the model's detections are found again"),
-        (lambda path: reference(path).above(1.0), "only 0.0% of the model's detections are found again"),
+        (changed(classes=lambda x: x[::-1]), "only 50.0% of the model's detections are matched"),
+        (lambda path: reference(path).above(0.7), "only 50.0% of the model's detections are matched"),
+        (lambda path: reference(path).above(1.0), "only 0.0% of the model's detections are matched"),
     ],
 )
 def test_each_difference_is_a_problem(artifact, words):
@@ -94,7 +94,7 @@ def test_each_difference_is_a_problem(artifact, words):
 
 @pytest.mark.parametrize(("moved", "passes"), [(10, True), (11, False)])
 def test_one_in_twenty_may_be_another_where_weights_are_rounded(moved, passes):
-    """200 detections of 100 pictures; NMS keeps another candidate in some."""
+    """200 detections of 100 images; NMS keeps another candidate in some."""
     other = changed(boxes=lambda x: x + np.float32([[0, 0, 9, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
     pictures = [str(i) for i in range(100)]
     report = verify(pictures, reference, lambda p: (other if int(p) < moved else reference)(p), BOUNDS["float16"])
@@ -109,7 +109,7 @@ def test_refused_pictures_are_named_and_prove_nothing():
 
     report = verify(["a.jpg"], reference, artifact, BOUND)
     assert "refused: a.jpg: too large" in report.lines
-    assert report.problems == ("no picture could be compared",)
+    assert report.problems == ("no image could be compared",)
 
 
 def test_lower_ap_is_a_problem():

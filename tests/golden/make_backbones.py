@@ -1,6 +1,6 @@
 """Makes backbones.json: python tests/golden/make_backbones.py, with torch, torchvision and efficientnet-lite-pytorch.
 
-For each network: its parameter names and shapes, and for each of C2..C5 of a seeded picture the shape, mean, deviation
+For each network: its parameter names and shapes, and for each of C2..C5 of a seeded image the shape, mean, deviation
 and a few values. The weights are made from the names (seeded.py), so they need not be stored.
 """
 

@@ -1,4 +1,4 @@
-"""Weights and pictures made from a name alone, the same with and without torch; numpy only."""
+"""Weights and images made from a name alone, the same with and without torch; numpy only."""
 
 import zlib
 

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from kmaskrcnn.config import ConfigError
-from kmaskrcnn.inference.inputs import find_pictures
+from kmaskrcnn.inference.inputs import find_inputs
 from kmaskrcnn.outputs import Outputs
 
 
@@ -18,12 +18,12 @@ def _touch(folder, *names):
 
 
 def _found(folder, *inputs, **keywords):
-    return [os.path.relpath(path, folder) for path, _ in find_pictures([str(i) for i in inputs], **keywords)]
+    return [os.path.relpath(path, folder) for path, _ in find_inputs([str(i) for i in inputs], **keywords)]
 
 
 def test_one_input_need_not_be_a_list(tmp_path):
     _touch(tmp_path, "a.png")
-    assert find_pictures(str(tmp_path / "a.png")) == [(str(tmp_path / "a.png"), "a")]
+    assert find_inputs(str(tmp_path / "a.png")) == [(str(tmp_path / "a.png"), "a")]
 
 
 def test_every_spelling_of_a_name_is_found(tmp_path):
@@ -63,7 +63,7 @@ def test_a_missing_input_is_one_line(item, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     item = "no/such/" if item == "/" else item
     with pytest.raises(ConfigError, match="no image there") as error:
-        find_pictures([str(tmp_path / item)])
+        find_inputs([str(tmp_path / item)])
     assert "\n" not in str(error.value)
 
 
@@ -109,7 +109,7 @@ def test_each_file_has_a_name_of_its_own(tmp_path):
         ["cam*/1.*", "cam1/clip.mp4"],
         ["cam1/1.png", "cam2/1.png", "cam2", "cam1"],
     ):
-        found = find_pictures([str(tmp_path / item) for item in inputs])
+        found = find_inputs([str(tmp_path / item) for item in inputs])
         assert len(found) == 4
         assert len({name for _, name in found}) == 4
         assert dict(found)[str(tmp_path / "cam2/1.jpg")].endswith("1_jpg")

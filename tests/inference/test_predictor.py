@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.inference.inputs import find_pictures
+from kmaskrcnn.inference.inputs import find_inputs
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.results.draw import draw_instances, instance_color
 from kmaskrcnn.results.labels import Labels
@@ -69,9 +69,9 @@ def test_predictor_gives_boxes_in_the_pictures_own_pixels(tiny_model):
 
 def test_predictor_refuses_what_is_no_picture(tiny_model):
     predictor = Predictor(tiny_model, Config(), LABELS)
-    with pytest.raises(ValueError, match="RGB picture"):
+    with pytest.raises(ValueError, match="RGB image"):
         predictor.predict(np.zeros((10, 10), np.uint8))
-    with pytest.raises(ValueError, match="RGB picture"):
+    with pytest.raises(ValueError, match="RGB image"):
         predictor.predict(np.zeros((10, 10, 3), np.float32))
     with pytest.raises(FileNotFoundError, match="no_such"):
         predictor.predict("no_such.png")
@@ -91,7 +91,7 @@ def test_drawing_changes_only_what_the_objects_cover():
     assert changed[110:190, 160:220].all()  # mask
     assert not changed[110:190, 230:290].any()  # box, but no mask
     assert changed[100, 150:300].all()  # outline
-    # The instances differ in colour, and text is written where asked for.
+    # The instances differ in color, and text is written where asked for.
     assert np.abs(picture[150, 170].astype(int) - picture[450, 450].astype(int)).max() > 40
     assert (np.asarray(draw_instances(image, boxes, masks, ["a", "b"])) != picture).any()
 
@@ -104,7 +104,7 @@ def test_small_pictures_are_enlarged_and_broken_boxes_passed_over():
     assert draw_instances(image, np.zeros((0, 4)), np.zeros((0, 28, 28))).size == (660, 440)
 
 
-def test_colors_of_neighbours_differ():
+def test_colors_of_neighbors_differ():
     colors = np.array([instance_color(i) for i in range(20)], int)
     distance = np.abs(colors[:, None] - colors[None]).max(-1) + 999 * np.eye(20, dtype=int)
     assert distance.min() > 20
@@ -172,7 +172,7 @@ def test_predict_many_takes_files_folders_arrays_and_names_what_it_cannot_read(t
     predictor = Predictor(tiny_model, config, LABELS)
     image = np.random.default_rng(0).integers(0, 255, (50, 75, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     found = dict(predictor.predict_many([image, tmp_path]))
     assert list(found) == ["0", str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     first, second, third = found.values()
@@ -182,7 +182,7 @@ def test_predict_many_takes_files_folders_arrays_and_names_what_it_cannot_read(t
 
 
 def test_draw_needs_a_picture():
-    with pytest.raises(ValueError, match="without its picture"):
+    with pytest.raises(ValueError, match="without its image"):
         _prediction().draw()
     image = np.zeros((60, 80, 3), np.uint8)
     assert dataclasses.replace(_prediction(), image=image).draw().size == _prediction().draw(image).size
@@ -192,12 +192,12 @@ def test_names_of_outputs_differ(tmp_path):
     for name in ("a.png", "a.jpg", "below/a.png", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_pictures([str(tmp_path), str(tmp_path / "a.*")])
+    found = find_inputs([str(tmp_path), str(tmp_path / "a.*")])
     names = [name for _, name in found]
     assert len(found) == 3
     assert len(set(names)) == 3
     assert "below/a" in names
     with pytest.raises(ConfigError, match=r"none\.png: no image there"):
-        find_pictures([str(tmp_path / "none.png")])
+        find_inputs([str(tmp_path / "none.png")])
     with pytest.raises(ConfigError, match="--input is missing"):
-        find_pictures([])
+        find_inputs([])

@@ -17,7 +17,7 @@ LABELS = Labels(("disc", "other"), (1, 2))
 
 
 def _canvas(discs, height=600, width=900):
-    """A picture whose pixels are the number of their disc (y, x, radius), in 16 bits of two channels."""
+    """An image whose pixels are the number of their disc (y, x, radius), in 16 bits of two channels."""
     image = np.zeros((height, width, 3), np.uint8)
     y, x = np.mgrid[:height, :width] + 0.5
     for number, (cy, cx, radius) in enumerate(discs, 1):
@@ -158,7 +158,7 @@ def test_memory_does_not_grow_with_objects_times_pixels():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found) == len(discs) == 1200
-    assert peak < 40e6  # 1200 masks of the whole picture are 14 GB
+    assert peak < 40e6  # 1200 masks of the whole image are 14 GB
 
 
 def test_predictor_takes_tiles_where_the_settings_say_so(tiny_model):

@@ -53,6 +53,6 @@ def test_noise_is_uniform_and_neither_rows_nor_columns_are_related():
     counts, _ = np.histogram(noise, 64, (0.5, 1.0))
     expected = noise.size / 64
     assert ((counts - expected) ** 2 / expected).sum() < 120  # chi square of 63 degrees: 0.00002 lie above
-    centred = (noise - 0.75) * np.sqrt(48)  # unit variance
-    for product in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1], centred[::2] * centred[1::2, ::-1]):
+    unit = (noise - 0.75) * np.sqrt(48)  # unit variance
+    for product in (unit[1:] * unit[:-1], unit[:, 1:] * unit[:, :-1], unit[::2] * unit[1::2, ::-1]):
         assert abs(product.mean()) * np.sqrt(product.size) < 4.5  # standard deviations

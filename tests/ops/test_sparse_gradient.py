@@ -13,7 +13,7 @@ def plain(x, kernel, bias, out_kernel, out_bias):
 @pytest.mark.parametrize("in_graph", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 9, 80])  # 80 of 126 are not few
 def test_outputs_and_gradients_equal_those_of_convolutions(count, in_graph):
-    """In float64, on cells at every border and in the corners, neighbours among them."""
+    """In float64, on cells at every border and in the corners, neighbors among them."""
     rng = np.random.default_rng(count)
     shapes = [(2, 7, 9, 4), (3, 3, 4, 5), (5,), (1, 1, 5, 6), (6,)]
     inputs = [tf.constant(rng.normal(size=shape)) for shape in shapes]

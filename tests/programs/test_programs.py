@@ -71,7 +71,7 @@ def trained(tmp_path_factory, flagfile):
     done = int(rest.split("saved step ")[1].split()[0])
     again = run_python("train.py", f"--flagfile={flagfile}", f"--model_dir={folder}", f"--steps={done + 2}")
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stdout
+    assert "resuming from" in again.stdout
     assert f"step {done + 1}/{done + 2}" in again.stdout
     assert f"step {done}/" not in again.stdout
     assert f"evaluation after step {done + 2}" in again.stdout
@@ -145,7 +145,7 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
         assert "4 inputs" in result.stdout
         overlays = {str(p.relative_to(images / "out")) for p in (images / "out").rglob("*.png")}
         assert overlays == {"a_png.png", "a_jpg.png", "cam1/1.png", "cam2/1.png"}
-    assert "left out: 4 files" in result.stdout
+    assert "skipped: 4 files" in result.stdout
     assert {p: p.read_bytes() for p in before} == before
     (images / "out" / "results.json").write_text("corrected by hand")
     result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
@@ -196,7 +196,7 @@ def test_predict_on_a_video(trained, tmp_path):
         ("train.py", ["--model_dir={tmp}", "--train_annotations=/no/such.json"], "/no/such.json"),
         ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--num_classes=7"], "the training set has 4"),
         ("train.py", ["--flagfile={flags}", "--model_dir={tmp}/m", "--init_weights=no.pth"], "no.pth"),
-        ("evaluate.py", ["--model_dir={tmp}"], "is no model folder"),
+        ("evaluate.py", ["--model_dir={tmp}"], "is not a model folder"),
         (
             "predict.py",
             ["--output={tmp}/o", "--input=docs", "--offline"],

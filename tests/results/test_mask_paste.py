@@ -7,7 +7,7 @@ from kmaskrcnn.results.mask_paste import paste_mask, paste_to_rle, window_to_rle
 
 
 def numpy_paste(mask, box, height, width):
-    """Pixel by pixel in float64: bilinear at the pixel's centre, zero outside the mask."""
+    """Pixel by pixel in float64: bilinear at the pixel's center, zero outside the mask."""
     y0, x0, y1, x1 = np.asarray(box, np.float64)
     out = np.zeros((height, width))
     if y1 <= y0 or x1 <= x0:
@@ -30,7 +30,7 @@ coordinate = st.floats(-15, 35)
 
 @settings(max_examples=50, deadline=None)
 @given(st.tuples(coordinate, coordinate, coordinate, coordinate), st.integers(0, 1000))
-def test_paste_equals_sampling_at_pixel_centres(box, seed):
+def test_paste_equals_sampling_at_pixel_centers(box, seed):
     mask = np.random.default_rng(seed).uniform(0, 1, (6, 6)).astype(np.float32)
     expected = numpy_paste(mask, box, 20, 25)
     actual = paste_mask(mask, np.array(box), 20, 25)

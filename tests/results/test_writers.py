@@ -15,7 +15,7 @@ from kmaskrcnn.outputs import OutputError
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.pasted_masks import PastedMasks
 from kmaskrcnn.results.prediction import Prediction
-from kmaskrcnn.results.writers import OUTPUTS, Writer, instance_mask_picture, mask_polygons
+from kmaskrcnn.results.writers import OUTPUTS, Writer, instance_mask_image, mask_polygons
 
 LABELS = Labels(("apple", "pear"), (3, 10))
 
@@ -108,7 +108,7 @@ def test_unknown_outputs_are_named(tmp_path):
 
 def test_masks_of_more_than_255_instances_are_not_cut(tmp_path):
     numbers = np.arange(400, dtype=np.int32).reshape(20, 20)
-    instance_mask_picture(numbers).save(tmp_path / "many.png")
+    instance_mask_image(numbers).save(tmp_path / "many.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "many.png")), numbers)
 
 

@@ -19,7 +19,7 @@ SLOTS = 4
 
 
 class Small(keras.Model):
-    """Two convolutions with batch normalisation and losses that count objects as Mask R-CNN's do."""
+    """Two convolutions with batch normalization and losses that count objects as Mask R-CNN's do."""
 
     def __init__(self, norm, dtype):
         super().__init__(dtype=dtype, autocast=False)

@@ -68,7 +68,7 @@ def test_the_file_is_named(config, how):
     with pytest.raises(DataError) as error:
         _take(batches, range(20))
     assert str(error.value).startswith(f"image {batches.train_set.image_ids[3]} ({path}): {words}")
-    assert str(error.value).endswith("put it right, or go on without it with on_bad_record=skip")
+    assert str(error.value).endswith("repair it, or leave it out with on_bad_record=skip")
     assert "\n" not in str(error.value)
 
 

@@ -55,9 +55,9 @@ def one(tmp_path_factory):
 )
 def test_weights_losses_and_averages_are_those_of_one_device(one, other, words):
     folder, alone = one
-    assert "4 images a step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in alone
+    assert "4 images per step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in alone
     output = _train(folder, other)
-    assert f"4 images a step: {words}" in output
+    assert f"4 images per step: {words}" in output
     assert output.count("step 3/3") == 1  # the chief alone speaks
     assert weight_difference(folder / "one", folder / other) < 2e-5
     assert loss_difference(folder / "one", folder / other) < 1e-4
@@ -92,7 +92,7 @@ def test_a_worker_that_dies_or_stalls_ends_the_others_and_all_go_on(tmp_path, nu
     output = _end(process, 76)
     assert time.monotonic() - start < 90
     assert "error: " in output
-    assert "again to go on from the newest checkpoint" in output
+    assert "again to resume from the newest checkpoint" in output
     again = _start(tmp_path / "model", *flags)
     for line in again.stdout:
         if line.startswith("step "):

@@ -72,7 +72,7 @@ def test_patience_ends_a_run_and_is_kept_over_a_restart(tmp_path, shapes, capsys
     evaluate.resumed = True
     outcome = Trainer(config, shapes, evaluate).train()
     assert (outcome.step, outcome.interrupted) == (10, False)
-    assert "no mask AP above 0.300 in 3 evaluations (patience): ended at step 10" in capsys.readouterr().out
+    assert "early stopping at step 10: no mask AP above 0.300 in 3 evaluations (--patience)" in capsys.readouterr().out
     assert Trainer(config, shapes, evaluate).train().step == 10  # the same command does not go on
     with pytest.raises(ConfigError, match="patience=3: needs an evaluation"):
         Trainer(config, shapes)

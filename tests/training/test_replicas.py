@@ -16,7 +16,7 @@ def report():
 
 @pytest.mark.parametrize("case", ["two", "parts", "both"])
 def test_a_batch_in_pieces_gives_the_step_of_the_whole(report, case):
-    # Objects lie on the first half of the batch alone in every other step; "two" has synchronised batch norm.
+    # Objects lie on the first half of the batch alone in every other step; "two" has synchronized batch norm.
     found = report[case]
     assert found["weights"] < 2e-6
     assert found["values"] < 1e-5

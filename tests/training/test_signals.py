@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_ends_at_once_in_one_line(start):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED
-    assert error == "a second Ctrl-C: ended at once; the same command goes on from the newest checkpoint\n"
+    assert error == "a second Ctrl-C: stopped at once; the same command resumes from the newest checkpoint\n"
 
 
 def test_outside_the_main_thread_no_handler_is_set():

@@ -62,7 +62,7 @@ def test_a_list_that_is_damaged_or_missing_costs_nothing(tmp_path, content, caps
     assert _restored(tmp_path) == 3
     assert _names(tmp_path) == names
     assert (tmp_path / "checkpoint").read_bytes() == good
-    assert "went by the files beside it" in capsys.readouterr().out
+    assert "used the files beside it" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_never_costs_the_whole_one(tmp_path, capsys):
@@ -95,13 +95,13 @@ def test_nothing_that_can_be_read_is_an_error_and_deletes_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["a*", "lr=[0.1]", "[x", "a?", "a\\b", "{a,b}"])
 def test_characters_of_patterns_are_characters(tmp_path, name):
-    for neighbour in ("a_other", "ab", "a"):
-        _save(tmp_path / neighbour, 1)
+    for neighbor in ("a_other", "ab", "a"):
+        _save(tmp_path / neighbor, 1)
     _save(tmp_path / name, 1, 2, 3)
     assert _restored(tmp_path / name) == 3
     assert [n for n in _names(tmp_path / name) if n.endswith(".index")] == ["ckpt-2.index", "ckpt-3.index"]
-    for neighbour in ("a_other", "ab", "a"):
-        assert _restored(tmp_path / neighbour) == 1
+    for neighbor in ("a_other", "ab", "a"):
+        assert _restored(tmp_path / neighbor) == 1
 
 
 def test_what_killed_saves_leave_is_removed_and_other_files_are_not(tmp_path):

@@ -1,4 +1,4 @@
-"""One optimiser step, against the update written out in NumPy."""
+"""One optimizer step, against the update written out in NumPy."""
 
 import keras
 import numpy as np

@@ -55,7 +55,7 @@ def _check_full_disk(state):
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a write past this fails as on a full disk
     try:
-        with pytest.raises(TrainingError, match=f"could not be saved in .*saved before is whole: {state.newest}"):
+        with pytest.raises(TrainingError, match=f"could not be saved in .*saved before is intact: {state.newest}"):
             state.save(5, 0.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -159,9 +159,9 @@ def test_losses_that_stay_not_finite_stop_the_run_and_keep_the_images(tmp_path, 
     config = _config(tmp_path, steps=12, log_every=6, checkpoint_every=100, on_nonfinite="skip")
     trainer = Trainer(config, open_dataset(config, "train"))
     trainer.model.trainable_variables[0].assign(trainer.model.trainable_variables[0] * np.nan)
-    with pytest.raises(TrainingError, match=r"step 9 was left out.*images are \[\d+, \d+\], the 10th in a row"):
+    with pytest.raises(TrainingError, match=r"step 9 was skipped.*images are \[\d+, \d+\], the 10th in a row"):
         trainer.train()
-    lines = [line for line in capsys.readouterr().err.splitlines() if "was left out" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "was skipped" in line]
     assert [int(line.split()[1]) for line in lines] == list(range(9))
     assert "gradient_norm nan" in lines[3]
     files = sorted((tmp_path / "nonfinite").iterdir())
@@ -172,7 +172,7 @@ def test_losses_that_stay_not_finite_stop_the_run_and_keep_the_images(tmp_path, 
         np.testing.assert_array_equal(kept[name], value)
     assert f"images are {kept['image_ids'].tolist()}" in lines[3]
     trainer.config = config.replace(on_nonfinite="stop")
-    with pytest.raises(TrainingError, match=r"step 0 was left out"):
+    with pytest.raises(TrainingError, match=r"step 0 was skipped"):
         trainer.train()
 
 
@@ -189,7 +189,7 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
     model_folder.save_weights(model, tmp_path / "donor" / model_folder.LAST)
     other = model_folder.build_model(donor.replace(num_classes=2, seed=5))
     line = model_folder.load_initial_weights(other, str(tmp_path / "donor"))
-    assert "not from there: " in line
+    assert "not taken: " in line
     assert "mask_head" in line or "box_head" in line
     values = {w.path: w.numpy() for w in model.weights}
     same = [w.path for w in other.weights if np.array_equal(w.numpy(), values[w.path])]

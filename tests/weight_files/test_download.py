@@ -95,7 +95,7 @@ def test_a_server_without_ranges_sends_it_from_the_beginning(server):
 def test_a_server_that_only_cuts_is_one_line(server):
     server.cut_after = 0
     with pytest.raises(
-        WeightsError, match=r"/models/w-01\.pth: cannot be downloaded, .*; download it by hand to .*w-01"
+        WeightsError, match=r"/models/w-01\.pth: cannot be downloaded, .*; download it yourself to .*w-01"
     ):
         fetch(published(server))
     assert len(server.requests) == 3
@@ -103,7 +103,7 @@ def test_a_server_that_only_cuts_is_one_line(server):
 
 
 def test_a_wrong_sum_is_not_kept(server):
-    with pytest.raises(WeightsError, match=rf"begins with {SHA[:8]}, not 00000000: .* not kept; download it by hand"):
+    with pytest.raises(WeightsError, match=rf"begins with {SHA[:8]}, not 00000000: .* not kept; download it yourself"):
         fetch(published(server, "00000000"))
     assert not kept().exists() and not kept(".part").exists()
 
@@ -116,16 +116,16 @@ def test_redirects_are_followed_and_resumed(server):
     assert fetch(file).read_bytes() == DATA
     assert ("/models/w-01.pth", "bytes=200000-") in server.requests
     server.redirects["/b"] = "/a"
-    with pytest.raises(WeightsError, match="the server answers 302"):
+    with pytest.raises(WeightsError, match="the server answered 302"):
         fetch(Published(server.base + "/a", "", "other"))
 
 
 def test_no_such_file_and_no_server_are_one_line(server):
-    with pytest.raises(WeightsError, match=r"/absent\.pth: the server answers 404 Not Found; download it by hand to"):
+    with pytest.raises(WeightsError, match=r"/absent\.pth: the server answered 404 Not Found; download it yourself to"):
         fetch(published(server, path="/absent.pth"))
     with pytest.raises(WeightsError, match=r"^http://127\.0\.0\.1:9/w: cannot be downloaded, .*refused; .*models/w$"):
         fetch(Published("http://127.0.0.1:9/w"))
-    with pytest.raises(WeightsError, match="no address to download from"):
+    with pytest.raises(WeightsError, match="not a URL to download from"):
         fetch(Published("https://example.org/w"), mirror="nonsense")
 
 

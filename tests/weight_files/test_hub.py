@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face Hub, with its library in the place of its server."""
+"""Model folders on the Hugging Face Hub, with its library in place of its server."""
 
 import pathlib
 import sys
@@ -42,11 +42,11 @@ def test_pull_takes_a_model_folder_and_no_more(library, tmp_path, monkeypatch):
     assert library.calls[1][2]["local_files_only"] and library.calls[1][2]["local_dir"] == tmp_path / "mine"
     (tmp_path / "mine").mkdir(exist_ok=True)
     (tmp_path / "mine" / "best.weights.h5").write_text("trained")
-    with pytest.raises(WeightsError, match=r"mine/best.weights.h5: is there already"):
+    with pytest.raises(WeightsError, match=r"mine/best.weights.h5: already exists"):
         hub.pull("hf://owner/cells", tmp_path / "mine")
     assert len(library.calls) == 2
     (tmp_path / "snapshot" / "config.json").unlink()
-    with pytest.raises(WeightsError, match="hf://owner/cells: is no kmaskrcnn model"):
+    with pytest.raises(WeightsError, match="hf://owner/cells: is not a kmaskrcnn model"):
         hub.pull("hf://owner/cells")
 
 
@@ -57,7 +57,7 @@ def test_push_leaves_checkpoints_and_logs_at_home(library, tmp_path, monkeypatch
     assert library.calls[0] == ("create", "owner/cells", {"private": True, "exist_ok": True})
     assert "best.weights.h5" in library.calls[1][2]["allow_patterns"]
     assert not any("metrics" in pattern for pattern in library.calls[1][2]["allow_patterns"])
-    with pytest.raises(WeightsError, match="is no model folder"):
+    with pytest.raises(WeightsError, match="is not a model folder"):
         hub.push(pathlib.Path("docs"), "hf://owner/cells")
     monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
     with pytest.raises(WeightsError, match="the network is off"):

@@ -145,7 +145,7 @@ def test_tensor_past_its_storage_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "past.pth", "w") as archive:
         for entry, data in entries.items():
             archive.writestr(entry, data)
-    with pytest.raises(WeightsError, match=r"transposed: damaged tensor .*past its storage"):
+    with pytest.raises(WeightsError, match=r"transposed: damaged tensor .*beyond its storage"):
         read_tensors(tmp_path / "past.pth")
 
 

@@ -94,7 +94,7 @@ _DETECTRON2 = (
 def detectron2_state(caffe=True, **options):
     """What Detectron2 saves for the network of `torchvision_state(**options)` were it fed BGR pixels.
 
-    As in its model zoo the background is last, and has neither boxes nor masks; `caffe` has the normalisations of
+    As in its model zoo the background is last, and has neither boxes nor masks; `caffe` has the normalizations of
     MSRA's weights.
     """
     result = {}

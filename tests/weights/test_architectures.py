@@ -68,7 +68,7 @@ def test_a_faster_rcnn_loads_on_request_with_a_fresh_mask_head(tmp_path):
     settings = detectron2_settings(saved(tmp_path, without_masks(detectron2_state())), fresh_masks=True)
     assert settings["mask_conv_channels"] == (8,) * 4
     write_tensors(tmp_path / "m.safetensors", torchvision_state())
-    with pytest.raises(WeightsError, match="has masks of its own"):
+    with pytest.raises(WeightsError, match="has a mask head of its own"):
         import_file(tmp_path / "m.safetensors", fresh_masks=True)
 
 
@@ -184,7 +184,7 @@ def test_source_configs_of_other_models_are_one_line(tmp_path, change, words):
         ("model: {_target_: a.b}", "is a LazyConfig"),
         ("a: &a [1]\nb: [*a, *a]", "has aliases or is nested deep"),
         ("[" * 5000, "has aliases or is nested deep"),
-        ("just text", r"is no config\.yaml of Detectron2"),
+        ("just text", r"is not a config\.yaml of Detectron2"),
         ("a: !!python/object/apply:os.system [ls]", "no readable YAML"),
     ],
 )

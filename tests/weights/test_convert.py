@@ -91,7 +91,7 @@ def test_files_of_each_format_become_models(files, tmp_path):
     with pytest.raises(TrainingError, match="holds a model with"):
         write_folder(import_file(files["detectron2"], nms_iou=0.4), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(WeightsError, match="holds a model already"):
+    with pytest.raises(WeightsError, match="already holds a model"):
         write_folder(imported, tmp_path)  # what is there may have been trained since
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -105,7 +105,7 @@ def test_other_classes_on_request(files):
 
 
 def test_options_belong_to_formats(files):
-    with pytest.raises(WeightsError, match="norm_epsilon is no option for files of detectron2"):
+    with pytest.raises(WeightsError, match="norm_epsilon is not an option for files of detectron2"):
         import_file(files["detectron2"], options={"norm_epsilon": 0.0})
     with pytest.raises(ConfigError, match="no_such"):
         import_file(files["detectron2"], no_such=1)

@@ -58,7 +58,7 @@ def test_equals_the_same_network_saved_by_torchvision(tmp_path, v2):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
-def test_msra_backbones_are_recognised(tmp_path):
+def test_msra_backbones_are_recognized(tmp_path):
     path = saved(tmp_path, detectron2_state(backbone="resnet50"))
     settings = detectron2_settings(path)
     assert settings["backbone_stride_in_1x1"] is True
@@ -91,7 +91,7 @@ def test_stored_pixels_and_anchors_count(tmp_path):
 def test_anchors_of_another_design_are_refused(tmp_path):
     state = detectron2_state() | cell_anchors()
     state["proposal_generator.anchor_generator.cell_anchors.2"] *= [[1], [2], [3]]
-    with pytest.raises(WeightsError, match="not of one size a level"):
+    with pytest.raises(WeightsError, match="not of one size per level"):
         detectron2_settings(saved(tmp_path, state))
 
 

@@ -22,7 +22,7 @@ def test_torchvision_round_trip_is_bit_equal(tmp_path, backbone, v2):
     assert set(back) == set(state)
     for name, value in state.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
-    with pytest.raises(WeightsError, match=r"out\.pth: is there already"):
+    with pytest.raises(WeightsError, match=r"out\.pth: already exists"):
         write_pth(tmp_path / "out.pth", state)
 
 

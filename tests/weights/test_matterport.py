@@ -14,7 +14,7 @@ FPN, RPN, FC, CLASSES = 8, 12, 16, 4  # with the background
 
 
 def convolutions(backbone):
-    """(layer, its normalisation or None, kernel shape, width)."""
+    """(layer, its normalization or None, kernel shape, width)."""
     yield "conv1", "bn_conv1", (7, 7, 3, 64)
     inputs = 64
     for stage, letters in enumerate(BLOCKS[backbone].split(), 2):
@@ -76,7 +76,7 @@ def opened(tmp_path_factory):
 
 
 def conv_at_one_place(state, layer, norm, x):
-    """x (..., h, w, in) as large as the kernel -> (..., out), with the normalisation after it."""
+    """x (..., h, w, in) as large as the kernel -> (..., out), with the normalization after it."""
     kernel = state[f"{layer}/kernel"]
     x = np.tensordot(x, kernel, kernel.ndim - 1) + state[f"{layer}/bias"]
     if norm:
@@ -95,7 +95,7 @@ def test_every_tensor_is_used(opened):
     assert config.backbone_stride_in_1x1 and config.nms_iou == 0.3
 
 
-def test_stem_with_bias_and_normalisation(opened):
+def test_stem_with_bias_and_normalization(opened):
     state, _, model, _ = opened
     x = np.random.default_rng(1).normal(size=(1, 32, 32, 3)).astype("float32")
     expected = conv_at_one_place(state, "conv1", "bn_conv1", x[:, 7:14, 7:14])  # rows 2 * 5 - 3 .. + 7
@@ -112,10 +112,10 @@ def test_rpn_is_a_softmax_of_two(opened):
     object_score = np.exp(scores[:, 1]) / np.exp(scores).sum(1)
     offsets = conv_at_one_place(state, "rpn_bbox_pred", None, hidden).reshape(3, 4) * [0.1, 0.1, 0.2, 0.2]
     logits, deltas = model.rpn_head(x)
-    centre = slice(4 * 3, 5 * 3)
+    center = slice(4 * 3, 5 * 3)
     # Its ratios 0.5, 1, 2 are width / height, ours height / width.
-    np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(logits)[0, centre])), object_score[::-1], rtol=1e-4)
-    np.testing.assert_allclose(np.asarray(deltas)[0, centre], offsets[::-1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(logits)[0, center])), object_score[::-1], rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(deltas)[0, center], offsets[::-1], rtol=1e-3, atol=1e-5)
 
 
 def test_box_head_of_convolutions(opened):
@@ -176,7 +176,7 @@ def test_files_of_other_kinds(tmp_path):
     with pytest.raises(WeightsError, match=r"none\.h5: No such file"):
         matterport_settings(tmp_path / "none.h5")
     (tmp_path / "page.h5").write_text("<html>")
-    with pytest.raises(WeightsError, match=r"page\.h5: truncated, damaged or no HDF5"):
+    with pytest.raises(WeightsError, match=r"page\.h5: truncated, damaged or not an HDF5"):
         matterport_settings(tmp_path / "page.h5")
     with pytest.raises(WeightsError, match="it has no fpn_p2/bias"):
         matterport_settings(saved(tmp_path, {"dense/kernel": np.zeros((2, 2))}))

@@ -69,7 +69,7 @@ def test_heads_compute_what_torch_does(tmp_path):
     np.testing.assert_allclose(logits, scores, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(np.asarray(deltas)[..., [1, 0, 3, 2]], offsets, rtol=1e-4, atol=1e-3)
 
-    features = random.normal(size=(1, 1, 1, 8)).astype("float32")  # one cell: only the kernel's centre counts
+    features = random.normal(size=(1, 1, 1, 8)).astype("float32")  # one cell: only the kernel's center counts
     hidden = features[0, 0, 0] @ state["rpn.head.conv.0.0.weight"][:, :, 1, 1].T + state["rpn.head.conv.0.0.bias"]
     hidden = np.maximum(hidden, 0)
     expected = hidden @ state["rpn.head.bbox_pred.weight"][:, :, 0, 0].T + state["rpn.head.bbox_pred.bias"]
@@ -162,7 +162,7 @@ def test_the_published_files_epsilon_of_zero(tmp_path):
 
 def test_files_of_other_networks(tmp_path):
     path = saved(tmp_path, {"backbone.body.layer1.0.conv1.weight": np.zeros((64, 64, 3, 3), "float32")})
-    with pytest.raises(WeightsError, match=r"model\.safetensors: no backbone of ours"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors: not a supported backbone"):
         torchvision_settings(path)
     state = {n: v for n, v in torchvision_state().items() if not n.startswith("roi_heads")}
     with pytest.raises(WeightsError, match=r"it has no roi_heads\.box_predictor\.cls_score\.weight"):

@@ -83,7 +83,7 @@ def _contents(image: ExaminedImage) -> bytes:
 
 
 def _without_exif(data: bytes) -> bytes:
-    """A JPEG without its EXIF segments, the picture itself as it was."""
+    """A JPEG without its EXIF segments, the image itself as it was."""
     kept, position = [data[:2]], 2
     while data[position : position + 1] == b"\xff" and data[position + 1] != 0xDA:  # up to the start of the scan
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])

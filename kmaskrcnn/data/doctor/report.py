@@ -1,4 +1,4 @@
-"""The doctor's report: one HTML page that holds its pictures and charts itself."""
+"""The doctor's report: one HTML page that holds its images and charts itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report_page(examined: Examined, val: Examined | None, config: Config, flag_l
         examined: the training set; val: the validation set, if there is one.
         config: the recipe, whose sizes and anchors are those that the boxes are held against.
         flag_lines: the suggested flagfile, a line each.
-        seed: of the draw of sample pictures.
+        seed: of the draw of sample images.
     """
     statistics = measure(examined, config.data)
     sections = {
@@ -58,7 +58,7 @@ def _summary(one: Examined) -> str:
     ]
     counts = findings.counts()
     if counts:
-        lines.append("<table><tr><th>grade<th>defect<th>count<th>a repaired copy<th>examples</tr>")
+        lines.append("<table><tr><th>severity<th>defect<th>count<th>a repaired copy<th>examples</tr>")
         for grade in (ERROR, WARNING, NOTE):
             for code in (c for c in counts if DEFECTS[c].grade == grade):
                 items = [html.escape(f"{f.place}: {f.detail}") for f in findings.of(code)[:_MOST_EXAMPLES]]
@@ -91,7 +91,9 @@ def _charts(statistics: Statistics) -> str:
         "Size of the objects as the network sees them": histogram(
             side, _SIZE_EDGES, "root of the box's area, network pixels (lower edge of a bar)"
         ),
-        "Objects an image": histogram(statistics.per_image, np.arange(0, most + step + 1, step), "objects in an image"),
+        "Objects per image": histogram(
+            statistics.per_image, np.arange(0, most + step + 1, step), "objects in an image"
+        ),
         "Shape of the boxes": histogram(ratio, np.arange(-4, 4.01, 0.5), "log2 of height / width; 0 is a square"),
         "Size of the images": histogram(
             images, np.linspace(0, images.max(initial=1) * 1.05, 21).round(), "root of height x width"

@@ -81,7 +81,7 @@ def best_anchor_iou(
         ratios: height / width.
 
     Returns:
-        (N,). Of anchors of one shape the one whose centre is nearest has the largest overlap along both axes, so
+        (N,). Of anchors of one shape the one whose center is nearest has the largest overlap along both axes, so
         only that one is looked at.
     """
     best = np.zeros(len(boxes))

@@ -14,10 +14,10 @@ import numpy as np
 from kmaskrcnn.config import DataConfig
 from kmaskrcnn.data.sizes import base_scale, network_size, scaled_size
 
-# Share of the crops that are placed to hold the centre of an object.
+# Share of the crops that are placed to hold the center of an object.
 _CROP_ON_OBJECT = 0.9
 # With crop_probability: sides of the window as shares of the image's, its longest aspect, the share of every object
-# with its centre inside that must be left, and the windows that are tried.
+# with its center inside that must be left, and the windows that are tried.
 _WINDOW_SHARE, _WINDOW_ASPECT, _WINDOW_LEAST, _WINDOW_DRAWS = (0.35, 1.0), 2.0, 0.75, 20
 # Blur (deviation in pixels) and JPEG quality that are drawn from; images with a smaller side are not blurred.
 _BLUR, _JPEG_QUALITY, _LEAST_BLURRED = (0.4, 2.0), (25, 80), 16
@@ -25,7 +25,7 @@ _BLUR, _JPEG_QUALITY, _LEAST_BLURRED = (0.4, 2.0), (25, 80), 16
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """What is done to an image: cut out the window, resize, rotate, flip, turn, change colours, blur, compress.
+    """What is done to an image: cut out the window, resize, rotate, flip, turn, change colors, blur, compress.
 
     Attributes:
         window: (y, x, height, width) in whole source pixels.
@@ -114,7 +114,7 @@ def draw_transform(
 
 
 def _draw_window(height: int, width: int, boxes: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A part (y, x, height, width) of the image that leaves most of each object with its centre inside, and has one."""
+    """A part (y, x, height, width) of the image that leaves most of each object with its center inside, and has one."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     for _ in range(_WINDOW_DRAWS):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kmaskrcnn.data.input.augment import Transform
 
-Instances = dict[str, np.ndarray]  # as of `CocoDataset.instances`
+Instances = dict[str, np.ndarray]  # as for `CocoDataset.instances`
 
 # Instances of which less than this share is left are dropped.
 LEAST_VISIBLE = 0.1
@@ -17,7 +17,7 @@ _INSIDE = 128  # coverage from which a cell belongs to the object
 
 
 def transform_instances(instances: Instances, transform: Transform) -> Instances:
-    """The instances of an image (as of `CocoDataset.instances`) after the transform.
+    """The instances of an image (as for `CocoDataset.instances`) after the transform.
 
     Boxes are clipped to the window and tightened to what is visible of the mask; instances of which too little or less
     than a pixel is left are dropped. A crowd region is only clipped. After a rotation boxes are those of the masks.
@@ -77,12 +77,12 @@ def _mirror(boxes: np.ndarray, axis: int, side: int) -> np.ndarray:
 
 
 def cell_centers(frame: np.ndarray, cells: int, axis: int) -> np.ndarray:
-    """(cells,) coordinates of the centres of a frame's rows (axis 0) or columns (axis 1)."""
+    """(cells,) coordinates of the centers of a frame's rows (axis 0) or columns (axis 1)."""
     return frame[axis] + (np.arange(cells) + 0.5) * ((frame[axis + 2] - frame[axis]) / cells)
 
 
 def _cells_inside(frame: np.ndarray, cells: int, size: tuple[int, int]) -> np.ndarray:
-    """(cells, cells) bool, whether the centre of each cell of a frame lies inside an image of this size."""
+    """(cells, cells) bool, whether the center of each cell of a frame lies inside an image of this size."""
     rows, columns = ((c > 0) & (c < size[a]) for a in (0, 1) for c in [cell_centers(frame, cells, a)])
     return rows[:, None] & columns[None]
 
@@ -118,7 +118,7 @@ def _rotate(instances: Instances, degrees: float, size: tuple[int, int]) -> Inst
     boxes, keep = instances["boxes"].copy(), np.ones(len(frames), bool)
     for i, frame in enumerate(instances["mask_frames"]):
         cells = masks[i].shape[0]
-        # What the window has cut away is not in the picture, wherever it would turn to.
+        # What the window has cut away is not in the image, wherever it would turn to.
         mask = masks[i] * _cells_inside(frame, cells, size)
         tight = mask_box(mask > 0, frame)
         if tight is None:

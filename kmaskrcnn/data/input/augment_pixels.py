@@ -57,7 +57,7 @@ def _rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
 
 
 def change_pixels(image: tf.Tensor, amounts: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Change colours, blur and compress an image (H, W, 3) uint8; arguments as of `move_pixels`."""
+    """Change colors, blur and compress an image (H, W, 3) uint8; arguments as for `move_pixels`."""
     if config.color_jitter or config.invert_probability:
         image = _recolor(image, amounts)
     if config.blur_probability:

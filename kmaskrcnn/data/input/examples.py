@@ -70,7 +70,7 @@ class ExampleMaker:
         if most > config.max_instances:
             logging.getLogger(__name__).warning(
                 "%d of %d images have more than max_instances=%d objects (up to %d): all boxes are trained on, and the "
-                "masks of a random %d an image each epoch",
+                "masks of a random %d per image in each epoch",
                 int((counts > config.max_instances).sum()),
                 len(dataset),
                 config.max_instances,

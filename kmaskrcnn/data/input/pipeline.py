@@ -96,7 +96,7 @@ def _padded_shapes(dataset: CocoDataset, config: DataConfig) -> list[tuple[int, 
 
 
 def steps_per_epoch(dataset: CocoDataset, config: DataConfig, batch_size: int) -> int:
-    """Steps of `batch_size` images after which `training_dataset` has taken every image at least once."""
+    """Steps of `batch_size` images after which `training_dataset` has used every image at least once."""
     factors = repeat_factors(dataset, config.repeat_factor_threshold)
     return _Plan(_padded_shapes(dataset, config), factors, batch_size, 0).steps_per_epoch
 
@@ -120,17 +120,17 @@ def training_dataset(
     slots: Sequence[range] = (),
     left_out: Collection[int] = (),
 ) -> tf.data.Dataset:
-    """Endless augmented batches from `start_step` on; `steps_per_epoch` of the result is where `fit` ends an epoch.
+    """An infinite dataset of augmented batches; its `steps_per_epoch` is where `fit` ends an epoch.
 
     Args:
         dataset: the images.
         config: augmentation, sizes, max_instances, mask_resolution, repeat_factor_threshold.
         batch_size: B.
-        seed: of order and augmentation.
-        start_step: batches to skip; they are not made.
+        seed: random seed of order and augmentation.
+        start_step: the step to start from; earlier batches are not computed.
         slots: the places 0..B-1 of each step's batch that this process makes, as ranges of equal length that follow
             each other in the result; B is then the length of a range. Default: all of them in one.
-        left_out: positions of images that cannot be read; each has another image of its shape in its place.
+        left_out: positions of images that cannot be read; each is replaced by another image of its shape.
 
     Returns:
         Dicts of images (B, H, W, 3) uint8 padded at the bottom and right, image_shapes (B, 2) int32, boxes (B, N, 4)
@@ -184,7 +184,7 @@ def images_of_step(
     slots: Sequence[range],
     left_out: Collection[int] = (),
 ) -> list[int]:
-    """Positions of the images that `training_dataset` reads for a step in these slots, with those it pastes from."""
+    """Positions of the images that `training_dataset` reads for a step in these slots, with those for copy-paste."""
     factors = repeat_factors(dataset, config.repeat_factor_threshold)
     plan = _Plan(_padded_shapes(dataset, config), factors, batch_size, seed, left_out)
     chosen, epoch = plan.step(step), int(step) // plan.steps_per_epoch
@@ -219,9 +219,10 @@ def evaluation_dataset(
     Args:
         dataset: the images.
         config: resize_mode, min_size, max_size, native_scale.
-        batch_size: images a batch, at most.
-        max_images: take the first so many; 0: all.
-        workers, worker: of all batches take only those whose number is `worker` modulo `workers`.
+        batch_size: most images per batch.
+        max_images: use this many images, the first ones; 0: all.
+        workers: number of workers that share the batches.
+        worker: of all batches use those whose number is `worker` modulo `workers`.
 
     Returns:
         Dicts of images (B, H, W, 3) uint8, image_shapes (B, 2) int32, image_ids (B,) int64, scales (B, 2) float32

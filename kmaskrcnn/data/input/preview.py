@@ -31,7 +31,7 @@ def contact_sheet(dataset: CocoDataset, config: Config, count: int) -> Image.Ima
         h, w = map(int, one["image_shapes"])
         real = one["classes"] > 0
         captions = [dataset.class_names[c - 1] for c in one["classes"][real]]
-        # Masks and frames of objects that are cut go on beyond the border; the picture ends where the network's does.
+        # Masks and frames of objects that are cut go on beyond the border; the image ends where the network's does.
         masks = PastedMasks(
             paste_window(mask / np.float32(255), frame, h, w)
             for mask, frame in zip(one["masks"][real], one["mask_frames"][real], strict=True)

@@ -36,7 +36,7 @@ _JSON_FORMS = (("coco", is_coco), ("labelme", is_labelme), ("via", is_via), ("la
 _WHOLE_BYTES = 10**7
 
 
-def recognise(path: str) -> str:
+def recognize(path: str) -> str:
     """The form of a set, one of FORMATS, by its path and what is there; raises DataError where it cannot be told."""
     if is_shards(path):
         return "tfrecord"
@@ -45,18 +45,18 @@ def recognise(path: str) -> str:
     if is_cvat(path):
         return "cvat"
     if files.is_folder(path):
-        return _recognise_folder(path)
+        return _recognize_folder(path)
     if path.lower().endswith(".csv"):
         return "via"
     if path.endswith(".txt") and "/ImageSets/" in path:
         return "voc"
-    form = _recognise_json(path)
+    form = _recognize_json(path)
     if form == "labelme":
         raise DataError(f"{path}: one LabelMe file; name the folder of all of them")
     return form or "coco"
 
 
-def _recognise_json(path: str) -> str:
+def _recognize_json(path: str) -> str:
     """The form of a JSON file: labelme, via, coco, or empty where it is none of them or cannot be read."""
     try:
         size = files.size(path)
@@ -70,18 +70,18 @@ def _recognise_json(path: str) -> str:
     return next((name for name, test in _JSON_FORMS if test(tree)), "")
 
 
-def _recognise_folder(path: str) -> str:
+def _recognize_folder(path: str) -> str:
     if is_voc(path):
         return "voc"
     for name in files.matching(path, "*.json"):
-        form = _recognise_json(os.path.join(path, name))
+        form = _recognize_json(os.path.join(path, name))
         if form == "labelme":
             return form
         if form:
             raise DataError(f"{path}: name the file in it, such as {os.path.join(path, name)}")
     if is_mask_folder(path):
         return "masks"
-    raise DataError(f"{path}: not a form of data set that is known ({', '.join(FORMATS)}); data_format forces one")
+    raise DataError(f"{path}: not a known data set format ({', '.join(FORMATS)}); data_format forces one")
 
 
 def read_raw(
@@ -92,14 +92,14 @@ def read_raw(
     class_map: Mapping[str, str] | None = None,
     labels: Labels | None = None,
 ) -> RawSet:
-    """Read a set, not checked yet; arguments as of `kmaskrcnn.data.load_dataset`."""
+    """Read a set, not checked yet; arguments as for `kmaskrcnn.data.load_dataset`."""
     path, images_dir = os.fspath(path), os.fspath(images_dir)
     path = path.rstrip("/")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
         path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.readers.write_tfrecord leaves it beside its shards
     if data_format == "auto" and not is_shards(path) and not is_yolo(path) and not files.exists(path):
         raise DataError(f"{path}: no such annotation file or folder")
-    raw = _READERS[recognise(path) if data_format == "auto" else data_format](path, images_dir)
+    raw = _READERS[recognize(path) if data_format == "auto" else data_format](path, images_dir)
     if class_map:
         rename_classes(raw, class_map)
     if class_names:

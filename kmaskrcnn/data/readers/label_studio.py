@@ -102,17 +102,17 @@ def _instance(result: Any, height: int, width: int) -> tuple[str, Part] | None:
         return None
     value, kind = result["value"], result["type"]
     if not isinstance(value, dict):
-        raise ValueError(f"'value' {brief(value)} is no object")
+        raise ValueError(f"'value' {brief(value)} is not an object")
     labels = value.get(kind)
     if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
-        raise ValueError(f"{kind} {brief(labels)} is no single class")
+        raise ValueError(f"{kind} {brief(labels)} is not one class")
 
     def pixels(name: str, side: int) -> float:
         return finite(value[name]) * side / 100
 
     if kind == "polygonlabels":
         if not isinstance(value["points"], list):
-            raise ValueError("'points' are no list")
+            raise ValueError("'points' are not a list")
         return labels[0], [
             [finite(v) * side / 100 for x, y in value["points"] for v, side in ((x, width), (y, height))]
         ]
@@ -135,7 +135,7 @@ def _decode_brush(data: Any, height: int, width: int) -> np.ndarray:
     parts: 1 bit (a repeated value, or single ones), 2 bits of which length the count has, the count less 1, the values.
     """
     if not isinstance(data, list) or not all(is_integer(v) and 0 <= v < 256 for v in data):
-        raise ValueError("'rle' is no list of bytes")
+        raise ValueError("'rle' is not a list of bytes")
     bits, place = np.unpackbits(np.array(data, np.uint8)), 0
 
     def read(count: int) -> int:

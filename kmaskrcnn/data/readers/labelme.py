@@ -57,7 +57,7 @@ def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any
         builder.problem("bad-image-record", name, f"imageHeight and imageWidth: {wrong}")
         return
     if not isinstance(file_name, str) or not file_name:
-        builder.problem("bad-image-record", name, f"imagePath {brief(file_name)} is no text")
+        builder.problem("bad-image-record", name, f"imagePath {brief(file_name)} is not text")
         return
     try:
         image_id = _add_image(builder, folder, name, tree, file_name, height, width)
@@ -74,7 +74,7 @@ def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any
             continue
         group = shape.get("group_id")
         if not (group is None or isinstance(group, int | float | str)):
-            builder.problem("bad-annotation-record", f"{place} ({label})", f"group_id {brief(group)} is no number")
+            builder.problem("bad-annotation-record", f"{place} ({label})", f"group_id {brief(group)} is not a number")
             continue
         try:
             part = _segmentation(shape, height, width)
@@ -145,7 +145,7 @@ def _segmentation(shape: dict[str, Any], height: int, width: int) -> Part:
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     if kind == "rectangle":  # two corners, or all four
         return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    if kind == "circle":  # the centre, and a point on the circle
+    if kind == "circle":  # the center, and a point on the circle
         radius = float(np.hypot(*(points[1] - points[0])))
         return [circle(points[0, 0], points[0, 1], radius, radius)]
     if kind == "mask":  # a PNG of the rectangle between the points, both ends included
@@ -161,5 +161,5 @@ def _placed_mask(text: Any, left: int, top: int, height: int, width: int) -> dic
                 raise Flaw("unreadable-record", f"'mask' has {sizes}")
             part = np.asarray(image.convert("L")) > 0
     except (TypeError, binascii.Error, OSError) as error:
-        raise ValueError(f"'mask' is no PNG in base64 ({error})") from None
+        raise ValueError(f"'mask' is not a base64 PNG ({error})") from None
     return encode_part(part, top, left, height, width)

@@ -40,7 +40,7 @@ def read_indices(path: str) -> np.ndarray:
     except ImageError as error:
         raise ImageError("unreadable-record", f"the mask cannot be read ({error})") from None
     if not is_palette and (values := count_smooth_values(indices)):
-        detail = f"{values} gray levels along the edges: a smoothed mask, not one value an object; save it unsmoothed"
+        detail = f"{values} gray levels along the edges: a smoothed mask, not one value per object; save it unsmoothed"
         raise ImageError("smooth-mask", detail)
     return indices
 
@@ -54,7 +54,7 @@ def _indices(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         floats = np.asarray(image)
         if not (np.isfinite(floats).all() and (floats == np.rint(floats)).all() and floats.min(initial=0) >= 0):
-            raise ImageError("unreadable-record", "holds floating-point values that are no whole numbers from 0")
+            raise ImageError("unreadable-record", "holds floating-point values that are not whole numbers")
         return floats.astype(np.int64)
     if image.mode in ("LA", "PA"):
         return np.asarray(image)[..., 0].astype(np.int64)

@@ -17,16 +17,16 @@ from kmaskrcnn.results.labels import Labels
 
 
 def open_dataset(config: Config, split: str, labels: Labels | None = None) -> CocoDataset | None:
-    """The data set of a split, "train" or "val", as the settings name it, checked; arguments as of `open_raw`."""
+    """The checked data set of a split, "train" or "val", that the settings name; arguments as for `open_raw`."""
     raw = open_raw(config, split, labels)
     return None if raw is None else dataset_of(raw, config.data.on_bad_record)
 
 
 def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet | None:
-    """The records of a split, "train" or "val", as the settings name it; None where val_annotations is empty.
+    """The records of a split, "train" or "val", that the settings name; None if val_annotations is empty.
 
-    The built-in shapes are written into a folder beside the checkpoints first. `labels` are those of the model that the
-    set is for: files that give names of classes only take its ids.
+    The built-in shapes are first written into a folder beside the checkpoints. `labels` are those of the model that the
+    data set is for: files with class names alone take its ids.
     """
     annotations = getattr(config.data, f"{split}_annotations")
     images = getattr(config.data, f"{split}_images")
@@ -35,7 +35,7 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
     if annotations == "shapes":
         count = config.data.shapes_images if split == "train" else config.data.shapes_val_images
         folder = local_folder(config.train.model_dir or ".") / "shapes" / split
-        # The two splits are different pictures: the seed of a picture is the seed of its set and its number.
+        # The two splits are different images: the seed of an image is the seed of its set and its number.
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")
     names, renamed = parse_class_names(config.data.class_names), parse_class_map(config.data.class_map)
@@ -51,23 +51,23 @@ def load_dataset(
     class_map: Mapping[str, str] | None = None,
     labels: Labels | None = None,
 ) -> CocoDataset:
-    """Read a data set of any of the known forms and check every record and every image file.
+    """Read a data set in any known format and check every record and every image file.
 
-    Categories become classes 1..C in the order of their ids; where the files give names only, in the order of the
-    names. Boxes that stick out of the image are clipped; boxes with nothing left are bad records. Image files are
-    opened and looked at for their end mark, not decoded. The checks are the doctor's; what it calls an error raises.
+    Categories become classes 1..C in the order of their ids; if the files give names alone, in the order of the names.
+    Boxes that extend beyond the image are clipped; boxes with nothing left are bad records. Image files are opened and
+    checked for their end mark, not decoded. The checks are the doctor's; what it calls an error raises.
 
     Args:
-        path: file, folder or pattern of shards, also behind tf.io.gfile (gs://...); docs/guide/data.md has the forms.
-        images_dir: folder of the images; empty: where the form has them.
+        path: file, folder or pattern of shards, also remote (gs://...); docs/guide/data.md lists the formats.
+        images_dir: folder of the images; empty: where the format has them.
         on_bad_record: "error" raises on bad records, "skip" leaves them out and counts them in `report`.
-        data_format: one of `kmaskrcnn.data.readers.FORMATS`, or "auto" to tell by the path and what is there.
-        class_names: the classes in order, which then get the ids 1, 2, ...; empty: those of the set.
-        class_map: new name by old name, applied first; an empty new name leaves the class out.
-        labels: names and ids of a model's classes, for files that give names only.
+        data_format: one of `kmaskrcnn.data.readers.FORMATS`, or "auto" to detect it.
+        class_names: the classes in order, which then get the ids 1, 2, ...; empty: those of the data set.
+        class_map: new name by old name, applied first; an empty new name drops the class.
+        labels: names and ids of a model's classes, for files that give names alone.
 
     Raises:
-        DataError: with one line a problem; for a file that is no such set or has nothing usable also under "skip".
+        DataError: one line per problem; also under "skip" if the file is not a data set or nothing in it is usable.
     """
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f"on_bad_record={on_bad_record!r}: choose error or skip")

@@ -29,7 +29,7 @@ def union(parts: list[Part], height: int, width: int) -> Part:
 
 
 def turned_rectangle(x: float, y: float, width: float, height: float, angle: float) -> list[float]:
-    """A polygon of a rectangle about (x, y), turned by an angle in radians as of `circle`."""
+    """A polygon of a rectangle about (x, y), turned by an angle in radians as for `circle`."""
     points = []
     for dx, dy in ((-width, -height), (width, -height), (width, height), (-width, height)):
         points += [x + (dx * math.cos(angle) - dy * math.sin(angle)) / 2]

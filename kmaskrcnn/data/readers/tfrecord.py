@@ -226,7 +226,7 @@ def _decode_mask(png: bytes, height: int, width: int) -> np.ndarray:
                 raise Flaw("unreadable-record", f"the mask has {sizes}")
             return np.asarray(image.convert("L") if image.mode not in ("L", "1", "I", "I;16") else image)
     except ImageError as error:
-        raise Flaw("unreadable-record", f"the mask is no PNG ({error})") from None
+        raise Flaw("unreadable-record", f"the mask is not a PNG ({error})") from None
 
 
 def _join(raw: RawSet, shards: list[_Shard]) -> None:

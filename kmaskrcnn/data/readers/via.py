@@ -42,7 +42,7 @@ def read_via(path: str, images_dir: str, default_class: str = "object") -> RawSe
     builder = SetBuilder(path, images_dir or os.path.dirname(path))
     for name, place, regions in _csv_entries(path) if path.lower().endswith(".csv") else _json_entries(path):
         if not isinstance(name, str) or not name:
-            builder.problem("bad-image-record", place, "'filename' is no text")
+            builder.problem("bad-image-record", place, "'filename' is not text")
             continue
         name = find_spelling(builder.raw.images_dir, name) or name
         image = os.path.join(builder.raw.images_dir, name)

@@ -108,7 +108,7 @@ def _encoded(dataset: CocoDataset, index: int) -> tuple[bytes, bytes]:
 def _example(
     image: dict[str, Any], encoded: bytes, kind: bytes, annotations: list[dict], names: dict[int, str]
 ) -> bytes:
-    """A serialised tf.train.Example of an image in the Object Detection API's terms."""
+    """A serialized tf.train.Example of an image in the Object Detection API's terms."""
     height, width = image["height"], image["width"]
     boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) / (width, height, width, height)

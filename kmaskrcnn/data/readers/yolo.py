@@ -74,7 +74,7 @@ def _class_names(path: str, tree: dict[str, Any]) -> list[str]:
         numbered = {plain_integer(number): name for number, name in names.items()}
         names = [numbered.get(i) for i in range(len(numbered))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise DataError(f"{path}: 'names' {brief(tree.get('names'))} is no list of class names from number 0 on")
+        raise DataError(f"{path}: 'names' {brief(tree.get('names'))} is not a list of class names from number 0 on")
     names = [str(name) for name in names]
     if len(set(names)) != len(names):
         raise DataError(f"{path}: 'names' has a name twice")
@@ -162,9 +162,9 @@ def _parse_line(line: str, names: list[str], height: int, width: int) -> tuple[s
     if len(values) == 4:
         raise ValueError("a box x, y, width, height without an outline")
     if len(values) < 6 or len(values) % 2:
-        raise ValueError(f"{len(values)} numbers are no outline x y x y x y ...")
+        raise ValueError(f"{len(values)} numbers are not an outline x y x y x y ...")
     if not all(-0.5 <= value <= 1.5 for value in values):
-        raise ValueError("the numbers are no shares of the sides, 0..1")
+        raise ValueError("the numbers are not fractions of the sides, 0..1")
     return names[number], [
         value * side for value, side in zip(values, (width, height) * (len(values) // 2), strict=True)
     ]

@@ -119,11 +119,13 @@ def _check_image_record(image: Any) -> None:
         raise Flaw("bad-image-record", f"not an image record: {brief(image)}")
     if not is_id(image.get("id")):
         known = isinstance(image.get("id"), int | float | str) and not isinstance(image["id"], bool)
-        raise Flaw("unusable-id" if known else "bad-image-record", f"'id' {brief(image.get('id'))} is no integer id")
+        raise Flaw(
+            "unusable-id" if known else "bad-image-record", f"'id' {brief(image.get('id'))} is not an integer id"
+        )
     if flaw := size_flaw(image.get("height"), image.get("width")):
         raise Flaw("bad-image-record", flaw)
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        raise Flaw("bad-image-record", f"'file_name' {brief(image.get('file_name'))} is no text")
+        raise Flaw("bad-image-record", f"'file_name' {brief(image.get('file_name'))} is not text")
     if "shard" in image and not (isinstance(image["shard"], str) and all(is_id(image.get(k)) for k in _PARTS)):
         raise Flaw("bad-image-record", f"needs 'shard', {', '.join(map(repr, _PARTS))} as they were written")
 
@@ -170,7 +172,7 @@ class CheckedImages(NamedTuple):
 def check_images(raw: RawSet, findings: Findings) -> CheckedImages:
     """Look at every image record and the header and end of every image file."""
     images, dropped = check_image_records(raw, findings)
-    progress, headers = Progress("image files looked at", len(images)), []
+    progress, headers = Progress("image files checked", len(images)), []
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         for header in pool.map(_header, images, chunksize=64):
             headers.append(header)
@@ -208,7 +210,7 @@ def check_size(image: ImagePlace, header: ImageHeader, add: Callable[[str, str, 
         seen = f"the file has {header.width} x {header.height}, the annotations {width} x {height}"
         add("image-size-differs", image.place, seen)
     elif header.orientation != 1:
-        meant = "as turned" if turn != 1 else "as stored, prediction would turn it"
+        meant = "as turned" if turn != 1 else "as stored, prediction would rotate it"
         stored = f"orientation {header.orientation}, stored as {header.width} x {header.height}"
         add("exif-rotation", image.place, f"{stored}; the annotations mean it {meant}")
     return turn
@@ -255,14 +257,14 @@ def check_annotations(
         image_target: for each known image id the id under which its objects are kept; -1: the image was left out.
         category_target: for each known category id the id to keep.
         findings: where defects are noted.
-        thorough: as of `check_mask`.
+        thorough: as for `check_mask`.
 
     Yields:
         Those of kept images that have a mask.
     """
     seen: set[int] = set()
     next_id = 1 + max((a["id"] for a in raw.annotations if isinstance(a, dict) and is_id(a.get("id"))), default=0)
-    progress = Progress("annotations looked at", len(raw.annotations))
+    progress = Progress("annotations checked", len(raw.annotations))
     for annotation, place in zip(raw.annotations, raw.annotation_places, strict=True):
         progress.step()
         number = annotation.get("id") if isinstance(annotation, dict) else None
@@ -271,7 +273,7 @@ def check_annotations(
             continue  # the image was named already
         if not is_id(number):
             known = isinstance(number, int | float | str) and not isinstance(number, bool)
-            detail = f"'id' {brief(number)} is no integer id" if isinstance(annotation, dict) else "not a record"
+            detail = f"'id' {brief(number)} is not an integer id" if isinstance(annotation, dict) else "not a record"
             findings.add("unusable-id" if known else "bad-annotation-record", place, detail)
             continue
         if not raw.named:
@@ -340,7 +342,7 @@ def check_box(bbox: Any, mask: CheckedMask, height: int, width: int, note: Note)
     mask_box = f"the mask's is {[round(v, 1) for v in tight]}"
     as_pixels = [v * side for v, side in zip(sides, (width, height) * 2, strict=True)]
     if max(map(abs, (x, y, w, h))) <= 1 and fits(*as_pixels):
-        note("box-as-shares", f"bbox {bbox} is in shares of the image; {mask_box}")
+        note("box-as-shares", f"bbox {bbox} is in fractions of the image; {mask_box}")
     elif fits(x, y, w, h):
         note("box-as-corners", f"bbox {bbox} is x0, y0, x1, y1; {mask_box}")
     elif w <= 0 or h <= 0:

@@ -1,4 +1,4 @@
-"""Data sets in COCO form, whatever form their files have: checked before training, handed out one image at a time."""
+"""Data sets in COCO form, whatever their file format: checked before training, read one image at a time."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class CocoDataset:
         spans: (len, 2) int64, where in its file an image lies: offset and length in bytes; length -1: all of it.
         sizes: (len, 2) int32 height, width.
         by_pillow: (len,) bool, files that TensorFlow's decoders do not read.
-        turns: (len,) int32, the EXIF orientation that is undone: 1 where the pixels are taken as stored.
+        turns: (len,) int32, the EXIF orientation to apply: 1 if the pixels are used as stored.
         boxes: (A, 4) float32 yxyx pixels of every instance, clipped to its image; instances of one image together.
         classes: (A,) int32 in 1..C.
         is_crowd: (A,) bool.
         frames: (A, 4) float32 yxyx, the rectangle that each mask is cropped to: it covers box and segmentation.
         segmentations: A polygon lists or RLE.
         report: number of records left out, by the name of the defect.
-        warnings: number of records that were taken with a doubt, by the name of the defect.
+        warnings: number of records that were kept with a warning, by the name of the defect.
     """
 
     def __init__(self, checked: CheckedImages, categories: list[dict]):
@@ -114,12 +114,12 @@ class CocoDataset:
         }
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB pixels of one image, as its annotations mean it."""
+        """(H, W, 3) uint8 RGB pixels of one image, in the orientation of its annotations."""
         path, by_pillow = tf.constant(self.paths[index]), tf.constant(bool(self.by_pillow[index]))
         return decode_file(path, by_pillow, tf.constant(self.spans[index]), int(self.turns[index])).numpy()
 
     def read_problem(self, index: int) -> str:
-        """Why the pixels of an image cannot be read as they are stated, in words; empty where they can."""
+        """Why the pixels of an image cannot be read or differ from its record; empty if all is well."""
         try:
             shape = self.image(index).shape[:2]
         except tf.errors.NotFoundError:
@@ -132,7 +132,7 @@ class CocoDataset:
 
     @property
     def coco_dict(self) -> dict[str, list[dict]]:
-        """The kept records as a COCO dict with the file's own ids, for pycocotools; made anew at each call."""
+        """The kept records as a COCO dict with the ids of the file, for pycocotools; a new one at each call."""
         images = [
             {"id": int(image_id), "file_name": name, "height": int(h), "width": int(w)}
             for image_id, name, (h, w) in zip(self.image_ids, self.file_names, self.sizes, strict=True)
@@ -160,7 +160,7 @@ class CocoDataset:
         return {"images": images, "annotations": annotations, "categories": self.categories}
 
     def summary(self) -> str:
-        """A line with the counts, and one for each reason why records were left out; printed and returned."""
+        """Print and return a line with the counts, and one for each reason why records were left out."""
         empty = int(np.sum(np.diff(self._starts) == 0))
         lines = [
             f"{len(self)} images ({empty} without objects), {len(self.classes)} instances "

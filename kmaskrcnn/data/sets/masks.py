@@ -69,7 +69,7 @@ _QUARTERS = (np.arange(5) * 255 // 4).astype(np.uint8)
 def rasterize_polygons(polygons: list[np.ndarray], frame: np.ndarray, cells: int) -> np.ndarray:
     """Polygons drawn straight into the cells of a frame, never at image size: (cells, cells) uint8 0..255."""
     y0, x0, y1, x1 = (float(v) for v in frame)
-    # A cell wider than a pixel needs its coverage, not only what lies at its centre.
+    # A cell wider than a pixel needs its coverage, not only what lies at its center.
     fine = 2 if max(y1 - y0, x1 - x0) > cells else 1
     side = fine * cells
     scale, shift = np.array([side / (x1 - x0), side / (y1 - y0)]), np.array([x0, y0])

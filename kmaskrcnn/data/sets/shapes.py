@@ -17,7 +17,7 @@ _VERSION = 1  # of the drawing: a folder of another version is made anew
 
 
 def _outline(kind: str, center: np.ndarray, radius: float, angle: float) -> list[tuple[float, float]]:
-    """Corners (x, y) of a shape about its centre."""
+    """Corners (x, y) of a shape about its center."""
     if kind == "circle":
         corners, radii = 48, [radius]
     elif kind == "square":
@@ -35,7 +35,7 @@ def _outline(kind: str, center: np.ndarray, radius: float, angle: float) -> list
 
 
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """(size, size, 3) of coloured noise at two scales, darker or lighter by picture."""
+    """(size, size, 3) of colored noise at two scales, darker or lighter by image."""
     base = rng.uniform(40, 200, 3)
     coarse = rng.normal(0, 25, (size // 16 + 1, size // 16 + 1, 3))
     planes = [Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC) for c in coarse.transpose(2, 0, 1)]
@@ -43,8 +43,8 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(base + coarse + rng.normal(0, 10, (size, size, 3)), 0, 255)
 
 
-def draw_picture(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One picture (size, size, 3) uint8, and its objects: class 1..4 and visible mask (size, size) bool."""
+def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """One image (size, size, 3) uint8, and its objects: class 1..4 and visible mask (size, size) bool."""
     picture = _background(size, rng)
     objects: list[tuple[int, np.ndarray, np.ndarray]] = []
     for _ in range(rng.integers(1, 5)):
@@ -54,7 +54,7 @@ def draw_picture(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[
         canvas = Image.new("L", (size, size))
         ImageDraw.Draw(canvas).polygon(_outline(CLASSES[kind], center, radius, rng.uniform(0, 2 * math.pi)), fill=255)
         mask = np.asarray(canvas) > 0
-        # A colour that differs from what lies below, or the object could not be seen.
+        # A color that differs from what lies below, or the object could not be seen.
         below = picture[mask].mean(axis=0) if mask.any() else np.zeros(3)
         color = rng.uniform(0, 255, 3)
         while np.abs(color - below).max() < 60:
@@ -69,16 +69,16 @@ def draw_picture(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[
 
 
 def make_shapes(directory: str | Path, num_images: int, size: int, seed: int) -> str:
-    """Write the set, PNG pictures and instances.json, unless the folder holds it already.
+    """Write the data set, PNG images and instances.json, unless the folder holds it already.
 
     Args:
-        directory: made if need be.
-        num_images: pictures.
+        directory: the folder; created if necessary.
+        num_images: number of images.
         size: their side in pixels.
-        seed: the same seed writes the same bytes.
+        seed: random seed; the same seed writes the same bytes.
 
     Returns:
-        The path of instances.json; the pictures lie beside it.
+        The path of instances.json; the images are beside it.
     """
     directory = Path(directory)
     path = directory / "instances.json"
@@ -88,7 +88,7 @@ def make_shapes(directory: str | Path, num_images: int, size: int, seed: int) ->
     directory.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in range(num_images):
-        picture, objects = draw_picture(size, np.random.default_rng([seed, number]))
+        picture, objects = draw_image(size, np.random.default_rng([seed, number]))
         name = f"{number:05d}.png"
         Image.fromarray(picture).save(directory / name)
         images.append({"id": number + 1, "file_name": name, "height": size, "width": size})

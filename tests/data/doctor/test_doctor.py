@@ -239,7 +239,7 @@ def test_the_repaired_copy_has_no_errors_and_loads(broken, tmp_path):
     assert np.abs(dataset.image(upright).astype(int) - stored).mean() < 12  # noise through JPEG once more
     with Image.open(breaker.folder / "tagged.jpg") as old, Image.open(tmp_path / "images/tagged.jpg") as new:
         assert new.getexif().get(0x0112, 1) == 1
-        np.testing.assert_array_equal(np.asarray(new), np.asarray(old))  # the tag went, the picture is as it was
+        np.testing.assert_array_equal(np.asarray(new), np.asarray(old))  # the tag went, the image is as it was
     # The objects of the second record of a file are the file's.
     assert len(dataset.instances(dataset.file_names.index("images/whole.png"))["boxes"]) == 2
 

@@ -333,7 +333,7 @@ def test_blur_and_jpeg_noise_against_pillow():
     assert np.abs(noisy - image.astype(int)).mean() > 2
 
 
-def test_colours_are_those_of_the_steps_one_by_one():
+def test_colors_are_those_of_the_steps_one_by_one():
     rng = np.random.default_rng(0)
     image = rng.integers(60, 180, (9, 11, 3), np.uint8)
     transform = Transform((0, 0, 9, 11), (9, 11), gains=(0.9, 1.1, 1.05), contrast=1.2, brightness=0.9, saturation=0.7)

@@ -217,7 +217,7 @@ def test_evaluation_of_the_first_images(mixed):
 
 @pytest.mark.parametrize("image", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3))])
 def test_prepare_image_refuses_what_is_no_rgb(image):
-    with pytest.raises(ValueError, match="RGB picture"):
+    with pytest.raises(ValueError, match="RGB image"):
         prepare_image(image, _data())
 
 

@@ -66,7 +66,7 @@ def test_a_group_of_any_shapes_is_one_object(tmp_path, kinds):
 def test_a_group_that_is_no_number_is_named(tmp_path, group):
     _image(tmp_path / "a.png")
     _labelme(tmp_path, [_polygon(5, group), _polygon(40)])
-    with pytest.raises(DataError, match=r"x\.json: shapes\[0\] \(a\): group_id .* is no number"):
+    with pytest.raises(DataError, match=r"x\.json: shapes\[0\] \(a\): group_id .* is not a number"):
         load_dataset(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_an_embedded_image_is_read_where_there_is_no_other(tmp_path):
     np.testing.assert_array_equal(copy.image(0), pixels)
     write_shards(dataset, str(tmp_path / "shards"))
     np.testing.assert_array_equal(load_dataset(tmp_path / "shards").image(0), pixels)
-    for bad, words in (("!" * 40, "not an image|no base64"), (data[:-400], "truncated")):
+    for bad, words in (("!" * 40, "not an image|not base64"), (data[:-400], "truncated")):
         _labelme(folder, [_polygon(5)], imageData=bad)
         with pytest.raises(DataError, match=words):
             load_dataset(folder)

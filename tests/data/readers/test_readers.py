@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import fields
 from kmaskrcnn.data import DataError, load_dataset
-from kmaskrcnn.data.readers import FORMATS, recognise
+from kmaskrcnn.data.readers import FORMATS, recognize
 from kmaskrcnn.data.sets.class_names import parse_class_map, parse_class_names
 from kmaskrcnn.results.labels import Labels
 
@@ -36,7 +36,7 @@ def _full_mask(dataset, row, size=(HEIGHT, WIDTH)):
 
 
 def _disc(y, x, radius_y, radius_x, angle=0.0):
-    """(HEIGHT, WIDTH) bool, pixels whose centre lies in an ellipse."""
+    """(HEIGHT, WIDTH) bool, pixels whose center lies in an ellipse."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     u = (columns - x) * math.cos(angle) + (rows - y) * math.sin(angle)
     v = -(columns - x) * math.sin(angle) + (rows - y) * math.cos(angle)
@@ -86,7 +86,7 @@ def _labelme(folder, name="one.json", **changes):
 
 def test_labelme(tmp_path):
     _labelme(tmp_path)
-    assert recognise(str(tmp_path)) == "labelme"
+    assert recognize(str(tmp_path)) == "labelme"
     dataset = load_dataset(tmp_path)
     assert dataset.class_names == ["cat", "dog"]
     assert dataset.classes.tolist() == [1, 2, 2, 1, 1]
@@ -109,7 +109,7 @@ def test_labelme(tmp_path):
         ({"shapes": [{"points": POLYGON}]}, ["shapes[0]", "'label'"]),
         (
             {"shapes": [{"label": "cat", "points": [[1, 1], [9, 9]], "shape_type": "mask", "mask": "!"}]},
-            ["shapes[0] (cat)", "no PNG"],
+            ["shapes[0] (cat)", "not a base64 PNG"],
         ),
         ({"imageHeight": 40}, ["bad.json", "64 x 48", "64 x 40"]),
         ({"imageHeight": None}, ["bad.json", "imageHeight"]),
@@ -168,7 +168,7 @@ def test_via_with_every_shape(tmp_path, form):
     else:
         project = {"_via_settings": {}, "_via_img_metadata": tree, "_via_attributes": {}}
         path.write_text(json.dumps(project if form == "project" else tree))
-    assert recognise(str(path)) == "via"
+    assert recognize(str(path)) == "via"
     dataset = load_dataset(path)
     assert dataset.class_names == ["cat", "dog"]
     assert dataset.classes.tolist() == [1, 2, 2, 1]
@@ -185,7 +185,7 @@ def test_via_with_every_shape(tmp_path, form):
         ({"name": "polygon", "all_points_x": [1, 9], "all_points_y": [1, 1, 5]}, {"class": "cat"}, "2 x and 3 y"),
         ({"name": "rect", "x": 3, "y": 4}, {"class": "cat"}, "damaged"),
         (None, {"class": "cat"}, "damaged"),
-        (SHAPES[1], {"size": "big", "colour": "red"}, "which attribute is the class"),
+        (SHAPES[1], {"size": "big", "color": "red"}, "which attribute is the class"),
         (SHAPES[1], {"class": {"cat": True, "dog": True}}, "2 classes are set"),
         (SHAPES[1], {"class": ""}, "the class is empty"),
     ],
@@ -242,7 +242,7 @@ def test_voc(tmp_path):
     index = _voc(tmp_path)
     _voc(tmp_path, name="2008_000001")
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("2007_000032\n")
-    assert recognise(str(tmp_path)) == "voc"
+    assert recognize(str(tmp_path)) == "voc"
     assert len(load_dataset(tmp_path)) == 2
     dataset = load_dataset(tmp_path / "ImageSets/Segmentation/train.txt")
     assert dataset.file_names == ["2007_000032.jpg"]
@@ -287,7 +287,7 @@ def _two_masks():
     return first, second
 
 
-@pytest.mark.parametrize("layout", ["indexed", "16 bits", "colours", "suffix", "folders", "one folder an image"])
+@pytest.mark.parametrize("layout", ["indexed", "16 bits", "colors", "suffix", "folders", "one folder an image"])
 def test_mask_folders(tmp_path, layout):
     masks = _two_masks()
     index = masks[0] * 1 + masks[1] * 2
@@ -306,7 +306,7 @@ def test_mask_folders(tmp_path, layout):
                 Image.fromarray(index.astype(np.uint8)).save(target)
             elif layout == "16 bits":
                 Image.fromarray((index * 300).astype(np.uint16)).save(target)
-            elif layout == "colours":
+            elif layout == "colors":
                 Image.fromarray(np.stack([index * 0, index * 90, index * 10], -1).astype(np.uint8)).save(target)
             elif layout == "suffix":
                 Image.fromarray(index.astype(np.uint8)).save(tmp_path / "masks" / f"{name}_mask.png")
@@ -314,7 +314,7 @@ def test_mask_folders(tmp_path, layout):
                 target.with_suffix("").mkdir()
                 for i, mask in enumerate(masks):
                     Image.fromarray(mask).save(target.with_suffix("") / f"{i}.png")
-    assert recognise(str(tmp_path)) == "masks"
+    assert recognize(str(tmp_path)) == "masks"
     dataset = load_dataset(tmp_path, class_names=["nucleus"])
     assert len(dataset) == 2
     assert dataset.class_names == ["nucleus"]

@@ -103,7 +103,7 @@ def test_labels_without_names_and_names_without_labels(tmp_path):
         ({"image/object/mask": []}, "2 boxes, but 0 values in 'image/object/mask'"),
         ({"image/object/class/text": [], "image/object/class/label": []}, "'image/object/class/label or class/text'"),
         ({"image/object/bbox/xmax": [0.5]}, "box's sides"),
-        ({"image/object/mask": [b"x", b"y"]}, "object 0: the mask is no PNG"),
+        ({"image/object/mask": [b"x", b"y"]}, "object 0: the mask is not a PNG"),
         ({"image/object/mask": [_png(np.zeros((4, 4), np.uint8))] * 2}, "object 0: the mask has 4 x 4"),
         ({"image/object/class/text": [b"cow", b"dog"]}, "object 0: class 17 is 'cow' here and 'cat' before"),
     ],

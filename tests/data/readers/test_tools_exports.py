@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data import DataError, load_dataset
-from kmaskrcnn.data.readers import recognise
+from kmaskrcnn.data.readers import recognize
 
 HEIGHT, WIDTH = 40, 80
 
@@ -54,7 +54,7 @@ def test_cvat_with_every_shape(tmp_path):
     group = POLYGON.replace("/>", ' group_id="3"/>') + mask.replace("/>", ' group_id="3"/>')
     turned = box.format(' rotation="90.00"')
     path = _cvat(tmp_path, POLYGON + box.format("") + turned + ellipse + mask + group + '<tag label="night"/>')
-    assert recognise(path) == "cvat"
+    assert recognize(path) == "cvat"
     dataset = load_dataset(path)
     assert len(dataset) == 2
     assert dataset.class_names == ["cat", "dog"]
@@ -165,7 +165,7 @@ def test_label_studio_with_every_shape(tmp_path):
         _task([SQUARE], "/data/local-files/?d=set/c%20d.png"),
     ]
     path = _label_studio(tmp_path, *tasks)
-    assert recognise(path) == "label_studio"
+    assert recognize(path) == "label_studio"
     dataset = load_dataset(path)
     assert [len(dataset.instances(i)["boxes"]) for i in range(3)] == [5, 0, 1]
     assert dataset.classes.tolist() == [1, 2, 2, 2, 1, 1]
@@ -183,7 +183,7 @@ def test_label_studio_with_every_shape(tmp_path):
         (_result("polygonlabels", {"points": [[1, 2], [3, 4]]}), "2 points"),
         (_result("polygonlabels", {"points": [[1, 2, 3]]}), "unpack"),
         (_result("polygonlabels", {}), "lacks 'points'"),
-        (_result("polygonlabels", {"points": []}, ["a", "b"]), "no single class"),
+        (_result("polygonlabels", {"points": []}, ["a", "b"]), "not one class"),
         (_result("ellipselabels", {"x": 1, "y": 1, "radiusX": math.inf, "radiusY": 2}), "not finite"),
         (_result("brushlabels", {"rle": [0, 0]}), "ends too early"),
         (_result("brushlabels", {"rle": _encode_brush(np.zeros((3, 3), bool))}), "not the 4 a pixel"),

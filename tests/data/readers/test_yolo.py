@@ -8,7 +8,7 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import DataError, load_coco, load_dataset, make_shapes, open_dataset
-from kmaskrcnn.data.readers import recognise
+from kmaskrcnn.data.readers import recognize
 from kmaskrcnn.data.readers.write_yolo import write_yolo
 from kmaskrcnn.outputs import OutputError
 
@@ -30,7 +30,7 @@ def _set(folder, labels, names=None, **changes):
 
 def test_a_set_is_read_by_its_splits(tmp_path):
     path = _set(tmp_path, {"train": f"1 {SQUARE}\n0 {SQUARE}\n\n", "val": f"1 {SQUARE}\n"}, ["zebra", "ant"])
-    assert recognise(path) == recognise(str(tmp_path)) == "yolo"
+    assert recognize(path) == recognize(str(tmp_path)) == "yolo"
     train = load_dataset(path)
     assert (len(train), train.class_names, train.classes.tolist()) == (2, ["zebra", "ant"], [2, 1])
     np.testing.assert_allclose(train.boxes[0], [10, 20, 30, 40])
@@ -65,8 +65,8 @@ def test_ways_to_name_classes_and_images(tmp_path, changes):
         ("2 " + SQUARE, "class '2' is none of 0..1"),
         ("x " + SQUARE, "could not convert|not a number"),
         ("0 0.5 0.5 0.2 0.2", "a box x, y, width, height without an outline"),
-        ("0 0.1 0.1 0.5 0.5 0.2", "5 numbers are no outline"),
-        ("0 10 10 20 10 20 20", "no shares of the sides"),
+        ("0 0.1 0.1 0.5 0.5 0.2", "5 numbers are not an outline"),
+        ("0 10 10 20 10 20 20", "not fractions of the sides"),
         ("0 nan 0.1 0.2 0.1 0.2 0.2", "not finite"),
     ],
 )

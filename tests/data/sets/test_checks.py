@@ -120,7 +120,7 @@ def test_other_ids_are_named_and_renumbered_by_the_doctor(tmp_path, change):
     for record, key in [(i, "id") for i in tree["images"]] + [(a, "image_id") for a in tree["annotations"]]:
         record[key] = change(record[key])
     path = _write(tmp_path, tree)
-    with pytest.raises(DataError, match=r"images\[0\].*is no integer id"):
+    with pytest.raises(DataError, match=r"images\[0\].*is not an integer id"):
         load_dataset(path)
     found = examine(read_raw(path))
     assert found.findings.counts() == {"unusable-id": 2}

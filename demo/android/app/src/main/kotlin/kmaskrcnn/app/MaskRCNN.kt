@@ -18,7 +18,7 @@ import org.json.JSONObject
 import kotlin.math.min
 import kotlin.math.roundToInt
 
-/** An object in a picture: its box in the picture's pixels, and side x side mask probabilities that tile it. */
+/** An object in an image: its box in the image's pixels, and side x side mask probabilities that tile it. */
 class Found(val box: RectF, val score: Float, val label: String, val mask: FloatArray, val side: Int)
 
 /** A model of --format=tflite_gpu among the assets, with NAME.metadata.json beside it. One thread at a time. */
@@ -62,7 +62,7 @@ class MaskRCNN(context: Context, name: String) : AutoCloseable {
         return outputs.getValue(graph).mapValues { it.value.readFloat() }
     }
 
-    /** Objects of an upright picture, by falling score. */
+    /** Objects in an upright image, by decreasing score. */
     fun predict(picture: Bitmap): List<Found> {
         val scale = min(settings.height.toFloat() / picture.height, settings.width.toFloat() / picture.width)
         val height = (picture.height * scale).roundToInt().coerceIn(1, settings.height)

@@ -4,11 +4,12 @@ import os
 from types import SimpleNamespace
 
 import keras
+import numpy as np
 import pytest
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config
-from kmaskrcnn.export.saved_model import export_saved_model
+from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.weight_files.download import locked
@@ -44,3 +45,22 @@ def exported(tmp_path_factory):
         version=base / "8",
         warmup=warmup,
     )
+
+
+@pytest.fixture(scope="session")
+def own_client(exported):
+    return SavedModelClient(exported.version)
+
+
+@pytest.fixture(scope="session")
+def loaded(own_client):
+    return own_client._model
+
+
+def assert_same(ours, theirs, atol=1e-4):
+    assert (ours.height, ours.width, len(ours)) == (theirs.height, theirs.width, len(theirs))
+    assert len(ours) > 0
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=atol)
+    np.testing.assert_array_equal(ours.classes, theirs.classes)
+    np.testing.assert_allclose(ours.mask_probabilities, theirs.mask_probabilities, atol=atol)

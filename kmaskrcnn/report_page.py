@@ -63,7 +63,7 @@ def figure(source: str, caption: str) -> str:
 
 
 def jpeg(picture: Image.Image, side: int) -> str:
-    """A picture of at most `side` pixels as a data URL."""
+    """An image of at most `side` pixels as a data URL."""
     picture = picture.copy()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()

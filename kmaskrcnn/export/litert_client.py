@@ -53,7 +53,7 @@ class FileClient(abc.ABC):
         """What `detect` found, as a prediction for an image of a size (height, width)."""
 
     def predict(self, picture: Picture | np.ndarray) -> Prediction:
-        """Find the objects of one picture.
+        """Find the objects of one image.
 
         Args:
             picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.

@@ -75,7 +75,12 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# The oldest version of every range in requirements.txt.
+# The oldest version of every range in requirements.txt: what calls TensorFlow, Keras and the other libraries, without the
+# extras.
+OLDEST_TESTS ?= tests/backbones tests/data tests/evaluation tests/export/test_saved_model.py tests/inference tests/layers \
+	tests/ops tests/results tests/test_keras_interface.py tests/test_model.py tests/test_precision.py \
+	tests/training/test_loop.py tests/training/test_replicas.py tests/training/test_state.py tests/training/test_step.py \
+	tests/weights/test_torchvision.py
 test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -p no:cacheprovider $(OLDEST_TESTS)
 

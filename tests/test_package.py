@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +37,17 @@ def test_the_wheel_holds_package_recipes_and_license(wheel):
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Dist: tensorflow" in metadata
+
+
+def test_the_oldest_versions_are_those_that_the_ranges_begin_with():
+    def pairs(name):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+        return {r.name: r.specifier for r in map(Requirement, lines)}
+
+    oldest = {name: next(iter(s)).version for name, s in pairs("requirements-oldest.txt").items()}
+    for name, ranges in pairs("requirements.txt").items():
+        (begin,) = (s.version for s in ranges if s.operator == ">=")
+        assert Version(oldest[name]) == Version(begin), name
 
 
 def test_the_installed_command_finds_its_recipes(wheel, tmp_path):

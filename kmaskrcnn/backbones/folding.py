@@ -68,7 +68,10 @@ def fold_normalization(backbone: keras.Model) -> keras.Model:
             return FoldedConvolution(layer, norm_of[layer])(*args, **kwargs)
         return layer(*args, **kwargs)
 
-    def share(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return layer if layer.weights else type(layer).from_config(layer.get_config())
+    def share(layer: keras.layers.Layer | keras.Operation) -> keras.layers.Layer | keras.Operation:
+        # Keras 3.8 also hands over the casts of mixed precision, which are operations and no layers.
+        if not isinstance(layer, keras.layers.Layer) or layer.weights:
+            return layer
+        return type(layer).from_config(layer.get_config())
 
     return keras.models.clone_model(backbone, clone_function=share, call_function=call)

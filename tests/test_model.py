@@ -165,6 +165,20 @@ def test_compile_and_fit_learn(tiny_model, batch):
     assert last["loss"][-1] < 0.7 * first["loss"][0]
 
 
+def test_gradients_have_the_same_bits_at_each_run(tiny_model, batch):
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n(list(tiny_model(batch, training=True).values()))
+        found = tape.gradient(loss, [variable.value for variable in tiny_model.trainable_variables])
+        return [tf.convert_to_tensor(gradient) for gradient in found]
+
+    first = [gradient.numpy() for gradient in gradients()]
+    for _ in range(30):
+        for variable, one, other in zip(tiny_model.trainable_variables, first, gradients(), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=variable.path)
+
+
 def test_summary_lists_the_boxes_of_the_figure(tiny_model):
     lines = []
     tiny_model.summary(print_fn=lambda line, **_: lines.append(line))

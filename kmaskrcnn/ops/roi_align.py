@@ -248,17 +248,38 @@ def roi_align_crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             # (K, P, P, C) -> (K * P * P, C)
             upstream = tf.reshape(tf.cast(tf.convert_to_tensor(upstream), tf.float32), (-1, maps[0].shape[-1]))
-            matrix = tf.raw_ops.SparseMatrixTranspose(input=_sampling_matrix(own), conjugate=False, type=tf.float32)
-            total = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=upstream)  # (rows, C)
-            parts = tf.split(total, [tf.reduce_prod(tf.shape(feature)[:3]) for feature in maps])
-            return [
-                tf.cast(tf.reshape(part, tf.shape(feature)), feature.dtype)
-                for part, feature in zip(parts, maps, strict=True)
-            ]
+            # A map at a time. Parts of one product share its memory: which one a later sum takes for its result, and so
+            # the order of the sum, would be a matter of timing.
+            return [_map_gradient(own, index, upstream) for index in range(len(maps))]
 
         return crop_and_resize(own) if inputs.sampling_ratio else _adaptive(own), gradient
 
     return pool(*inputs.features)
+
+
+def _rois_of(inputs: RoIAlignInputs, index: int) -> Tensor:
+    """The RoIs (n,) that lie on a map."""
+    import tensorflow as tf
+
+    return tf.squeeze(tf.cast(tf.where(inputs.map_indices == index), tf.int32), 1)
+
+
+def _map_gradient(inputs: RoIAlignInputs, index: int, upstream: Tensor) -> Tensor:
+    """Gradient (B, H, W, C) of a map; upstream is (K * P * P, C)."""
+    import tensorflow as tf
+
+    feature, rois, cells = inputs.features[index], _rois_of(inputs, index), inputs.output_size**2
+    own = inputs._replace(
+        features=[feature],
+        scales=[inputs.scales[index]],
+        boxes=tf.gather(inputs.boxes, rois),
+        batch_indices=tf.gather(inputs.batch_indices, rois),
+        map_indices=tf.zeros_like(rois),
+    )
+    matrix = tf.raw_ops.SparseMatrixTranspose(input=_sampling_matrix(own), conjugate=False, type=tf.float32)
+    bins = tf.reshape(tf.expand_dims(rois, 1) * cells + tf.range(cells), (-1,))  # (n * P * P,), rows of upstream
+    total = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=tf.gather(upstream, bins))  # (B * H * W, C)
+    return tf.cast(tf.reshape(total, tf.shape(feature)), feature.dtype)
 
 
 def crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
@@ -280,7 +301,7 @@ def crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
     boxes, grid = tf.concat([first, last], axis=1), (size * ratio, size * ratio)
     pooled, order = [], []
     for index, feature in enumerate(inputs.features):
-        rois = tf.squeeze(tf.cast(tf.where(inputs.map_indices == index), tf.int32), 1)
+        rois = _rois_of(inputs, index)
         # The operator takes no bfloat16.
         padded = tf.pad(tf.cast(feature, tf.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
         samples = tf.image.crop_and_resize(padded, tf.gather(boxes, rois), tf.gather(inputs.batch_indices, rois), grid)

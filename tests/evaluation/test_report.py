@@ -134,7 +134,7 @@ def test_the_page_holds_everything_itself(shapes, tmp_path):
     assert change < -0.1
     assert f'{scores["mask_AP"]:.3f} <span class="down">{change:+.3f}</span>' in page
     worst = page.split('id="worst-images"')[1].split("<h2")[0]
-    assert "00002.png: 0 right, 0 false" in worst
+    assert "00002.png: 0 correct, 0 false" in worst
     assert "Images that changed most" in page
 
 

@@ -183,7 +183,11 @@ def test_predict_on_a_video(trained, tmp_path):
     [
         ("train.py", ["--steps=5"], "--model_dir is missing"),
         ("train.py", ["--model_dir={tmp}", "--num_classes=0"], "num_classes=0: must be above 0"),
-        ("train.py", ["--model_dir={tmp}", "--anchor_sizes=a,b"], "--anchor_sizes=a,b: expected floats"),
+        (
+            "train.py",
+            ["--model_dir={tmp}", "--anchor_sizes=a,b"],
+            "--anchor_sizes=a,b: expected comma-separated floats",
+        ),
         ("train.py", ["--model_dir={tmp}"], "--train_annotations is missing"),
         ("train.py", ["--model_dir={tmp}", "--backbone=resnet18"], "--train_annotations is missing"),
         ("train.py", ["--model_dir=gs://bucket/run", "--train_annotations=shapes"], "gs://bucket/run is an address"),

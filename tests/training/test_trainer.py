@@ -198,7 +198,7 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
 
 @pytest.mark.parametrize("name", ["nothing", "nothing/best.weights.h5"])
 def test_opening_what_is_not_there(tmp_path, name):
-    with pytest.raises(ConfigError, match="no model folder"):
+    with pytest.raises(ConfigError, match="not a model folder"):
         model_folder.load_model(tmp_path / name)
 
 

@@ -54,7 +54,7 @@ def kill_once(folder: Path, flags: list[str], number: int, workers: int = 1) -> 
     code = run.end()
     if workers > 1:
         time.sleep(1.0)  # for the workers that follow their launcher
-    told = next((line.split(",")[0] for line in run.output if line.startswith("going on")), "from the start")
+    told = next((line.split(",")[0] for line in run.output if line.startswith("resuming")), "from the start")
     return f"{told}; killed {whom} in {moment} after {seen} steps; code {code}"
 
 

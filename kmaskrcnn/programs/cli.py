@@ -47,6 +47,7 @@ def main() -> None:
     """The console command."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
+        steady_output()
         print(_usage())
     elif arguments[0] == "--version":
         print(f"kmaskrcnn {kmaskrcnn.__version__}")

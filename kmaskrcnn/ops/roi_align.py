@@ -170,7 +170,7 @@ def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
 
 
 def _table_and_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as of `_taps`."""
+    """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as for `_taps`."""
     return _table(inputs.features), *_taps(inputs._replace(boxes=ops.stop_gradient(inputs.boxes)))
 
 

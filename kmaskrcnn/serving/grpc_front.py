@@ -88,6 +88,7 @@ def start(settings: ServeSettings) -> grpc.Server:
         # One more than are let in, so that refusals need not wait.
         futures.ThreadPoolExecutor(settings.queue + 1, "grpc"),
         handlers=[_Front(settings)],
+        maximum_concurrent_rpcs=settings.queue + 1,  # none waits for a thread, with its images in memory
         options=[
             ("grpc.max_receive_message_length", longest),
             ("grpc.max_send_message_length", -1),

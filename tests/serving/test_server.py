@@ -219,6 +219,27 @@ def test_grpc_refuses_what_is_no_request_and_keeps_deadlines(server):
     server.until(lambda: server.predict(b"abc")[0] == 200)
 
 
+def test_grpc_takes_no_more_than_may_wait(server):
+    def outcome(_):
+        try:
+            return len(grpc_predict(server, b"wait")["length"])
+        except grpc.RpcError as error:
+            return error.code().name
+
+    gate = server.model / "1" / "gate"
+    gate.unlink(missing_ok=True)
+    with futures.ThreadPoolExecutor(30) as pool:
+        pending = [pool.submit(outcome, number) for number in range(30)]
+        try:
+            # All but those that are let in are refused while nothing is answered.
+            server.until(lambda: sum(future.done() for future in pending) >= 30 - QUEUE)
+        finally:
+            gate.touch()
+        outcomes = [future.result() for future in pending]
+    assert outcomes.count(1) == QUEUE and outcomes.count("RESOURCE_EXHAUSTED") == 30 - QUEUE
+    server.until(lambda: server.predict(b"abc")[0] == 200)
+
+
 def test_one_of_a_batch_does_not_fail_the_others(server):
     with futures.ThreadPoolExecutor(4) as pool:
         results = list(pool.map(server.predict, [b"abc", b"refuse", b"fail", b"abcd"]))

@@ -260,11 +260,16 @@ def open_model(
         WeightsError, ConfigError: there is none, or it does not fit the settings.
     """
     text = os.fspath(name_or_path)
-    named = hub.is_address(text) or (text in PRESETS and not os.path.exists(text))
-    # With other classes the preset's file is imported anew, which says what it leaves out.
-    if named and (hub.is_address(text) or "num_classes" not in settings):
-        return model_folder.load_model(converted_folder(text, mirror, offline), **settings)[0]
-    path = find_file(text, mirror, offline)
-    if path.is_dir() or path.name.endswith(model_folder.WEIGHTS_SUFFIX):
+    # With other classes a published file is imported anew, which says what it leaves out.
+    if hub.is_address(text) or (text in PRESETS and not os.path.exists(text) and "num_classes" not in settings):
+        path = converted_folder(text, mirror, offline)
+    else:
+        path = find_file(text, mirror, offline)
+    if not path.is_dir() and not path.name.endswith(model_folder.WEIGHTS_SUFFIX):
+        return import_file(path, **settings).model
+    config = model_folder.read_config(path if path.is_dir() else path.parent)
+    if settings.get("num_classes", config.model.num_classes) == config.model.num_classes:
         return model_folder.load_model(path, **settings)[0]
-    return import_file(path, **settings).model
+    model = model_folder.build_model(config.replace(**settings))
+    print(model_folder.load_initial_weights(model, str(path)), flush=True)
+    return model

@@ -88,6 +88,9 @@ def test_files_of_each_format_become_models(files, tmp_path):
     np.testing.assert_array_equal(
         MaskRCNN.from_preset(tmp_path).fpn.weights[0].numpy(), imported.model.fpn.weights[0].numpy()
     )
+    other = MaskRCNN.from_preset(tmp_path, num_classes=5)  # all but the last layers
+    assert other.box_head.class_logits.kernel.shape[-1] == 6
+    np.testing.assert_array_equal(other.fpn.weights[0].numpy(), imported.model.fpn.weights[0].numpy())
     with pytest.raises(TrainingError, match="holds a model with"):
         write_folder(import_file(files["detectron2"], nms_iou=0.4), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -204,7 +204,7 @@ class MaskRCNN(KerasInterface):
     def find_boxes(
         self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes (B, D, 4), scores (B, D), classes (B, D) and their number (B,), as of `detect`."""
+        """Boxes (B, D, 4), scores (B, D), classes (B, D) and their number (B,), as for `detect`."""
         logits, deltas = self._run_box_head(features, proposals)
         return detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes)
 

@@ -84,7 +84,7 @@ class LiteRTGpuClient(FileClient):
         return images, scaled
 
     def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
-        """Boxes, scores, classes and masks, as of `host.detect`, for an image that `letterbox` scaled."""
+        """Boxes, scores, classes and masks, as for `host.detect`, for an image that `letterbox` scaled."""
         with self._lock:
             return host.detect(self.run, images, scaled, self.settings)
 

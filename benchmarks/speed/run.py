@@ -1,6 +1,6 @@
 """Times our model and torchvision's in turns, with the same weights and images, and prints ratios.
 
-    python -m benchmarks.speed.run --torch_python=PATH [--only=PATTERN,...] [--repeats=5] [--json=FILE] [--table=FILE]
+    python -m benchmarks.speed.run --torch_python=PATH [--only=PATTERN;...] [--repeats=5] [--json=FILE] [--table=FILE]
 
 PATH is the Python of an environment with torch and torchvision. Each side is a process of its own; they take turns at
 every repetition, so that what else the machine does falls on both. A work is left out where one of the sides finds

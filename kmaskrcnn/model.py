@@ -306,8 +306,9 @@ class MaskRCNN(KerasInterface):
         """A model with pretrained weights; those of a preset are downloaded and converted the first time.
 
         Args:
-            name_or_path: a name in `kmaskrcnn.weights.presets.PRESETS`, hf://OWNER/NAME of a model folder on the
-                Hugging Face Hub, a weight file of torchvision, Detectron2 or matterport, or a model folder of ours.
+            name_or_path: a preset (`PRESETS` and `SHIPPED` of `kmaskrcnn.weights.presets`), hf://OWNER/NAME of a model
+                folder on the Hugging Face Hub, a weight file of torchvision, Detectron2 or matterport, or a model
+                folder of ours.
             mirror: base URL to download from instead of the publishers' servers; default: KMASKRCNN_MIRROR, or none.
             offline: do not use the network, only the cache; default: KMASKRCNN_OFFLINE.
             **settings: replace those of the file. Another num_classes keeps everything but the last layers.

@@ -256,7 +256,7 @@ class TrainConfig:
     init_weights: str = _setting(
         "",
         "Weights to start from: 'imagenet', 'imagenet_v2' or a backbone file (.npz, .pth, .safetensors, .pkl); the "
-        "name of a COCO preset, hf://OWNER/NAME, a model folder or .weights.h5; 'none'. Downloads what is missing.",
+        "name of a preset, hf://OWNER/NAME, a model folder or .weights.h5; 'none'. Downloads what is missing.",
     )
     batch_size: int = _setting(
         2, "Images per optimizer step, over all devices, workers and accumulated parts.", **_POSITIVE

@@ -23,10 +23,12 @@ from pathlib import Path
 from benchmarks.faults import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-# Modules of this package and how many faults each tries, those that take longest first.
+# Modules of this package, or parts of them as MODULE-PART, and how many faults each tries; the longest first.
 KINDS = {
-    "kills": 10,
     "kills_workers": 10,
+    "kills-mirrored": 10,
+    "kills-bfloat16": 10,
+    "kills-accumulation": 10,
     "stops": 3,
     "damaged_checkpoints": 240,
     "hostile_requests": 5000,
@@ -43,7 +45,8 @@ def run_one(kind: str, count: int, folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        rows = importlib.import_module(f"benchmarks.faults.{kind}").run(count, work)
+        module, _, part = kind.partition("-")
+        rows = importlib.import_module(f"benchmarks.faults.{module}").run(count, work, *([part] if part else []))
     except Exception as error:
         traceback.print_exc()
         rows = [Row(kind, count, f"the test itself failed: {type(error).__name__}: {error}", False)]

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -23,8 +25,10 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,20 +60,25 @@ def photographs() -> list[bytes]:
 
 
 def expected_hashes(version: Path, images: list[bytes]) -> list[list[str]]:
-    """For each image the hashes of its answers, alone and in every batch that can have been made of them."""
+    """For each image the hashes of its answers, alone and in every batch that can have been made."""
     from kmaskrcnn.serving import rest
     from kmaskrcnn.serving.runner import SavedModelRunner, joined_run
 
     runner = SavedModelRunner(str(version), 2)
     found: list[set[str]] = [set() for _ in images]
-    for i, image in enumerate(images):
-        # What a batch is padded to depends on who else is in it; where the others stand does not matter.
-        batches = [[image] * count for count in range(1, MAX_BATCH + 1)]
-        batches += [[image] * (count - 1) + [other] for count in range(2, MAX_BATCH + 1) for other in images]
-        for batch in batches:
-            outputs = joined_run(runner, [[one] for one in batch])[0]
-            found[i].add(hashlib.sha256(rest.format_answer(outputs, rest.AnswerForm())).hexdigest())
+    # What a batch is padded to depends on who is in it, and the last bit also on the order.
+    for count in range(1, MAX_BATCH + 1):
+        for batch in itertools.product(range(len(images)), repeat=count):
+            rows = joined_run(runner, [[images[i]] for i in batch])
+            for i, outputs in zip(batch, rows, strict=True):
+                found[i].add(hashlib.sha256(rest.format_answer(outputs, rest.AnswerForm())).hexdigest())
     return [sorted(hashes) for hashes in found]
+
+
+def alone(function: Callable, *arguments: object) -> Any:
+    """Call a function in a process of its own: TensorFlow's threads cannot be set once it has run."""
+    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 class Server:
@@ -184,9 +193,13 @@ def key(prediction) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
-def expected_keys(version: Path, images: list[bytes]) -> list[set]:
-    """What `faults` holds answers against: those of single requests."""
+def expected_keys(version: Path, images: list[bytes], threads: int) -> list[set]:
+    """What `faults` holds answers against: those of single requests, by as many threads as a worker has."""
+    import tensorflow as tf
+
     from kmaskrcnn.export.saved_model import SavedModelClient
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
 
     client = SavedModelClient(version)
     return [{key(client.predict(image))} for image in images]
@@ -221,8 +234,8 @@ def main() -> int:
     lines, bad = [], 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model, images = export(work), photographs()
-        (work / "expected.json").write_text(json.dumps(expected_hashes(model / "1", images)))
+        model, images = alone(export, work), photographs()
+        (work / "expected.json").write_text(json.dumps(alone(expected_hashes, model / "1", images)))
         for i, image in enumerate(images):
             body = json.dumps({"instances": [{"b64": base64.b64encode(image).decode()}]})
             (work / f"body-{i}.json").write_text(body)
@@ -243,7 +256,8 @@ def main() -> int:
             server.stop()
         heads = ["fault", "requests", "right", "wrong", "failed", "refused", "MB more"]
         lines += ["", row(*heads), row(*["---"] * len(heads))]
-        keys, count = expected_keys(model / "1", images), max(options.requests // 20, 40)
+        threads = max((os.cpu_count() or 1) // 2, 1)
+        keys, count = alone(expected_keys, model / "1", images, threads), max(options.requests // 20, 40)
         server = Server(model, work / "server.log", workers=2, queue=64, poll_seconds=0.5)
 
         def kill() -> None:

@@ -192,11 +192,12 @@ def write(
             "masks": "pooled (D, M, M, C) -> masks (D, 2M, 2M, classes + 1)",
         },
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "float32", "channels": "RGB"},
-        "padding": "scale the image to fit, put it top left, fill the rest with pad_value",
+        "padding": tflite.PADDING,
         "pad_value": [float(value) for value in model._mean],
         "mask_paste": config.model.mask_paste,
         "quantize": quantize,
         "host": host_settings(model, height, width),
         **dataclasses.asdict(labels),
     }
-    tflite.write_with_metadata(content, Path(path), metadata, labels)
+    tensors = {"images": f"float32 RGB in 0..255; {tflite.PADDING}"}
+    tflite.write_with_metadata(content, Path(path), config, metadata, labels, tensors)

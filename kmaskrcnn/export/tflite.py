@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.export.tflite_metadata import LABELS, SETTINGS, VALUE_LABELS, value_labels, with_metadata
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
 from kmaskrcnn.outputs import Outputs, split_file
@@ -223,46 +224,68 @@ def open_output(path: str | os.PathLike) -> tuple[Outputs, str]:
     """Where a .tflite file and the two beside it go, and its name; raises OutputError where a file is in the way."""
     folder, name = split_file(path)
     outputs = Outputs(folder, "export")
-    outputs.check([name, *(f"{Path(name).stem}.{file}" for file in ("labels.txt", "metadata.json"))])
+    outputs.check([name, *(f"{Path(name).stem}.{file}" for file in (LABELS, SETTINGS))])
     return outputs, name
+
+
+_OUTPUTS = {
+    "num_detections": "(1,) float32",
+    "detection_boxes": "(1, D, 4) float32, y0 x0 y1 x1 in 0..1 of the input",
+    "detection_scores": "(1, D) float32, falling",
+    "detection_classes": "(1, D) float32, from 1; line of labels.txt",
+    "detection_masks": "(1, D, M, M) float32, probabilities over each box",
+}
+_IMAGE_SHAPE = "(1, 2) int32, height and width of the image inside the padding"
+PADDING = "scale the image to fit, put it top left, fill the rest with pad_value"
 
 
 def write(
     content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
 ) -> None:
-    """Write the .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
-    metadata = {
+    """Write the .tflite with its metadata inside, and labels.txt and metadata.json beside it."""
+    settings = {
         "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
-        "image_shape": "(1, 2) int32, height and width of the image inside the padding",
-        "outputs": {
-            "num_detections": "(1,) float32",
-            "detection_boxes": "(1, D, 4) float32, y0 x0 y1 x1 in 0..1 of the input",
-            "detection_scores": "(1, D) float32, falling",
-            "detection_classes": "(1, D) float32, from 1; line of labels.txt",
-            "detection_masks": "(1, D, M, M) float32, probabilities over each box",
-        },
-        "padding": "scale the image to fit, put it top left, fill the rest with pad_value",
+        "image_shape": _IMAGE_SHAPE,
+        "outputs": _OUTPUTS,
+        "padding": PADDING,
         "pad_value": pad_value(config),
         "mask_paste": config.model.mask_paste,
         "quantize": quantize,
         **dataclasses.asdict(labels),
     }
-    write_with_metadata(content, Path(path), metadata, labels)
+    tensors = {"images": f"uint8 RGB; {PADDING}", "image_shape": _IMAGE_SHAPE, **_OUTPUTS}
+    write_with_metadata(content, Path(path), config, settings, labels, tensors)
 
 
-def write_with_metadata(content: bytes, path: Path, metadata: dict[str, Any], labels: Labels) -> None:
-    """Write a .tflite with labels.txt and metadata.json in a zip at its end, and the same two beside it."""
+def write_with_metadata(
+    content: bytes,
+    path: Path,
+    config: Config,
+    settings: dict[str, Any],
+    labels: Labels,
+    tensors: Mapping[str, str],
+) -> None:
+    """Write a .tflite with TFLite metadata, whose files are in a zip at its end, and two of them also beside it.
+
+    Args:
+        content: the .tflite.
+        path: where to.
+        config: of the model.
+        settings: what a client needs, for metadata.json.
+        labels: of the classes.
+        tensors: descriptions of inputs and outputs by name.
+    """
     outputs, file_name = open_output(path)
-    files = {
-        "labels.txt": "\n".join(labels.class_names) + "\n",
-        "metadata.json": json.dumps(metadata, indent=2) + "\n",
+    beside = {
+        LABELS: "\n".join(labels.class_names) + "\n",
+        SETTINGS: json.dumps(settings, indent=2) + "\n",
     }
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        for name, text in files.items():
+        for name, text in {**beside, VALUE_LABELS: value_labels(labels)}.items():
             archive.writestr(name, text)
-    outputs.write_bytes(file_name, content + packed.getvalue())
-    for file, text in files.items():
+    outputs.write_bytes(file_name, with_metadata(content, config, labels, tensors) + packed.getvalue())
+    for file, text in beside.items():
         outputs.write_text(f"{Path(file_name).stem}.{file}", text)
 
 

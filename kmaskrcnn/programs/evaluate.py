@@ -7,11 +7,8 @@ import sys
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError, TrainConfig
-from kmaskrcnn.programs import flags
+from kmaskrcnn.programs import flags, trained
 
-WHICH = absl_flags.DEFINE_enum(
-    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
-)
 REPORT = absl_flags.DEFINE_string(
     "report", "", "Folder for report.html, a self-contained page, and results.json; empty: none."
 )
@@ -22,7 +19,7 @@ OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for scores.json, results
 
 ABOUT = "COCO metrics (AP) of a trained model on its validation set, or on another one."
 TOPICS = {
-    "Model": ["model_dir", "which"],
+    "Model": trained.TOPIC,
     "Data": ["val_annotations", "val_images", "data_format", "eval_max_images"],
     "Output": ["output", "report", "compare"],
     "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
@@ -33,8 +30,7 @@ TOPICS = {
 def main() -> int:
     """Print the scores of a model folder, with its settings but for those given as flags; workers share the images."""
     settings = flags.given_settings()
-    if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that training wrote")
+    trained.check_model(settings)
     if COMPARE.value and not REPORT.value:
         raise ConfigError("--compare needs --report")
     from kmaskrcnn.cluster import open_cluster
@@ -50,7 +46,8 @@ def main() -> int:
     # The strategy of this run, not that of training.
     cluster = open_cluster(TrainConfig(strategy=settings.get("strategy", "one")))
     with cluster.watch(), cluster.quiet():
-        predictor = Predictor.from_directory(settings["model_dir"], WHICH.value, **settings)
+        folder = trained.trained_folder(settings)
+        predictor = Predictor.from_directory(folder, trained.WHICH.value, **settings)
         with cluster.in_turn():
             dataset = open_dataset(predictor.config, "val", predictor.labels)
         if dataset is None:
@@ -58,9 +55,9 @@ def main() -> int:
         dataset.summary()
         read = [predictor.config.data.val_annotations, *dataset.paths]
         pictured = dataset.file_names[: predictor.config.evaluation.eval_pictures]
-        for folder, extra in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
-            if folder and cluster.is_chief:
-                evaluation_outputs(folder, pictured, read, extra)  # a file in the way is told before the work
+        for output, extra in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
+            if output and cluster.is_chief:
+                evaluation_outputs(output, pictured, read, extra)  # a file in the way is told before the work
         result = evaluate(predictor, dataset, predictor.config, cluster)
         print(result.table())
         if OUTPUT.value and cluster.is_chief:
@@ -70,9 +67,7 @@ def main() -> int:
             from kmaskrcnn.evaluation.report import write_report
 
             limit = predictor.config.evaluation.eval_max_detections
-            page = write_report(
-                REPORT.value, result, dataset, predictor.labels, settings["model_dir"], limit, COMPARE.value, read
-            )
+            page = write_report(REPORT.value, result, dataset, predictor.labels, folder, limit, COMPARE.value, read)
             print(f"report: {page}")
     return 0
 

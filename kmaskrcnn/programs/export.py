@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
-from kmaskrcnn.programs import flags
+from kmaskrcnn.programs import flags, trained
 
 FORMAT = absl_flags.DEFINE_enum(
     "format",
@@ -21,9 +21,6 @@ FORMAT = absl_flags.DEFINE_enum(
 )
 OUTPUT = absl_flags.DEFINE_string(
     "output", "", "saved_model: the folder that gets a numbered version; tflite: the file to write."
-)
-WHICH = absl_flags.DEFINE_enum(
-    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
 )
 QUANTIZE = absl_flags.DEFINE_enum(
     "quantize",
@@ -58,7 +55,7 @@ VERIFY_IMAGES = absl_flags.DEFINE_list(
 VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Most images to verify on.")
 ABOUT = "Export a trained model to SavedModel or .tflite (LiteRT), and verify it in its own runtime."
 TOPICS = {
-    "Model": ["model_dir", "which"],
+    "Model": trained.TOPIC,
     "Output": ["format", "output"],
     "SavedModel": ["full_size_masks", "compact_masks", "max_pixels", "max_images", "max_request_bytes"],
     "TFLite": ["input_height", "input_width", "quantize", "calibration_images"],
@@ -71,8 +68,7 @@ _CALIBRATION_COUNT = 100
 def main() -> int:
     """Export and verify; exit code 1 where the artifact differs from the model by more than it may."""
     settings = flags.given_settings()
-    if not settings.get("model_dir"):
-        raise ConfigError("--model_dir is missing: a folder that training wrote")
+    trained.check_model(settings)
     if not OUTPUT.value:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
     if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
@@ -95,7 +91,7 @@ def main() -> int:
             raise ConfigError(f"--{clash[0]} is fixed for --format={FORMAT.value}")
     if FORMAT.value != "saved_model":
         open_output(OUTPUT.value)  # a file in the way is told before the work
-    model, config, labels = load_model(settings["model_dir"], WHICH.value, **(fixed | settings))
+    model, config, labels = load_model(trained.trained_folder(settings), trained.WHICH.value, **(fixed | settings))
     if config.evaluation.tile_size or config.evaluation.augmented:
         print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)
     exports = {"saved_model": _export_saved_model, "tflite": _export_tflite, "tflite_gpu": _export_tflite_gpu}

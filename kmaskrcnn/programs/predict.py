@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
-from kmaskrcnn.programs import flags
+from kmaskrcnn.programs import flags, trained
 
 INPUT = absl_flags.DEFINE_list("input", [], "Images and videos: files, folders or globs, comma-separated.")
 OUTPUT = absl_flags.DEFINE_string("output", "predictions", "Folder for the outputs.")
@@ -29,16 +29,10 @@ TRACK = absl_flags.DEFINE_bool(
     "track", False, "Multi-object tracking: in a video, one id per object over all frames (package trackers)."
 )
 FRAME_STEP = absl_flags.DEFINE_integer("frame_step", 1, "Use every Nth frame of a video.", lower_bound=1)
-PRESET = absl_flags.DEFINE_string(
-    "preset", "", "Instead of --model_dir: the name of a COCO preset, or hf://OWNER/NAME."
-)
-WHICH = absl_flags.DEFINE_enum(
-    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
-)
 
 ABOUT = "Find objects in images and videos."
 TOPICS = {
-    "Model": ["model_dir", "preset", "which", "offline", "mirror"],
+    "Model": trained.TOPIC,
     "Input and output": ["input", "output", "outputs", "font", "frame_step", "track"],
     "Which objects": ["min_score", "classes", "top_k", "max_detections"],
     "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
@@ -48,6 +42,7 @@ TOPICS = {
 def main(inputs: Sequence[str]) -> int:
     """Predict every image; one that cannot be read is named and passed over, and makes the exit code 1."""
     settings = flags.given_settings()
+    trained.check_model(settings, needed=False)
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
     from kmaskrcnn.inference.inputs import find_inputs
@@ -63,7 +58,7 @@ def main(inputs: Sequence[str]) -> int:
         print(f"skipped: {len(left_out)} files written by earlier runs, such as {left_out[0]}")
     if TRACK.value and not any(is_video(path) for path, _ in paths):
         raise ConfigError("--track: there is no video among the inputs")
-    predictor = Predictor.from_directory(_model_folder(settings.get("model_dir", "")), WHICH.value, **settings)
+    predictor = Predictor.from_directory(_model_folder(settings), trained.WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
     writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels, [path for path, _ in paths], FONT.value)
     writer.check((name, is_video(path)) for path, name in paths)  # a file in the way is told before the work
@@ -93,22 +88,17 @@ def main(inputs: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _model_folder(model_dir: str) -> str:
+def _model_folder(settings: Mapping[str, Any]) -> str:
     """The folder of --model_dir or --preset; without either, of the best published COCO weights."""
-    from kmaskrcnn.weights.convert import converted_folder
     from kmaskrcnn.weights.presets import DEFAULT_PRESET, PRESETS
 
-    if model_dir and PRESET.value:
-        raise ConfigError(f"--model_dir={model_dir} and --preset={PRESET.value}: give one of them")
-    if model_dir:
-        return model_dir
-    if not PRESET.value:
+    if not settings.get("model_dir") and not trained.PRESET.value:
         preset = PRESETS[DEFAULT_PRESET]
         print(
             f"no --model_dir: using {DEFAULT_PRESET}, which detects COCO's 80 classes (published box and mask AP on "
             f"val2017 {preset.box_ap} and {preset.mask_ap})"
         )
-    return str(converted_folder(PRESET.value or DEFAULT_PRESET))
+    return trained.trained_folder(settings, DEFAULT_PRESET)
 
 
 def _video(path: str, name: str, predict: Callable, select: Callable, writer: Any) -> str:

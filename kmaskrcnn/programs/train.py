@@ -55,7 +55,7 @@ def main() -> int:
 
     Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to resume); 2 on a bad setting.
     """
-    # Where there is no AVX-512, TensorFlow leaves oneDNN off, although its gradients of convolutions are the faster ones.
+    # Without AVX-512 TensorFlow leaves oneDNN off, though its gradients of convolutions are the faster ones.
     if platform.machine().lower() in ("x86_64", "amd64"):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     from kmaskrcnn.training.signals import SignalWatch

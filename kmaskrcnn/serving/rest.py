@@ -83,7 +83,8 @@ def format_answer(outputs: Outputs, form: AnswerForm, model_name: str = "", vers
     missing = [name for name in form.names if name not in outputs]
     if missing:
         raise ValueError(f"output_filter: there is no output {missing[0][:200]!r}")
-    outputs = {name: values for name, values in outputs.items() if name in form.names or not form.names}
+    # By name: the order in which TensorFlow gives outputs differs from process to process.
+    outputs = {name: outputs[name] for name in sorted(outputs) if name in form.names or not form.names}
     if form.media_type == PROTOBUF:
         from kmaskrcnn.export import serving_protos
 

@@ -24,7 +24,7 @@ from kmaskrcnn.weights import detectron2, matterport, torchvision
 from kmaskrcnn.weights.architectures import check_architecture
 from kmaskrcnn.weights.coco_labels import labels_for
 from kmaskrcnn.weights.detectron2_config import read_source_config
-from kmaskrcnn.weights.presets import PRESETS, find_file, find_preset
+from kmaskrcnn.weights.presets import PRESETS, SHIPPED, find_file, find_preset, preset_names, shipped_folder
 from kmaskrcnn.weights.transfer import LoadReport
 
 
@@ -211,7 +211,7 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
     """The model folder of a preset or of hf://OWNER/NAME: downloaded and converted the first time, then kept.
 
     Args:
-        name: in `kmaskrcnn.weights.presets.PRESETS`, or hf://OWNER/NAME.
+        name: in `PRESETS` or `SHIPPED` of `kmaskrcnn.weights.presets`, or hf://OWNER/NAME.
         mirror, offline: as for `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
@@ -219,8 +219,10 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
     """
     if hub.is_address(name):
         return hub.pull(name, offline=offline)
+    if name in SHIPPED:
+        return shipped_folder(name)
     if name not in PRESETS:
-        raise WeightsError(f"{name}: no such preset; presets are {', '.join(PRESETS)}, or hf://OWNER/NAME")
+        raise WeightsError(f"{name}: no such preset; presets are {', '.join(preset_names())}, or hf://OWNER/NAME")
     path = find_file(name, mirror, offline)
     # Another version may convert otherwise.
     folder = cache_folder() / "kmaskrcnn" / f"{name}-{sha256_of(path)[:12]}-{__version__}"
@@ -243,11 +245,11 @@ def starting_weights(source: str) -> str:
     """
     if os.path.exists(source) or source in (IMAGENET, IMAGENET_V2):
         return source
-    if source in PRESETS or hub.is_address(source):
+    if source in preset_names() or hub.is_address(source):
         return str(converted_folder(source))
     raise WeightsError(
         f"--init_weights={source}: no such file, folder or preset; presets are {IMAGENET}, {IMAGENET_V2}, "
-        f"{', '.join(PRESETS)}"
+        f"{', '.join(preset_names())}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Published Mask R-CNN weights: where they are, what they scored, and how a file of theirs is opened."""
+"""Published Mask R-CNN weights: where they are, what they scored, and how a file of theirs is opened; and our own."""
 
 from __future__ import annotations
 
@@ -91,8 +91,20 @@ PRESETS = {
 }
 
 
+# Our own models, which the package holds as model folders with a README each.
+SHIPPED = ("nuclei_mobilenet_v2",)
 # Of all published ones the best whose file can be checked: its name carries its SHA-256.
 DEFAULT_PRESET = "torchvision_r50_fpn_v2"
+
+
+def preset_names() -> list[str]:
+    """The names of all presets, published and shipped."""
+    return [*PRESETS, *SHIPPED]
+
+
+def shipped_folder(name: str) -> Path:
+    """The model folder of a name in SHIPPED."""
+    return Path(__file__).parents[1] / "models" / name
 
 
 def find_preset(path: str | os.PathLike) -> Preset | None:
@@ -119,7 +131,7 @@ def find_file(name_or_path: str | os.PathLike, mirror: str | None = None, offlin
     (KERAS_HOME/models, ~/.keras/models), where a download goes to.
 
     Args:
-        name_or_path: a name in PRESETS, or a path.
+        name_or_path: a name in PRESETS or SHIPPED, or a path.
         mirror, offline: as for `kmaskrcnn.weight_files.download.fetch`.
 
     Raises:
@@ -129,7 +141,9 @@ def find_file(name_or_path: str | os.PathLike, mirror: str | None = None, offlin
     text = os.fspath(name_or_path)
     if os.path.exists(text):
         return Path(text)
+    if text in SHIPPED:
+        return shipped_folder(text)
     if text not in PRESETS:
-        raise WeightsError(f"{text}: no such file, folder or preset; presets are {', '.join(PRESETS)}")
+        raise WeightsError(f"{text}: no such file, folder or preset; presets are {', '.join(preset_names())}")
     here = Path(PRESETS[text].filename)
     return here if here.is_file() else fetch(PRESETS[text].published, mirror, offline)

@@ -80,6 +80,8 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
     [
         (["--output={tmp}"], "--model_dir is missing"),
         (["--model_dir={tmp}"], "--output is missing"),
+        (["--model_dir={tmp}", "--preset=nuclei_mobilenet_v2"], "give one of them"),
+        (["--preset=nuclei", "--output={tmp}/o"], "nuclei: no such preset; presets are torchvision_r50_fpn, "),
         (["--model_dir={tmp}", "--output={tmp}/o"], "is not a model folder"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--quantize=int8"], "--quantize is for --format=tflite"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_pixels=0"], "--max_pixels=0: must be above 0"),

@@ -1,6 +1,9 @@
 """The real converter, the real runtime: builtin operations only, and the numbers of the model."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -42,8 +45,14 @@ def mobile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mobile")
     calibration = [letterbox(picture(seed=i), HEIGHT, WIDTH, tflite.pad_value(config))[0] for i in range(4)]
     paths, sizes = {}, {}
+    whole = tflite.convert(model, HEIGHT, WIDTH)
     for quantize in tflite.QUANTIZE:
-        content = tflite.convert(model, HEIGHT, WIDTH, quantize, calibration)
+        # int8 by `convert`, the others from one conversion, which takes the time.
+        content = whole
+        if quantize == "int8":
+            content = tflite.convert(model, HEIGHT, WIDTH, quantize, calibration)
+        elif quantize != "none":
+            content = tflite.quantized(whole, quantize)
         paths[quantize] = folder / f"{quantize}.tflite"
         sizes[quantize] = len(content)
         tflite.write(content, paths[quantize], config, LABELS, HEIGHT, WIDTH, quantize)
@@ -108,7 +117,7 @@ def test_labels_and_metadata_are_inside_the_file_and_beside_it(mobile):
     with zipfile.ZipFile(path) as archive:
         inside = {name: archive.read(name).decode() for name in archive.namelist()}
     beside = {name: path.with_name(f"int8.{name}").read_text() for name in ("labels.txt", "metadata.json")}
-    assert inside == beside
+    assert inside == beside | {"value_labels.txt": "???\napple\npear\nplum\n"}
     assert inside["labels.txt"] == "apple\npear\nplum\n"
     metadata = json.loads(inside["metadata.json"])
     assert metadata["quantize"] == "int8"
@@ -273,3 +282,49 @@ def test_client_refuses_other_files(mobile, tmp_path):
         client.predict(b"not an image")
     with pytest.raises(FileNotFoundError):
         client.predict(tmp_path / "missing.png")
+
+
+# Prints what TensorFlow Lite Support's own reader finds in a file.
+READER = """
+import sys
+from tensorflow_lite_support.metadata.python.metadata import MetadataDisplayer
+displayer = MetadataDisplayer.with_model_file(sys.argv[1])
+print(displayer.get_metadata_json())
+print(displayer.get_packed_associated_file_list(), file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the newest wheel of tflite-support is for Python 3.11")
+def test_the_reader_of_tensorflow_lite_support_shows_the_metadata(mobile, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "reader"], check=True)
+    python = tmp_path / "reader" / "bin" / "python"
+    for packages in (["--no-deps", "tflite-support==0.4.4"], ["absl-py", "numpy<2", "flatbuffers", "libusb-package"]):
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    # It also holds code for USB devices, whose library a machine may lack.
+    library = next(tmp_path.rglob("libusb-1.0.so"))
+    library.with_name("libusb-1.0.so.0").symlink_to(library)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(library.parent)}
+    command = [python, "-c", READER, mobile.paths["int8"]]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["name"] == "Mask R-CNN resnet18"
+    assert "apple, pear, plum" in shown["description"]
+    assert [file["name"] for file in shown["associated_files"]] == ["metadata.json"]
+    (graph,) = shown["subgraph_metadata"]
+    inputs = {tensor["name"]: tensor for tensor in graph["input_tensor_metadata"]}
+    outputs = {tensor["name"]: tensor for tensor in graph["output_tensor_metadata"]}
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(mobile.paths["int8"])).get_signature_runner()
+    assert set(inputs) == set(runner.get_input_details())
+    assert set(outputs) == set(runner.get_output_details())
+    properties = inputs["images"]["content"]["content_properties"]
+    assert properties == {"color_space": "RGB", "default_size": {"width": WIDTH, "height": HEIGHT}}
+    assert inputs["images"]["process_units"][0]["options"] == {"mean": [0.0], "std": [1.0]}
+    assert outputs["detection_boxes"]["content"]["content_properties"] == {"index": [1, 0, 3, 2], "type": "BOUNDARIES"}
+    assert outputs["detection_scores"]["process_units"][0]["options"]["global_score_threshold"] == pytest.approx(0.3)
+    assert outputs["detection_classes"]["associated_files"][0]["name"] == "value_labels.txt"
+    for name in ("labels.txt", "metadata.json", "value_labels.txt"):
+        assert name in result.stderr

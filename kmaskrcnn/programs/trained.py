@@ -1,0 +1,31 @@
+"""Which trained model a program runs: the flags of predict, evaluate and export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags as absl_flags
+
+from kmaskrcnn.config import ConfigError
+
+PRESET = absl_flags.DEFINE_string("preset", "", "Instead of --model_dir: the name of a preset, or hf://OWNER/NAME.")
+WHICH = absl_flags.DEFINE_enum(
+    "which", "best", ["best", "last"], "Weights to use: the best by evaluation, or the last."
+)
+TOPIC = ["model_dir", "preset", "which", "offline", "mirror"]
+
+
+def check_model(settings: Mapping[str, Any], needed: bool = True) -> None:
+    """Raise ConfigError where both --model_dir and --preset are given, or neither though one is `needed`."""
+    if settings.get("model_dir") and PRESET.value:
+        raise ConfigError(f"--model_dir={settings['model_dir']} and --preset={PRESET.value}: give one of them")
+    if needed and not settings.get("model_dir") and not PRESET.value:
+        raise ConfigError("--model_dir is missing: a folder that training wrote; or give --preset")
+
+
+def trained_folder(settings: Mapping[str, Any], default: str = "") -> str:
+    """The folder of --model_dir, or of --preset or else `default`, downloaded and converted the first time."""
+    from kmaskrcnn.weights.convert import converted_folder
+
+    return settings.get("model_dir") or str(converted_folder(PRESET.value or default))

@@ -1,0 +1,18 @@
+"""Bodies of answers, without a server."""
+
+import json
+
+import numpy as np
+
+from kmaskrcnn.serving import rest
+
+
+def test_the_bytes_of_an_answer_do_not_depend_on_the_order_of_the_outputs():
+    outputs = {"b": np.arange(4, dtype=np.float32).reshape(2, 2), "a": np.array([1, 2], np.int32)}
+    backwards = dict(reversed(outputs.items()))
+    for form in (rest.AnswerForm(), rest.AnswerForm(rows=False)):
+        assert rest.format_answer(outputs, form) == rest.format_answer(backwards, form)
+    assert json.loads(rest.format_answer(outputs, rest.AnswerForm()))["predictions"] == [
+        {"a": 1, "b": [0.0, 1.0]},
+        {"a": 2, "b": [2.0, 3.0]},
+    ]

@@ -71,6 +71,12 @@ def main() -> int:
             "docs/guide/data.md lists the formats"
         )
     local_folder(config.train.model_dir)
+    for name in ("steps", "epochs"):
+        if config.train.max_minutes and given.get(name):
+            print(
+                f"--max_minutes={config.train.max_minutes:g} sets the length of training, so --{name}={given[name]:g} "
+                "is not used; --max_minutes=0 lets it count"
+            )
     if PREVIEW.value:
         preview(config)
         return 0

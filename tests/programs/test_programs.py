@@ -242,3 +242,11 @@ def test_flagfiles_parse(name, tmp_path):
         "train.py", f"--flagfile=configs/{name}", f"--model_dir={tmp_path}", "--train_annotations=/no.json"
     )
     assert "/no.json: no such annotation file" in result.stderr
+
+
+@pytest.mark.parametrize(("minutes", "told"), [("1.5", True), ("0", False)])
+def test_a_number_of_steps_beside_a_number_of_minutes_is_not_left_out_in_silence(minutes, told, tmp_path):
+    arguments = [f"--model_dir={tmp_path}/m", "--train_annotations=no.json", f"--max_minutes={minutes}", "--steps=5"]
+    result = run_python("train.py", *arguments)
+    assert ("--max_minutes=1.5 sets the length of training, so --steps=5 is not used" in result.stdout) is told
+    assert result.returncode == 2 and "no.json" in result.stderr

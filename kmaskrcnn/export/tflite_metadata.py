@@ -27,6 +27,13 @@ _RGB = 1  # ColorSpaceType
 _BOUNDARIES = 1  # BoundingBoxType
 
 
+class _AlignedBuilder(flatbuffers.Builder):
+    """Aligns bytes to 16, as TFLite's schema wants it of weights (force_align), which the Python code ignores."""
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
+        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Byte:
     value: int
@@ -77,13 +84,17 @@ def with_metadata(content: bytes, config: Config, labels: Labels, tensors: Mappi
     )
     builder = flatbuffers.Builder(1024)
     builder.Finish(_write(builder, root), b"M001")
+    for constant in model.buffers:
+        if constant.offset > 1:  # the quantizer leaves what a buffer holds behind the flatbuffer
+            data = content[constant.offset : constant.offset + constant.size]
+            constant.data, constant.offset, constant.size = np.frombuffer(data, np.uint8), 0, 0
     model.metadata = [entry for entry in model.metadata or [] if entry.name != NAME.encode()]
     entry, buffer = schema.MetadataT(), schema.BufferT()
     buffer.data = np.frombuffer(bytes(builder.Output()), np.uint8)
     entry.name, entry.buffer = NAME, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata.append(entry)
-    packed = flatbuffers.Builder(len(content) + 4096)
+    packed = _AlignedBuilder(len(content) + 4096)
     packed.Finish(model.Pack(packed), b"TFL3")
     return bytes(packed.Output())
 

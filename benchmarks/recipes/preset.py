@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    if options.output.exists():
+        parser.error(f"{options.output} is there already: give another folder, or move it away")
+    options.output.mkdir(parents=True)
     (options.output / "config.json").write_text(without_paths(read_config(options.model_dir)).to_json())
     shutil.copy(options.model_dir / "labels.json", options.output)
     halve(options.model_dir / BEST, options.output / BEST)

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity benchmark gpu-benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -109,6 +109,14 @@ benchmark: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
 		--work=$(RUNS)/speed --json=$(RUNS)/speed/results.json --table=$(RUNS)/speed/table.md
 	$(BIN)/python -m benchmarks.speed.growth --json=$(RUNS)/speed/growth.json
 	$(BIN)/python -m benchmarks.speed.startup
+
+# Training steps on a GPU beside torchvision's: images a second, memory. GPU_PYTHON has JAX or TensorFlow with CUDA, Keras
+# and Pillow, TORCH_PYTHON torch and torchvision with CUDA; they may be one.
+GPU_PYTHON ?= $(BIN)/python
+BATCHES ?= 8,16
+gpu-benchmark: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY)) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
+	$(GPU_PYTHON) -m benchmarks.gpu.run --torch_python=$(or $(TORCH_PYTHON),.venv-torch/bin/python) \
+		--batches=$(BATCHES) --table=$(RUNS)/gpu.md
 
 .venv-torch/.ready:
 	$(PYTHON) -m venv .venv-torch

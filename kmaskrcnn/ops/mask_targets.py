@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -15,19 +17,26 @@ def _interpolation(
     """(K, out, m) matrices that average bilinear samples, `samples` a bin of [start, stop), from cells of the frame."""
     if samples:
         count, most = ops.full_like(start, samples), samples
-    else:  # one a pixel, so each RoI has its own number; the rest of the longest row gets no weight
+    else:  # one a pixel, so each RoI has its own number
         count = ops.maximum(ops.ceil((stop - start) / out), 1.0)
         most = ops.cast(ops.max(ops.concatenate([count, ops.ones((1,), "float32")])), "int32")
-    sample = ops.cast(ops.arange(most), "float32")  # (S,)
-    points = (sample + 0.5) / count[:, None]  # (K, S), in bins
-    points = points[:, None, :] + ops.arange(out, dtype="float32")[:, None]  # (K, out, S)
-    position = start[:, None, None] + points * ((stop - start) / out)[:, None, None]  # image pixels
-    cell_size = ops.maximum(frame_stop - frame_start, 1e-6) / m
-    cell = (position - frame_start[:, None, None]) / cell_size[:, None, None] - 0.5
-    # Outside the frame there is no object: the hat function fades to 0 within one cell, as in the paste.
-    weights = ops.maximum(1.0 - ops.abs(cell[..., None] - ops.arange(m, dtype="float32")), 0.0)  # (K, out, S, m)
-    used = ops.cast(sample < count[:, None], "float32") / count[:, None]  # (K, S)
-    return ops.sum(weights * used[:, None, :, None], axis=2)
+    bins = ops.arange(out, dtype="float32")
+    bin_size = ((stop - start) / out)[:, None]
+    cell_size = ops.maximum(frame_stop - frame_start, 1e-6)[:, None] / m
+
+    def add_sample(index: Tensor, total: Tensor) -> Tensor:
+        sample = ops.cast(index, "float32")
+        position = start[:, None] + (bins + ((sample + 0.5) / count)[:, None]) * bin_size  # (K, out), image pixels
+        cell = (position - frame_start[:, None]) / cell_size - 0.5
+        # Outside the frame there is no object: the hat function fades to 0 within one cell, as in the paste.
+        weights = ops.maximum(1.0 - ops.abs(cell[..., None] - ops.arange(m, dtype="float32")), 0.0)  # (K, out, m)
+        share = ops.where(sample < count, 1.0 / count, 0.0)
+        return total + weights * share[:, None, None]
+
+    nothing = ops.zeros((ops.shape(start)[0], out, m), "float32")
+    if samples:
+        return functools.reduce(lambda total, index: add_sample(index, total), range(samples), nothing)
+    return ops.fori_loop(0, most, add_sample, nothing)
 
 
 def check_mask_values(masks: np.ndarray) -> None:

@@ -18,6 +18,8 @@ from kmaskrcnn.ops.tensor import Tensor
 
 # Below every score, and finite: the kernel compares scores with it.
 _NEVER = -1e30
+# Boxes that the portable form decides on at a time.
+_TILE = 512
 
 
 def nms(
@@ -70,22 +72,59 @@ def _has_area(boxes: Tensor) -> Tensor:
 
 
 def _portable(boxes: Tensor, scores: Tensor, max_output: int, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    indices, count = ops.zeros((max_output,), "int32"), ops.zeros((), "int32")
-    # A row that never comes out, so that there is a best one among no boxes.
-    boxes = ops.pad(boxes, ((0, 1), (0, 0)))
-    scores = ops.pad(scores, ((0, 1),), constant_values=2.0 * _NEVER)
+    """The boxes in tiles by decreasing score, so that what is kept takes some steps a tile and not one a box."""
+    boxes, scores = ops.stop_gradient(boxes), ops.stop_gradient(scores)  # no backend differentiates such a loop
+    order = ops.argsort(-scores)
+    order, exists = (ops.pad(x, ((0, _TILE),)) for x in (order, ops.take(scores, order) > _NEVER))
+    boxes = ops.pad(boxes, ((0, 1), (0, 0)))  # so that there is a row to take among no boxes
+    earlier = ops.arange(_TILE)[:, None] < ops.arange(_TILE)[None, :]
+    slots = ops.arange(max_output, dtype="int32")
 
-    def keep_best(i: Tensor, state: tuple) -> tuple:
-        indices, count, scores = state
-        best = ops.cast(ops.argmax(scores), "int32")
-        found = ops.take(scores, best) > _NEVER
-        indices = ops.where(ops.logical_and(ops.arange(max_output, dtype="int32") == i, found), best, indices)
-        overlap = box_ops.iou(ops.take(boxes, best, axis=0)[None], boxes)[0]
-        dropped = ops.logical_or(overlap > iou_threshold, ops.arange(ops.shape(scores)[0], dtype="int32") == best)
-        return indices, count + ops.cast(found, "int32"), ops.where(dropped, 2.0 * _NEVER, scores)
+    def unfinished(tile: Tensor, indices: Tensor, count: Tensor) -> Tensor:
+        # Behind the last box that exists, and so behind the last tile, there is none.
+        return ops.logical_and(ops.take(exists, tile * _TILE), count < max_output)
 
-    indices, count, _ = ops.fori_loop(0, max_output, keep_best, (indices, count, scores))
+    def add_tile(tile: Tensor, indices: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = tile * _TILE + ops.arange(_TILE, dtype="int32")
+        own = ops.take(order, rows)
+        own_boxes = ops.take(boxes, own, axis=0)
+        kept = ops.logical_and(
+            (slots < count)[:, None], _over(ops.take(boxes, indices, axis=0), own_boxes, iou_threshold)
+        )
+        free = ops.logical_and(ops.take(exists, rows), ops.logical_not(ops.any(kept, axis=0)))
+        drops = ops.logical_and(_over(own_boxes, own_boxes, iou_threshold), earlier)
+        keep = _undropped(free, drops)
+        place = count + ops.cumsum(ops.cast(keep, "int32")) - 1
+        hits = ops.logical_and(keep, place == slots[:, None])  # (max_output, tile)
+        chosen = ops.take(own, ops.argmax(hits, axis=1))
+        indices = ops.where(ops.any(hits, axis=1), ops.cast(chosen, "int32"), indices)
+        count = ops.minimum(count + ops.sum(ops.cast(keep, "int32")), max_output)
+        return tile + 1, indices, ops.cast(count, "int32")
+
+    start = (ops.zeros((), "int32"), ops.zeros((max_output,), "int32"), ops.zeros((), "int32"))
+    _, indices, count = ops.while_loop(unfinished, add_tile, start)
     return indices, count
+
+
+def _over(boxes: Tensor, others: Tensor, iou_threshold: float) -> Tensor:
+    return box_ops.iou(boxes, others) > iou_threshold
+
+
+def _undropped(free: Tensor, drops: Tensor) -> Tensor:
+    """Which of the boxes (T,) that are free no kept box before them drops; drops (T, T) bool, by row, of column.
+
+    A box depends on those before it alone, so each pass makes at least one more of them final, and what a pass does not
+    change is final as a whole: in practice after as many passes as boxes drop each other in a row, about ten.
+    """
+
+    def changes(before: Tensor, keep: Tensor) -> Tensor:
+        return ops.any(before != keep)
+
+    def again(before: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        return keep, ops.logical_and(free, ops.logical_not(ops.any(ops.logical_and(drops, keep[:, None]), axis=0)))
+
+    _, keep = ops.while_loop(changes, again, again(free, free))
+    return keep
 
 
 def batched_nms(
@@ -183,6 +222,8 @@ def _each_image(
     function: Callable[[tuple], tuple], inputs: tuple[Tensor, ...], dtypes: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
     """Map over the batch; unrolled where its size is known, since a loop is slow and no TFLite builtin."""
+    if keras.backend.backend() == "jax":
+        return ops.vectorized_map(function, inputs)
     batch = inputs[0].shape[0]
     if batch is not None:
         results = [function(tuple(x[i] for x in inputs)) for i in range(batch)]

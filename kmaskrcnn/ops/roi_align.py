@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from kmaskrcnn.ops.tensor import Tensor
@@ -140,12 +141,40 @@ def roi_align_gather(inputs: RoIAlignInputs) -> Tensor:
     if not inputs.sampling_ratio:
         return _gather_adaptive(inputs)
     table, rows, weights = _table_and_taps(inputs)
+    if keras.backend.backend() == "jax":
+        return _with_sorted_gradient(table, rows, weights)
+    return _sum_of_taps(table, rows, weights)
+
+
+def _sum_of_taps(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     # Subtracted, for TensorFlow turns a chain of additions into AddN, which may add in another order at each run.
     weights = -ops.cast(weights, table.dtype)
     result = 0.0
     for tap in range(weights.shape[-1]):  # one tap at a time: memory stays at one copy of the output
         result = result - weights[..., tap, None] * ops.take(table, rows[..., tap], axis=0)
     return result
+
+
+def _with_sorted_gradient(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """`_sum_of_taps` under JAX, whose own gradient is a sum of sixteen tables, each made by adding at random places.
+
+    Here all values are added to one table in float32, by row: seven times as fast on a GPU, in a third of the memory
+    (docs/results/gpu.md).
+    """
+
+    @keras.ops.custom_gradient
+    def pool(table: Tensor) -> tuple:
+        def gradient(upstream: Tensor) -> Tensor:
+            upstream = ops.reshape(ops.cast(upstream, "float32"), (-1, table.shape[-1]))  # (K, P, P, C) -> (K * PP, C)
+            flat_rows, taps = ops.reshape(rows, (-1,)), rows.shape[-1]
+            order = ops.argsort(flat_rows)
+            values = ops.take(ops.reshape(weights, (-1,)), order)[:, None] * ops.take(upstream, order // taps, axis=0)
+            flat_rows = ops.take(flat_rows, order)
+            return ops.cast(ops.segment_sum(values, flat_rows, table.shape[0], sorted=True), table.dtype)
+
+        return _sum_of_taps(table, rows, weights), gradient
+
+    return pool(table)
 
 
 def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:

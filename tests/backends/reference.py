@@ -14,6 +14,7 @@ import numpy as np
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.model import LOSSES
+from kmaskrcnn.weights.torchvision import TORCHVISION_SEMANTICS
 from tests.conftest import TINY, make_batch
 
 NORMS = ("frozen_bn", "bn", "gn")
@@ -57,6 +58,13 @@ def losses(model: MaskRCNN, training: bool) -> np.ndarray:
     return np.array([float(found[name]) for name in LOSSES])
 
 
+def as_torchvision(model: MaskRCNN, norm: str) -> MaskRCNN:
+    """The same weights under torchvision's semantics, in which mask targets have no fixed number of samples."""
+    other = build(norm, **TORCHVISION_SEMANTICS)
+    other.set_weights(model.get_weights())
+    return other
+
+
 def fit(model: MaskRCNN, **options) -> np.ndarray:
     """The loss at each of STEPS steps of `fit`."""
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **options)
@@ -76,6 +84,7 @@ def main(folder: Path) -> None:
         model = build(norm)
         model.save(folder / f"{norm}.keras")
         results = {f"detections_{name}": value for name, value in detections(model).items()}
+        results |= {"torchvision": losses(as_torchvision(model, norm), True)}
         results |= {"training": losses(model, True), "inference": losses(model, False), "fit": fit(model)}
         nudged = keras.models.load_model(folder / f"{norm}.keras")
         for variable in nudged.trainable_variables:

@@ -41,6 +41,11 @@ def test_losses_in_both_modes(model, expected, mode):
     np.testing.assert_allclose(reference.losses(model, mode == "training"), expected[mode], rtol=TOLERANCE)
 
 
+def test_losses_with_the_semantics_of_torchvision(model, norm, expected):
+    found = reference.losses(reference.as_torchvision(model, norm), True)
+    np.testing.assert_allclose(found, expected["torchvision"], rtol=TOLERANCE)
+
+
 def test_the_statistics_of_batch_normalization_follow_the_batch_in_training_alone():
     model = reference.build("bn")
     means = [v for v in model.non_trainable_variables if v.name == "moving_mean"]

@@ -31,6 +31,20 @@ def test_nms_equals_greedy_numpy(portable, rows, max_output, threshold):
 
 
 @pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("max_output", [90, 1300])
+def test_nms_of_many_crowded_boxes(portable, max_output):
+    """More than one tile of the portable form, long chains of boxes that drop each other, equal scores."""
+    rng = np.random.default_rng(3)
+    start = rng.uniform(0, 300, (1300, 2))
+    boxes = np.concatenate([start, start + rng.uniform(10, 60, start.shape)], axis=1).astype(np.float32)
+    boxes[:200] = np.array([0, 0, 40, 40]) + np.arange(200)[:, None]
+    scores = np.concatenate([np.linspace(1, 0.5, 200), rng.integers(0, 50, 1100) / 50]).astype(np.float32)
+    indices, count = nms(ops.array(boxes), ops.array(scores), max_output, 0.5, portable=portable)
+    expected = numpy_reference.nms(boxes, scores, max_output, 0.5, -1)
+    assert list(np.asarray(indices)[: int(count)]) == expected and len(expected) == min(max_output, int(count))
+
+
+@pytest.mark.parametrize("portable", [False, True])
 def test_nan_boxes_never_come_out(portable):
     boxes = ops.array([[0, 0, 10, 10], [np.nan, 0, 10, 10], [0, 0, np.inf, np.nan], [20, 20, 30, 30]], "float32")
     indices, count = nms(boxes, ops.array([0.5, 0.9, 0.8, np.nan]), 4, 0.5, portable=portable)

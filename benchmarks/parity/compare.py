@@ -1,5 +1,7 @@
 """Comparing lists of boxes one to one, and the table of results."""
 
+import pathlib
+
 import numpy as np
 
 IOU_BOUND = 0.999
@@ -116,3 +118,14 @@ class Table:
             texts = ["" if c is None else f"{c[0]:.1e}" + ("" if c[0] <= c[1] else " **over**") for c in cells]
             lines.append(f"| {stage} | {bound:g} | " + " | ".join(texts) + " |")
         return "\n".join(lines)
+
+    def finish(self, heading, path):
+        """Print the table, write it to the file at `path` if there is one, and return the exit status."""
+        text = heading + "\n\n" + self.markdown() + "\n\n" + "".join(f"- {line}\n" for line in self.notes) + "\n"
+        text += f"Ties ({len(self.ties)}):\n\n" + "".join(f"- {line}\n" for line in self.ties or ["none"])
+        print(text)
+        if path:
+            pathlib.Path(path).write_text(text)
+        failed = self.failed()
+        print("FAILED: " + "; ".join(map(" ".join, failed)) if failed else "within all bounds")
+        return 1 if failed else 0

@@ -13,16 +13,15 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as mask_utils
 
 import kmaskrcnn.model
-from benchmarks.parity.compare import Found, Table, match, relative, unexplained
+from benchmarks.parity.compare import Found, Table, relative, unexplained
+from benchmarks.parity.photographs import compare_files, compare_scores, one_class, theirs_of
 from kmaskrcnn import MaskRCNN
-from kmaskrcnn.evaluation import score
-from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.layers.box_head import detect_boxes
 from kmaskrcnn.layers.rpn import LEVELS, level_anchors, propose
 from kmaskrcnn.ops import boxes as box_ops
@@ -39,11 +38,15 @@ STAGE_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
 NOISE_BOUND = 10  # times what torchvision's own gradient in float32 is off from that in float64
 COCO_BOUND = 1e-4
 COCO_IMAGES = 60
-# From a file two detections are one where their IoU and the distance of their scores are within these.
-FILE_IOU, FILE_SCORE, FILE_BOUND = 0.99, 0.005, 0.01
 PIXELS_BOUND = 1e-4  # share of the pixels of pasted masks
 # torchvision's model -> what its file does not tell
-MODELS = {"r50_fpn": {"frozen_stages": 2}, "r50_fpn_v2": {}, "mobilenet_v2_fpn": {"frozen_stages": 0}}
+MODELS = {
+    "r50_fpn": {"frozen_stages": 2},
+    "r50_fpn_v2": {},
+    "mobilenet_v2_fpn": {"frozen_stages": 0},
+    "r18_fpn": {"frozen_stages": 2},
+    "r101_fpn": {"frozen_stages": 2},
+}
 TOP_K = {"rpn_post_nms_top_k": 300}  # as in torch_models.py
 CASES = ("one", "padded", "odd", "mixed")
 
@@ -231,42 +234,6 @@ def compare_gradients(table, name, model, holder, tape, total, dump):
     table.add(name, "parameters trained there and frozen here", len(moved), 0)
 
 
-def coco_results(image_ids, found):
-    """Predictions as COCO results of one class: random weights name no object, but they place boxes and masks."""
-    results = [r for image_id, prediction in zip(image_ids, found, strict=True) for r in prediction.to_coco(image_id)]
-    return [result | {"category_id": 1} for result in results]
-
-
-def one_class(folder):
-    """The ground truth of a COCO set, every object of the class 1."""
-    truth = json.loads(next(folder.glob("instances_*.json")).read_text())
-    annotations = [a | {"category_id": 1} for a in truth["annotations"]]
-    return truth | {"annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
-
-
-def compare_scores(table, name, prefix, truth, ids, ours, theirs, bounds):
-    """COCO scores of our predictions and of torchvision's (boxes, scores, classes, packed masks)."""
-    our_results, their_results = coco_results(ids, ours), []
-    for image_id, (boxes, scores, _, masks), own in zip(ids, theirs, ours, strict=True):
-        masks = np.unpackbits(masks, axis=-1, count=own.width)
-        for box, score_, mask in zip(boxes.tolist(), scores.tolist(), masks, strict=True):
-            code = mask_utils.encode(np.asfortranarray(mask))
-            y0, x0, y1, x1 = box
-            base = {"image_id": image_id, "category_id": 1, "score": score_, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-            their_results.append(base | {"segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
-    for kind in ("box", "mask"):
-        own, other = (score(truth, x, kind, image_ids=ids).summary for x in (our_results, their_results))
-        for key, bound in bounds.items():
-            print(f"{name} {prefix} {kind} {key} on {len(ids)} images: {own[key]:.6f} and {other[key]:.6f}")
-            table.add(name, f"{prefix} {kind} {key} (absolute)", abs(own[key] - other[key]), bound)
-
-
-def theirs_of(dump):
-    """torchvision's detections on the photographs of a COCO set."""
-    parts = ("boxes", "scores", "classes", "masks")
-    return [[dump[f"{part}{i}"] for part in parts] for i in range(len(dump["image_ids"]))]
-
-
 def compare_coco(table, name, model, dump, folder):
     """COCO scores of both on the same photographs, from pixels that torchvision has resized."""
     labels = Labels(tuple(map(str, range(1, 91))), tuple(range(1, 91)))
@@ -284,30 +251,11 @@ def compare_coco(table, name, model, dump, folder):
     compare_scores(table, name, "COCO", one_class(folder), ids, ours, theirs_of(dump), bounds)
 
 
-def compare_files(table, name, state, dump, folder):
-    """From the files of photographs, as a user has them: our decoder, resizing and padding beside torchvision's."""
-    sizes = {"min_size": int(dump["min_size"]), "max_size": int(dump["max_size"])}
-    imported = import_file(state, **(TOP_K | MODELS[name] | sizes))
-    predictor = Predictor(imported.model, imported.config, imported.labels)
-    truth = one_class(folder)
-    names = {image["id"]: image["file_name"] for image in truth["images"]}
-    ids, theirs, ours = dump["image_ids"].tolist(), theirs_of(dump), []
-    paired, total, pixels = 0, 0, []
-    for image_id, (boxes, scores, classes, masks) in zip(ids, theirs, strict=True):
-        own = predictor.predict(str(next(folder.glob(f"*/{names[image_id]}"))))
-        ours.append(own)
-        pairs = match(own.boxes, boxes, own.classes, classes, own.scores, scores, FILE_IOU, FILE_SCORE)
-        paired, total = paired + 2 * len(pairs), total + len(own) + len(boxes)
-        masks = np.unpackbits(masks, axis=-1, count=own.width).astype(bool)
-        pixels += [np.mean(own.mask(i) != masks[j]) for i, j in pairs]
-    print(f"{name} from {len(ids)} files: {paired / 2:.0f} of {total / 2:.0f} detections agree")
-    table.add(name, "from the file: detections without a partner (share)", 1 - paired / total, FILE_BOUND)
-    table.add(name, "from the file: pasted masks (share of pixels)", float(np.mean(pixels)), PIXELS_BOUND)
-    compare_scores(table, name, "from the file:", truth, ids, ours, theirs, {"AP": 5e-4, "AP75": 1e-3})
-
-
 def build(name, state, dtype="float32"):
-    model = MaskRCNN(dtype=dtype, **torchvision_settings(state) | TOP_K | MODELS[name])
+    settings = torchvision_settings(state) | TOP_K | MODELS[name]
+    # float64 is for comparing gradients; nobody trains in it, so the model refuses it.
+    with mock.patch("kmaskrcnn.keras_interface._check_keras_settings"):
+        model = MaskRCNN(dtype=dtype, **settings)
     load_torchvision(model, state)
     return model
 
@@ -346,19 +294,13 @@ def main():
                 with np.load(folder / "coco.npz") as dump:
                     dump = dict(dump)
                 compare_coco(table, name, build(name, folder / "model.pth"), dump, options.coco)
-                compare_files(table, name, folder / "model.pth", dump, options.coco)
+                sizes = {"min_size": int(dump["min_size"]), "max_size": int(dump["max_size"])}
+                imported = import_file(folder / "model.pth", **(TOP_K | MODELS[name] | sizes))
+                compare_files(table, name, imported, dump, options.coco)
             print(name, "compared", flush=True)
         versions = json.loads((folder / "versions.json").read_text())
-    text = f"torchvision {versions['torchvision']}, torch {versions['torch']}, TensorFlow {tf.__version__}\n\n"
-    text += table.markdown() + "\n\n"
-    text += "".join(f"- {line}\n" for line in table.notes) + "\n"
-    text += f"Ties ({len(table.ties)}):\n\n" + "".join(f"- {line}\n" for line in table.ties or ["none"])
-    print(text)
-    if options.table:
-        pathlib.Path(options.table).write_text(text)
-    failed = table.failed()
-    print("FAILED: " + "; ".join(map(" ".join, failed)) if failed else "within all bounds")
-    return 1 if failed else 0
+    heading = f"torchvision {versions['torchvision']}, torch {versions['torch']}, TensorFlow {tf.__version__}"
+    return table.finish(heading, options.table)
 
 
 if __name__ == "__main__":

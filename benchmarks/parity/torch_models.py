@@ -21,6 +21,10 @@ def build(kind, proposals=PROPOSALS):
     if kind == "r50_fpn":
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
         return detection.MaskRCNN(backbone, NUM_CLASSES, rpn_post_nms_top_n_test=proposals)
+    if kind in ("r18_fpn", "r101_fpn"):
+        depth = kind.removesuffix("_fpn").removeprefix("r")
+        backbone = resnet_fpn_backbone(backbone_name=f"resnet{depth}", weights=None, trainable_layers=3)
+        return detection.MaskRCNN(backbone, NUM_CLASSES, rpn_post_nms_top_n_test=proposals)
     if kind == "r50_fpn_v2":
         return detection.maskrcnn_resnet50_fpn_v2(
             weights=None, weights_backbone=None, num_classes=NUM_CLASSES, rpn_post_nms_top_n_test=proposals

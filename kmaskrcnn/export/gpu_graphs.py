@@ -65,7 +65,10 @@ class GpuFunctions:
             "boxes": spec("pooled", config.rpn_post_nms_top_k, box, box, channels),
             "masks": spec("pooled", config.max_detections, mask, mask, channels),
         }
-        self.functions = {name: tf.function(getattr(self, name), input_signature=[signatures[name]]) for name in GRAPHS}
+        self.functions = {
+            name: tf.function(getattr(self, name), input_signature=[signatures[name]], autograph=False)
+            for name in GRAPHS
+        }
 
     def pyramid(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """The backbone, the FPN and the RPN's convolutions."""

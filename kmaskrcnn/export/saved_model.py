@@ -76,8 +76,8 @@ class ServingFunctions:
         self.max_request_bytes, self.compact_masks = max_request_bytes, compact_masks
         image_bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
         images_spec = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
-        self.serving_default = tf.function(self._serving_default, input_signature=[image_bytes_spec])
-        self.serving_tensor = tf.function(self._serving_tensor, input_signature=[images_spec])
+        self.serving_default = tf.function(self._serving_default, input_signature=[image_bytes_spec], autograph=False)
+        self.serving_tensor = tf.function(self._serving_tensor, input_signature=[images_spec], autograph=False)
 
     def _serving_default(self, image_bytes: Tensor) -> dict[str, Tensor]:
         def measure(encoded: Tensor) -> tuple[Tensor, ...]:

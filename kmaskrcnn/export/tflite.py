@@ -55,7 +55,7 @@ class MobileFunction:
         model.static_shapes = True  # no shape may depend on the number of detections
         images = tf.TensorSpec((1, height, width, 3), tf.uint8, name="images")
         image_shape = tf.TensorSpec((1, 2), tf.int32, name="image_shape")
-        self.serving_default = tf.function(self._detect, input_signature=[images, image_shape])
+        self.serving_default = tf.function(self._detect, input_signature=[images, image_shape], autograph=False)
 
     def _detect(self, images: tf.Tensor, image_shape: tf.Tensor) -> dict[str, tf.Tensor]:
         found = self.model({"images": images, "image_shapes": image_shape}, training=False)

@@ -58,8 +58,10 @@ class AugmentedDetector:
         features = {f"P{i}": tf.TensorSpec((1, None, None, model.config.fpn_channels), tf.float32) for i in range(2, 7)}
         boxes = tf.TensorSpec((None, 4), tf.float32)
         # One graph for every size of image.
-        self._boxes = tf.function(self._find_boxes, [images, tf.TensorSpec((1, 2), tf.int32)])
-        self._masks = tf.function(self._find_masks, [features, boxes, tf.TensorSpec((None,), tf.int32)])
+        self._boxes = tf.function(self._find_boxes, [images, tf.TensorSpec((1, 2), tf.int32)], autograph=False)
+        self._masks = tf.function(
+            self._find_masks, [features, boxes, tf.TensorSpec((None,), tf.int32)], autograph=False
+        )
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Detections of (H, W, 3) uint8, as of the model for one image but with boxes in the image's own pixels."""

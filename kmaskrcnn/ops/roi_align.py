@@ -246,7 +246,10 @@ def roi_align_lookup(inputs: RoIAlignInputs) -> Tensor:
     places = tf.reshape(tf.tile(tf.stack([bin_numbers, bin_numbers], axis=1), (1, taps)), (count, 2))
     ids, weights = ops.reshape(rows, (count,)), ops.reshape(weights, (count,))  # (K, P, P, 4ss) -> (K * P * P * 4ss,)
 
-    @tf.function(experimental_implements=f'name: "{LOOKUP_SUM}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}')
+    @tf.function(
+        autograph=False,
+        experimental_implements=f'name: "{LOOKUP_SUM}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}',
+    )
     def lookup_sum(ids: Tensor, indices: Tensor, shape: Tensor, weights: Tensor, table: Tensor) -> Tensor:
         cells = tf.cast(tf.stack([indices[:, 0], ids], axis=1), tf.int64)
         matrix = tf.SparseTensor(cells, weights, (bins, table.shape[0]))

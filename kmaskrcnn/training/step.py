@@ -77,9 +77,10 @@ class TrainStep:
             for variable in (layer.moving_mean, layer.moving_variance)
         ]
         # One trace for each image shape of the data, of which there is a short list.
-        self._run = tf.function(self._whole)
-        self._run_count, self._run_part = tf.function(self._count), tf.function(self._part)
-        self._run_sum = tf.function(self._sum_of_parts)
+        # Without AutoGraph, which rewrites all that is called and takes a third of the tracing for it.
+        self._run, self._run_count, self._run_part, self._run_sum = (
+            tf.function(f, autograph=False) for f in (self._whole, self._count, self._part, self._sum_of_parts)
+        )
         if config.accumulate_steps > 1:
             shapes = [(len(LOSSES),), *(v.shape for v in self.variables)]
             self._sums = [

@@ -11,11 +11,11 @@ from kmaskrcnn.export.saved_model import SavedModelClient
 from kmaskrcnn.model_folder import BEST, prepare_directory, save_weights
 from tests.export.conftest import LABELS
 from tests.export.images import encode, picture
-from tests.processes import run_python
+from tests.processes import run_program, run_python
 
 
 def run(*arguments):
-    return run_python("export.py", *arguments)
+    return run_program("export.py", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def test_saved_model_is_written_and_verified(model_dir, exported, tmp_path):
     (tmp_path / "a.tif").write_bytes(encode(picture(), "TIFF"))
     # The model would look at an image in tiles and several times; what is exported looks once.
     views = ("--tile_size=64", "--tile_overlap=16", "--tta_flip")
-    result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path}", *views)
+    arguments = [f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path}", *views]
+    result = run_python("export.py", *arguments)
     assert "tiles and test-time augmentation are not exported" in result.stdout
     assert result.returncode == 0, result.stdout + result.stderr
     version = tmp_path / "out" / "1"

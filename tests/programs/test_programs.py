@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kmaskrcnn.inference.video import VideoReader, VideoWriter
-from tests.processes import ROOT, run_python
+from tests.processes import ROOT, run_program, run_python
 
 SMALL = """
 --backbone=resnet18
@@ -134,13 +134,13 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (50, 70, 3), np.uint8)).save(images / name)
     before = {p: p.read_bytes() for p in images.rglob("*.*")}
-    result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images}")
+    result = run_program("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images}")
     assert result.returncode == 2
     assert [line for line in result.stderr.splitlines() if line] == [
         f"error: {images / 'cam1/1.png'}: is an input, which an output never replaces; choose another output"
     ]
     for _ in range(2):
-        result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
+        result = run_program("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
         assert result.returncode == 0, result.stderr
         assert "4 inputs" in result.stdout
         overlays = {str(p.relative_to(images / "out")) for p in (images / "out").rglob("*.png")}
@@ -148,7 +148,7 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
     assert "skipped: 4 files" in result.stdout
     assert {p: p.read_bytes() for p in before} == before
     (images / "out" / "results.json").write_text("corrected by hand")
-    result = run_python("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
+    result = run_program("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
     assert result.returncode == 2
     assert "results.json: exists already" in result.stderr
     assert (images / "out" / "results.json").read_text() == "corrected by hand"
@@ -160,7 +160,7 @@ def test_predict_on_a_video(trained, tmp_path):
         for _ in range(4):
             video.add(rng.integers(0, 255, (64, 80, 3), np.uint8))
     arguments = [f"--model_dir={trained}", f"--input={tmp_path / 'in.mp4'}", f"--output={tmp_path}/out"]
-    result = run_python("predict.py", *arguments, "--outputs=overlay,csv", "--frame_step=2", "--min_score=0")
+    result = run_program("predict.py", *arguments, "--outputs=overlay,csv", "--frame_step=2", "--min_score=0")
     assert result.returncode == 0, result.stderr
     assert "2 frames" in result.stdout
     frames = list(VideoReader(tmp_path / "out" / "in.mp4"))
@@ -168,12 +168,12 @@ def test_predict_on_a_video(trained, tmp_path):
     assert frames[0].shape == (512, 640, 3)
     pictures = {row.split(",")[0] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]}
     assert pictures == {f"{tmp_path / 'in.mp4'}#{number}" for number in (0, 2)}
-    result = run_python("predict.py", *arguments, "--outputs=csv,coco", "--min_score=0", "--track")  # csv: its own
+    result = run_program("predict.py", *arguments, "--outputs=csv,coco", "--min_score=0", "--track")  # csv: its own
     assert result.returncode == 0, result.stderr
     tracks = [row.split(",")[-1] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]]
     assert len(tracks) >= 4
     assert set(map(int, tracks)) <= set(range(-1, 100))
-    result = run_python("predict.py", *arguments, "--outputs=labelme")
+    result = run_program("predict.py", *arguments, "--outputs=labelme")
     assert result.returncode == 2
     assert "is a video" in result.stderr
 
@@ -221,7 +221,7 @@ def test_predict_on_a_video(trained, tmp_path):
 )
 def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_path):
     fill = {"tmp": tmp_path, "flags": flagfile}
-    result = run_python(program, *(a.format(**fill) for a in arguments))
+    result = run_program(program, *(a.format(**fill) for a in arguments))
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(errors) == 1
@@ -230,7 +230,7 @@ def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_pa
 
 
 def test_unknown_flag_is_named():
-    result = run_python("train.py", "--num_clases=3")
+    result = run_program("train.py", "--num_clases=3")
     assert result.returncode != 0
     assert "num_clases" in result.stderr + result.stdout
 
@@ -238,7 +238,7 @@ def test_unknown_flag_is_named():
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.flags")))
 def test_flagfiles_parse(name, tmp_path):
     # An annotation file that is not there ends the run after the settings were accepted.
-    result = run_python(
+    result = run_program(
         "train.py", f"--flagfile=configs/{name}", f"--model_dir={tmp_path}", "--train_annotations=/no.json"
     )
     assert "/no.json: no such annotation file" in result.stderr
@@ -247,6 +247,6 @@ def test_flagfiles_parse(name, tmp_path):
 @pytest.mark.parametrize(("minutes", "told"), [("1.5", True), ("0", False)])
 def test_a_number_of_steps_beside_a_number_of_minutes_is_not_left_out_in_silence(minutes, told, tmp_path):
     arguments = [f"--model_dir={tmp_path}/m", "--train_annotations=no.json", f"--max_minutes={minutes}", "--steps=5"]
-    result = run_python("train.py", *arguments)
+    result = run_program("train.py", *arguments)
     assert ("--max_minutes=1.5 sets the length of training, so --steps=5 is not used" in result.stdout) is told
     assert result.returncode == 2 and "no.json" in result.stderr

@@ -14,7 +14,7 @@ from kmaskrcnn.weights import WeightsError, write_tensors
 from kmaskrcnn.weights.coco_labels import COCO_LABELS, COCO_LABELS_WITH_GAPS, labels_for
 from kmaskrcnn.weights.convert import detect_format, import_file, starting_weights, write_folder
 from kmaskrcnn.weights.presets import PRESETS, Preset
-from tests.processes import ROOT, run_python
+from tests.processes import ROOT, run_program, run_python
 from tests.weight_files import server as servers
 from tests.weights import test_matterport
 from tests.weights.state_dicts import detectron2_state, torchvision_state
@@ -62,7 +62,7 @@ def test_command_reports_what_is_wrong(files, tmp_path):
     del state["rpn.head.cls_logits.bias"]
     state["roi_heads.extra.weight"] = np.zeros(2, "float32")
     write_tensors(tmp_path / "w.safetensors", state)
-    done = run(tmp_path / "w.safetensors", f"--output={tmp_path / 'model'}")
+    done = run_program("-m", "kmaskrcnn", "weights", tmp_path / "w.safetensors", f"--output={tmp_path / 'model'}")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "  missing: rpn.head.cls_logits.bias\n  left over: roi_heads.extra.weight\n" in done.stderr

@@ -11,7 +11,7 @@ from kmaskrcnn import MaskRCNN
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.weights.convert import converted_folder, starting_weights
 from kmaskrcnn.weights.presets import SHIPPED, shipped_folder
-from tests.processes import run_python
+from tests.processes import run_program
 
 
 def nuclei(count=12, side=256, seed=0):
@@ -61,7 +61,7 @@ def test_the_model_of_another_number_of_classes_starts_from_it(capsys):
 
 def test_it_is_used_by_name_from_the_command_line(tmp_path):
     Image.fromarray(nuclei()[0]).save(tmp_path / "cells.png")
-    result = run_python(
+    result = run_program(
         "-m", "kmaskrcnn", "predict", "--preset=nuclei_mobilenet_v2", tmp_path / "cells.png", cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr

@@ -19,7 +19,7 @@ from kmaskrcnn.data.sets.check_mask import find_crossing
 from kmaskrcnn.data.sets.defects import DEFECTS
 from kmaskrcnn.ops.anchors import cell_anchors, grid_anchors
 from kmaskrcnn.outputs import OutputError
-from tests.processes import run_python
+from tests.processes import run_program, run_python
 
 HEIGHT, WIDTH = 60, 80
 
@@ -361,7 +361,7 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     assert all(line in result.stdout for line in lines)
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert len(load_coco(tmp_path / "repaired/train/instances.json").classes) == 2
-    bad = run_python(*command[:3], "--train_annotations=none.json")
+    bad = run_program(*command[:3], "--train_annotations=none.json")
     assert bad.returncode == 2
     errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: none.json: no such annotation file or folder"]

@@ -12,7 +12,7 @@ from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.data.sets.subsets import merge_coco, sample_coco, split_coco, tree_of
 from kmaskrcnn.outputs import OutputError
-from tests.processes import run_python
+from tests.processes import run_program, run_python
 
 
 def _tree(count=12, first=1, names=("cat", "dog")):
@@ -142,7 +142,7 @@ def test_tools_leave_what_they_read_alone(tmp_path):
         (["split", f"--annotations={tmp_path}/instances.json", "--val_images=1", f"--output={tmp_path}"], "exists"),
         (["sample", f"--annotations={tmp_path}/train.json", "--count=1", f"--output={tmp_path}/1.png"], "exists"),
     ):
-        result = run_python("-m", "kmaskrcnn", *arguments)
+        result = run_program("-m", "kmaskrcnn", *arguments)
         assert result.returncode == 2, result.stderr
         (line,) = result.stderr.splitlines()
         assert words in line

@@ -18,10 +18,12 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-import kmaskrcnn.model
 from benchmarks.parity.compare import Found, Table, relative, unexplained
 from benchmarks.parity.photographs import compare_files, compare_scores, one_class, theirs_of
-from kmaskrcnn import MaskRCNN
+from kmaskrcnn import Config, MaskRCNN
+from kmaskrcnn.data import load_dataset, training_dataset
+from kmaskrcnn.data.input.pipeline import steps_per_epoch
+from kmaskrcnn.keras_interface import LOSSES
 from kmaskrcnn.layers.box_head import detect_boxes
 from kmaskrcnn.layers.rpn import LEVELS, level_anchors, propose
 from kmaskrcnn.ops import boxes as box_ops
@@ -38,6 +40,8 @@ STAGE_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
 NOISE_BOUND = 10  # times what torchvision's own gradient in float32 is off from that in float64
 COCO_BOUND = 1e-4
 COCO_IMAGES = 60
+FIRST_LOSS_BOUND = 0.01
+STRIDES = (4, 8, 16, 32, 64)
 PIXELS_BOUND = 1e-4  # share of the pixels of pasted masks
 # torchvision's model -> what its file does not tell
 MODELS = {
@@ -179,6 +183,48 @@ def training_batch(dump):
     }
 
 
+def losses_on(model, batch, proposals, anchors):
+    """The losses on these proposals (B, P, 4), every anchor and RoI sampled."""
+    model.config = dataclasses.replace(
+        model.config,
+        rpn_batch_size=2 * anchors,
+        rpn_post_nms_top_k_train=proposals.shape[1],
+        roi_batch_size=proposals.shape[1] + batch["boxes"].shape[1],
+        roi_positive_fraction=1.0,
+    )
+
+    def same_proposals(*arguments):
+        return proposals, tf.zeros(proposals.shape[:2])
+
+    with mock.patch("kmaskrcnn.model.propose", same_proposals):
+        return model(batch, training=True)
+
+
+def compare_first_losses(table, name, model, dump, sizes, folder):
+    """The losses from the files of photographs: our data path beside the transforms of torchvision's references."""
+    annotations = next(folder.glob("instances_*.json"))
+    images = next(path for path in folder.iterdir() if path.is_dir())
+    config = Config().replace(
+        **sizes, resize_method="torchvision", horizontal_flip=False, max_instances=100, mask_resolution=112
+    )
+    dataset = load_dataset(annotations, images)
+    rows = {int(image_id): i for i, image_id in enumerate(dump["image_ids"])}
+    ours = {}
+    for batch in training_dataset(dataset, config.data, 1, 0).take(steps_per_epoch(dataset, config.data, 1)):
+        i = rows.get(int(batch["image_ids"][0]))
+        if i is not None and i not in ours:
+            height, width = (-(-int(side) // 32) * 32 for side in batch["image_shapes"][0])
+            batch["images"] = batch["images"][:, :height, :width]  # torchvision pads to 32 and no further
+            anchors = sum(3 * -(-height // s) * -(-width // s) for s in STRIDES)
+            losses = losses_on(model, batch, tf.constant(dump[f"proposals{i}"][None]), anchors)
+            ours[i] = [float(losses[loss]) for loss in LOSSES]
+    theirs = np.array([dump[f"losses{i}"] for i in range(len(rows))])
+    found = np.array([ours[i] for i in range(len(rows))])
+    for loss, own, other in zip(LOSSES, found.mean(axis=0), theirs.mean(axis=0), strict=True):
+        print(f"{name} from {len(rows)} files: loss {loss} {own:.5f} and {other:.5f}")
+        table.add(name, f"from the file: loss {loss}", abs(own / other - 1), FIRST_LOSS_BOUND)
+
+
 def compare_losses(table, name, model, dump):
     """Mask targets and the five losses, every anchor and RoI sampled; returns a tape and the sum of the losses."""
     batch = training_batch(dump)
@@ -187,24 +233,9 @@ def compare_losses(table, name, model, dump):
         rows = np.arange(proposals.shape[1]) % len(dump[f"masks{i}"])
         targets = mask_targets(batch["masks"][i, rows], batch["mask_frames"][i, rows], proposals[i], 28, False, 0)
         table.add(name, "mask targets", relative(targets, dump[f"mask_targets{i}"]), STAGE_BOUND)
-    anchors = int(dump["num_anchors"])
-    rois = proposals.shape[1] + batch["boxes"].shape[1]
-    model.config = dataclasses.replace(
-        model.config,
-        rpn_batch_size=2 * anchors,
-        rpn_post_nms_top_k_train=proposals.shape[1],
-        roi_batch_size=rois,
-        roi_positive_fraction=1.0,
-    )
-
-    def same_proposals(*arguments):
-        return proposals, tf.zeros(proposals.shape[:2])
-
-    own_propose, kmaskrcnn.model.propose = kmaskrcnn.model.propose, same_proposals
     with tf.GradientTape() as tape:
-        losses = model(batch, training=True)
+        losses = losses_on(model, batch, proposals, int(dump["num_anchors"]))
         total = tf.add_n(list(losses.values()))
-    kmaskrcnn.model.propose = own_propose
     for loss, value in losses.items():
         table.add(name, f"loss {loss}", abs(float(value) / float(dump[f"loss_{loss}"]) - 1), STAGE_BOUND)
     return tape, total
@@ -293,10 +324,13 @@ def main():
             if (folder / "coco.npz").exists() and options.coco:
                 with np.load(folder / "coco.npz") as dump:
                     dump = dict(dump)
-                compare_coco(table, name, build(name, folder / "model.pth"), dump, options.coco)
                 sizes = {"min_size": int(dump["min_size"]), "max_size": int(dump["max_size"])}
+                compare_coco(table, name, build(name, folder / "model.pth"), dump, options.coco)
                 imported = import_file(folder / "model.pth", **(TOP_K | MODELS[name] | sizes))
                 compare_files(table, name, imported, dump, options.coco)
+                with np.load(folder / "first_losses.npz") as losses:
+                    model = build(name, folder / "model.pth")
+                    compare_first_losses(table, name, model, dict(losses), sizes, options.coco)
             print(name, "compared", flush=True)
         versions = json.loads((folder / "versions.json").read_text())
     heading = f"torchvision {versions['torchvision']}, torch {versions['torch']}, TensorFlow {tf.__version__}"

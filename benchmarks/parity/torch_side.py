@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
+from pycocotools import mask as mask_utils
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
@@ -35,6 +36,15 @@ POOLED_KEPT = 64  # RoIs of which the pooled features are compared; all of them 
 DISTURBANCE, DISTURBED_RUNS = 1e-5, 4
 COCO_MIN_SIZE, COCO_MAX_SIZE = 256, 448
 STRIDES = (4, 8, 16, 32, 64)
+# Our names of the losses, and torchvision's.
+LOSSES = {
+    "rpn_objectness": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "class": "loss_classifier",
+    "box": "loss_box_reg",
+    "mask": "loss_mask",
+}
+LOSS_IMAGES = 12
 
 
 def yxyx(boxes):
@@ -165,24 +175,65 @@ def dump_training(model, sizes, num_proposals):
         results[f"proposals{i}"] = yxyx(own)
         rows = torch.arange(len(own)) % len(masks[i])
         results[f"mask_targets{i}"] = project_masks_on_boxes(targets[i]["masks"], own, rows, 28).numpy()
-    ours = {
-        "rpn_objectness": "loss_objectness",
-        "rpn_box": "loss_rpn_box_reg",
-        "class": "loss_classifier",
-        "box": "loss_box_reg",
-        "mask": "loss_mask",
-    }
-    results |= {f"loss_{name}": losses[theirs].item() for name, theirs in ours.items()}
+    results |= {f"loss_{name}": losses[theirs].item() for name, theirs in LOSSES.items()}
     return results, gradients
+
+
+def losses_on(model, image_list, proposals, targets):
+    """The five losses on these proposals."""
+    features = model.backbone(image_list.tensors)
+    _, losses = model.rpn(image_list, features, targets)
+    return losses | model.roi_heads(features, proposals, image_list.image_sizes, targets)[1]
 
 
 def backward(model, image_list, proposals, targets):
     """The five losses on these proposals; their gradients go into the parameters."""
-    features = model.backbone(image_list.tensors)
-    _, losses = model.rpn(image_list, features, targets)
-    losses |= model.roi_heads(features, proposals, image_list.image_sizes, targets)[1]
+    losses = losses_on(model, image_list, proposals, targets)
     sum(losses.values()).backward()
     return losses
+
+
+def coco_targets(truth, image):
+    """What torchvision's references make of an image's annotations: clamped boxes, masks of pixels, no crowds."""
+    own = [a for a in truth["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd", 0)]
+    number = {c: i for i, c in enumerate(sorted(c["id"] for c in truth["categories"]), 1)}
+    height, width = image["height"], image["width"]
+    boxes = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[:, 0::2].clamp_(min=0, max=width)
+    boxes[:, 1::2].clamp_(min=0, max=height)
+    codes = [mask_utils.merge(mask_utils.frPyObjects(a["segmentation"], height, width)) for a in own]
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor([number[a["category_id"]] for a in own]),
+        "masks": torch.from_numpy(np.stack([mask_utils.decode(code) for code in codes])),
+    }
+
+
+@torch.no_grad()
+def dump_first_losses(model, folder, count, num_proposals):
+    """The losses on photographs through the transforms of torchvision's references, every anchor and RoI sampled."""
+    truth = json.loads(next(folder.glob("instances_*.json")).read_text())
+    annotated = {a["image_id"] for a in truth["annotations"] if not a.get("iscrowd", 0)}
+    records = [image for image in truth["images"] if image["id"] in annotated][:count]
+    results = {"image_ids": np.array([record["id"] for record in records])}
+    heads, sampler = model.roi_heads, model.rpn.fg_bg_sampler
+    for i, record in enumerate(records):
+        path = next(folder.glob(f"*/{record['file_name']}"))
+        image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+        model.eval()
+        image_list, targets = model.transform([image], [coco_targets(truth, record)])
+        model.rpn._post_nms_top_n["testing"], testing = num_proposals, model.rpn._post_nms_top_n["testing"]
+        proposals, _ = model.rpn(image_list, model.backbone(image_list.tensors))
+        model.rpn._post_nms_top_n["testing"] = testing
+        model.train()
+        height, width = image_list.tensors.shape[2:]
+        sampler.batch_size_per_image = 2 * sum(3 * -(-height // s) * -(-width // s) for s in STRIDES)
+        heads.fg_bg_sampler.batch_size_per_image = num_proposals + len(targets[0]["boxes"])
+        losses = losses_on(model, image_list, proposals, targets)
+        results[f"proposals{i}"] = yxyx(proposals[0])
+        results[f"losses{i}"] = np.array([losses[name].item() for name in LOSSES.values()])
+    return results
 
 
 @torch.no_grad()
@@ -237,6 +288,9 @@ def main():
     state = model.state_dict()
     results, gradients = dump_training(model, TRAIN_SIZES, TRAIN_PROPOSALS)
     np.savez(options.folder / "train.npz", **results)
+    if options.coco:
+        results = dump_first_losses(model, options.coco, LOSS_IMAGES, TRAIN_PROPOSALS)
+        np.savez(options.folder / "first_losses.npz", **results)
     torch.save(
         {n: gradients.get(n, torch.zeros_like(v)).float() for n, v in state.items()}, options.folder / "gradients.pth"
     )

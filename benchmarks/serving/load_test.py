@@ -148,7 +148,7 @@ def load(server: Server, work: Path, clients: int, requests: int) -> dict[str, f
     environment["LOAD_TEST_MODEL"] = server.name
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), "--headless"]
     command += [f"--host={server.url}", f"--users={clients}", f"--spawn-rate={clients}", "--only-summary"]
-    command += ["--run-time=10m", "--stop-timeout=60"]
+    command += ["--run-time=3h", "--stop-timeout=60"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     warm = 0.0
     while process.poll() is None:

@@ -16,3 +16,13 @@ def test_the_bytes_of_an_answer_do_not_depend_on_the_order_of_the_outputs():
         {"a": 1, "b": [0.0, 1.0]},
         {"a": 2, "b": [2.0, 3.0]},
     ]
+
+
+def test_numbers_come_back_with_all_their_bits():
+    values = np.random.default_rng(0).random((2, 20, 7, 7), np.float32)
+    values[0, 0, 0, :3] = (0.0, 1e-30, np.nextafter(np.float32(1), np.float32(0)))
+    outputs = {"detection_masks": values[:, ::2], "image_errors": np.array([b"", b"no image"], object)}
+    rows = json.loads(rest.format_answer(outputs, rest.AnswerForm()))["predictions"]
+    found = np.array([row["detection_masks"] for row in rows], np.float32)
+    np.testing.assert_array_equal(found, values[:, ::2])
+    assert [row["image_errors"] for row in rows] == ["", "no image"]

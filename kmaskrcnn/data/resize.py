@@ -11,14 +11,15 @@ from kmaskrcnn.data.sizes import bucket_shape, network_size, whole_images
 
 
 def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, method: str = "antialias") -> tf.Tensor:
-    """(..., H, W, 3) uint8 -> (..., height, width, 3) uint8, bilinear.
+    """(..., H, W, 3) uint8 -> (..., height, width, 3) of `pixel_dtype(method)`, bilinear.
 
     Args:
         image: pixels.
         height, width: to resize to.
         method: "antialias": smaller images are made with a low-pass filter, as Pillow does and torchvision's tensors do
-            not: without it thin structures alias. "torchvision": never filtered. "detectron2": by Pillow itself, whose
-            fixed-point sums differ from the first by a level at most; one image (H, W, 3), and not for exported graphs.
+            not: without it thin structures alias. "torchvision": never filtered, and not rounded to whole levels.
+            "detectron2": by Pillow itself, whose fixed-point sums differ from the first by a level at most; one image
+            (H, W, 3), and not for exported graphs.
     """
     if method == "detectron2":
         resized = tf.numpy_function(_pillow_resize, [image, height, width], tf.uint8, stateful=False)
@@ -28,11 +29,21 @@ def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, method: str = 
     def scaled(antialias: bool) -> tf.Tensor:
         # Of float32 the kernel loads a pixel at once, of uint8 channel by channel; the results are the same.
         pixels = tf.image.resize(tf.cast(image, tf.float32), (height, width), antialias=antialias)
-        return to_uint8(pixels)
+        return to_uint8(pixels) if method == "antialias" else pixels
 
+    if method == "torchvision":
+        return scaled(False)
     same = (shape[0] == height) & (shape[1] == width)
-    smaller = ((height < shape[0]) | (width < shape[1])) & (method == "antialias")
+    smaller = (height < shape[0]) | (width < shape[1])
     return tf.case([(same, lambda: image), (smaller, lambda: scaled(True))], default=lambda: scaled(False))
+
+
+def pixel_dtype(method: str) -> tf.DType:
+    """What `resize` gives: uint8, but float32 for "torchvision", which resizes floats.
+
+    Rounded to levels they are off by up to half a one, which moves a few scores by more than a hundredth.
+    """
+    return tf.float32 if method == "torchvision" else tf.uint8
 
 
 def _pillow_resize(image: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -56,8 +67,8 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np
         config: as for `evaluation_dataset`.
 
     Returns:
-        The padded image (H', W', 3) uint8, the height and width (2,) int32 of its valid part, and the scales (2,)
-        float32, network pixels per pixel of the image.
+        The padded image (H', W', 3) of `pixel_dtype`, the height and width (2,) int32 of its valid part, and the scales
+        (2,) float32, network pixels per pixel of the image.
 
     Raises:
         ValueError: not (H, W, 3) uint8.
@@ -67,7 +78,7 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np
     config = whole_images(config)
     height, width = image.shape[:2]
     shape = network_size(height, width, config)
-    padded = np.zeros((*bucket_shape(height, width, config), 3), np.uint8)
+    padded = np.zeros((*bucket_shape(height, width, config), 3), pixel_dtype(config.resize_method).as_numpy_dtype)
     padded[: shape[0], : shape[1]] = resize(tf.constant(image), *shape, config.resize_method).numpy()
     scales = np.array([shape[0] / height, shape[1] / width], np.float32)
     return padded, np.array(shape, np.int32), scales

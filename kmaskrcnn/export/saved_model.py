@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kmaskrcnn.config import Config, ConfigError, DataConfig
-from kmaskrcnn.data.resize import resize
+from kmaskrcnn.data.resize import pixel_dtype, resize
 from kmaskrcnn.data.sizes import NATIVE_STEPS, long_sides
 from kmaskrcnn.export import encoded_images, serving_protos
 from kmaskrcnn.export.client import Client
@@ -96,7 +96,8 @@ class ServingFunctions:
             return tf.ensure_shape(self._fit(pixels, shape, canvas), (None, None, 3)), shape, sent, problem
 
         pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
-        text, pixels = tf.TensorSpec((), tf.string), tf.TensorSpec((None, None, 3), tf.uint8)
+        text = tf.TensorSpec((), tf.string)
+        pixels = tf.TensorSpec((None, None, 3), pixel_dtype(self.config.resize_method))
         length = tf.reduce_sum(tf.cast(tf.strings.length(image_bytes), tf.int64))
         message = [f"a request may hold {self.max_request_bytes} bytes of images, this one holds:", length]
         long = tf.debugging.Assert(length <= self.max_request_bytes, message)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.image_files import load_image
-from kmaskrcnn.data.resize import prepare_image
+from kmaskrcnn.data.resize import pixel_dtype, prepare_image
 from kmaskrcnn.inference.inputs import find_inputs
 from kmaskrcnn.inference.tiling import predict_tiles
 from kmaskrcnn.inference.tta import AugmentedDetector
@@ -40,7 +40,7 @@ class Predictor:
 
     def _graph(self, batch: int | None) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
         signature = {
-            "images": tf.TensorSpec((batch, None, None, 3), tf.uint8),
+            "images": tf.TensorSpec((batch, None, None, 3), pixel_dtype(self.config.data.resize_method)),
             "image_shapes": tf.TensorSpec((batch, 2), tf.int32),
         }
         # Without AutoGraph, since the model has no Python branches on tensors and rewriting it takes a second.

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from kmaskrcnn.config import Config, DataConfig
-from kmaskrcnn.data.resize import prepare_image
+from kmaskrcnn.data.resize import pixel_dtype, prepare_image
 from kmaskrcnn.model import MaskRCNN
 
 
@@ -54,7 +54,7 @@ class AugmentedDetector:
     def __init__(self, model: MaskRCNN, config: Config):
         self.model, self.config = model, config
         self.scales = config.evaluation.tta_scales or (1.0,)
-        images = tf.TensorSpec((1, None, None, 3), tf.uint8)
+        images = tf.TensorSpec((1, None, None, 3), pixel_dtype(config.data.resize_method))
         features = {f"P{i}": tf.TensorSpec((1, None, None, model.config.fpn_channels), tf.float32) for i in range(2, 7)}
         boxes = tf.TensorSpec((None, 4), tf.float32)
         # One graph for every size of image.

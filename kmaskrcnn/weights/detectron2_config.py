@@ -11,7 +11,7 @@ from kmaskrcnn.errors import WeightsError, reason
 
 _NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "naiveSyncBN": "sync_bn"}
 _NORMS |= {"GN": "gn"}
-_LARGEST, _DEEPEST = 1 << 17, 16
+_LARGEST, _DEEPEST, _MOST_ALIASES = 1 << 17, 16, 32
 # Where it differs, the model is another one: (path, what it must be, what it is else).
 _MUST_BE = (
     ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "the architecture"),
@@ -114,13 +114,7 @@ def _tree(path: str | os.PathLike) -> Mapping[str, Any]:
         if Path(source).stat().st_size > _LARGEST:
             raise WeightsError(f"{source}: is too large for a config.yaml")
         text = Path(source).read_text()
-        # An alias stands for a whole part, and many of them for more than any memory; Detectron2 writes none.
-        depth = 0
-        for token in yaml.scan(text):
-            depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
-            depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
-            if isinstance(token, yaml.AliasToken) or depth > _DEEPEST:
-                raise WeightsError(f"{source}: has aliases or is nested deep, as no config.yaml of Detectron2 is")
+        _check_nesting(yaml, text, source)
         tree = yaml.safe_load(text)
     except OSError as error:
         raise WeightsError(f"{source}: {error.strerror or error}") from None
@@ -135,6 +129,26 @@ def _tree(path: str | os.PathLike) -> Mapping[str, Any]:
     if not isinstance(tree, Mapping) or not isinstance(tree.get("MODEL"), Mapping):
         raise WeightsError(f"{source}: is not a config.yaml of Detectron2, it has no MODEL")
     return tree
+
+
+def _check_nesting(yaml: Any, text: str, source: str) -> None:
+    """Refuse what could become more than any memory: deep trees, and aliases of what holds aliases.
+
+    Detectron2 writes an alias for a list that stands in two places.
+    """
+    open_parts: list[bool] = []  # whether each part around has a name that an alias can call
+    aliases = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_parts.append(event.anchor is not None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            open_parts.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+            if any(open_parts) or aliases > _MOST_ALIASES:
+                raise WeightsError(f"{source}: has aliases as no config.yaml of Detectron2 has")
+        if len(open_parts) > _DEEPEST:
+            raise WeightsError(f"{source}: is nested deep, as no config.yaml of Detectron2 is")
 
 
 def _floats(values: Sequence[Any]) -> tuple[float, ...]:

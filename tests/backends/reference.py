@@ -14,7 +14,7 @@ import numpy as np
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.model import LOSSES
-from kmaskrcnn.weights.torchvision import TORCHVISION_SEMANTICS
+from kmaskrcnn.ops.mask_targets import mask_targets
 from tests.conftest import TINY, make_batch
 
 NORMS = ("frozen_bn", "bn", "gn")
@@ -58,11 +58,21 @@ def losses(model: MaskRCNN, training: bool) -> np.ndarray:
     return np.array([float(found[name]) for name in LOSSES])
 
 
-def as_torchvision(model: MaskRCNN, norm: str) -> MaskRCNN:
-    """The same weights under torchvision's semantics, in which mask targets have no fixed number of samples."""
-    other = build(norm, **TORCHVISION_SEMANTICS)
-    other.set_weights(model.get_weights())
-    return other
+def soft_targets() -> np.ndarray:
+    """Mask targets with as many samples as a RoI has pixels, which is torchvision's way and has no fixed shape."""
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 256, (5, 14, 14), dtype=np.uint8)
+    start = rng.uniform(0, 40, (2, 5, 2))
+    frames, rois = np.concatenate([start, start + rng.uniform(1, 90, (2, 5, 2))], axis=-1).astype(np.float32)
+
+    def run(masks, frames, rois):
+        return mask_targets(masks, frames, rois, 7, binary=False, samples=0)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        run = jax.jit(run)
+    return keras.ops.convert_to_numpy(run(*map(keras.ops.convert_to_tensor, (masks, frames, rois))))
 
 
 def fit(model: MaskRCNN, **options) -> np.ndarray:
@@ -84,12 +94,11 @@ def main(folder: Path) -> None:
         model = build(norm)
         model.save(folder / f"{norm}.keras")
         results = {f"detections_{name}": value for name, value in detections(model).items()}
-        results |= {"torchvision": losses(as_torchvision(model, norm), True)}
         results |= {"training": losses(model, True), "inference": losses(model, False), "fit": fit(model)}
         nudged = keras.models.load_model(folder / f"{norm}.keras")
         for variable in nudged.trainable_variables:
             variable.assign(keras.ops.convert_to_numpy(variable) * np.float32(1 + 2**-23))
-        np.savez(folder / f"{norm}.npz", **results, nudged=fit(nudged))
+        np.savez(folder / f"{norm}.npz", **results, nudged=fit(nudged), soft_targets=soft_targets())
         print(f"{keras.backend.backend()} {norm}: losses {results['training'].round(4)}", flush=True)
 
 

@@ -146,7 +146,12 @@ def config_tree():
 
 
 def test_source_config_settles_what_the_file_leaves_open(tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_tree()))
+    tree = config_tree()
+    # A list that stands in two places is written once, as in Detectron2's own files.
+    tree["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"] = weights = [10.0, 10.0, 5.0, 5.0]
+    tree["MODEL"]["ROI_BOX_CASCADE_HEAD"] = {"BBOX_REG_WEIGHTS": [weights]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert "&id001" in (tmp_path / "config.yaml").read_text()
     path = saved(tmp_path, detectron2_state(caffe=False))
     imported = import_file(path, source_config=tmp_path / "config.yaml")
     config = imported.config
@@ -182,8 +187,9 @@ def test_source_configs_of_other_models_are_one_line(tmp_path, change, words):
     [
         ("_BASE_: ../Base.yaml\nMODEL: {}", "refines"),
         ("model: {_target_: a.b}", "is a LazyConfig"),
-        ("a: &a [1]\nb: [*a, *a]", "has aliases or is nested deep"),
-        ("[" * 5000, "has aliases or is nested deep"),
+        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", "has aliases as no config"),
+        ("a: &a [1]\nb: [" + "*a, " * 40 + "]", "has aliases as no config"),
+        ("[" * 5000, "is nested deep"),
         ("just text", r"is not a config\.yaml of Detectron2"),
         ("a: !!python/object/apply:os.system [ls]", "no readable YAML"),
     ],

@@ -25,6 +25,8 @@ def move_pixels(image: tf.Tensor, geometry: tf.Tensor, amounts: tf.Tensor, confi
     y, x, window_height, window_width, height, width, flip_x, flip_y, turns = tf.unstack(geometry)
     image = image[y : y + window_height, x : x + window_width]
     image = resize(image, height, width, config.resize_method)
+    if image.dtype != tf.uint8:  # batches are of whole levels, a quarter of the bytes
+        image = to_uint8(image)
     if config.max_rotation:
         image = tf.cond(amounts[7] != 0, lambda: _rotate(image, amounts[7]), lambda: image)
     # A slice of step -1 takes eight times as long as tf.reverse.

@@ -225,8 +225,8 @@ def evaluation_dataset(
         worker: of all batches use those whose number is `worker` modulo `workers`.
 
     Returns:
-        Dicts of images (B, H, W, 3) uint8, image_shapes (B, 2) int32, image_ids (B,) int64, scales (B, 2) float32
-        (network pixels a source pixel, y and x), original_shapes (B, 2) int32.
+        Dicts of images (B, H, W, 3) of `pixel_dtype`, image_shapes (B, 2) int32, image_ids (B,) int64, scales (B, 2)
+        float32 (network pixels a source pixel, y and x), original_shapes (B, 2) int32.
     """
     config = whole_images(config)
     count = min(max_images or len(dataset), len(dataset))

@@ -24,6 +24,7 @@ from kmaskrcnn.export.saved_model import (
     export_saved_model,
     gray_images,
 )
+from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.results.labels import read_labels
 from tests.export.conftest import LABELS, assert_same
 from tests.export.images import encode, picture, with_exif
@@ -212,6 +213,15 @@ def test_sizes_are_bounded_with_native_size(exported):
     assert outputs["detection_masks"].shape[1:] == (20, 28, 28)
     with pytest.raises(tf.errors.InvalidArgumentError, match="too large for this model"):
         functions.serving_tensor(tf.zeros((1, 4, 2049, 3), tf.uint8))
+
+
+def test_pixels_that_are_not_rounded_are_those_of_the_predictor(exported):
+    config = exported.config.replace(resize_method="torchvision")
+    expected = Predictor(exported.model, config, LABELS).predict(picture(70, 50))
+    found = ServingFunctions(exported.model, config.data).serving_default(tf.constant([encode(picture(70, 50))]))
+    np.testing.assert_allclose(found["detection_scores"][0, : len(expected)], expected.scores, atol=1e-5)
+    rounded = exported.predictor.predict(picture(70, 50))
+    assert np.abs(rounded.scores - expected.scores).max() > 1e-4
 
 
 def test_full_size_masks_are_pasted_as_the_model_does(exported, tmp_path):

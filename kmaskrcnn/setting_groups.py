@@ -192,7 +192,8 @@ class DataConfig:
     )
     resize_method: str = _setting(
         "antialias",
-        "antialias: with an antialiasing filter, sides rounded; torchvision: no filter, sides rounded down; "
+        "antialias: with an antialiasing filter, sides rounded; torchvision: no filter, sides rounded down, "
+        "pixels not rounded to whole levels; "
         "detectron2: with Pillow, sides rounded half up.",
         ("antialias", "torchvision", "detectron2"),
     )

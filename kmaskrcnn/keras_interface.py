@@ -90,6 +90,7 @@ class KerasInterface(keras.Model):
         max_mask_rois: int = _D.max_mask_rois,
         score_threshold: float = _D.score_threshold,
         nms_iou: float = _D.nms_iou,
+        box_min_size: float = _D.box_min_size,
         class_agnostic_nms: bool = _D.class_agnostic_nms,
         max_detections: int = _D.max_detections,
         mask_paste: str = _D.mask_paste,

@@ -144,6 +144,9 @@ class ModelConfig:
     # Detections.
     score_threshold: float = _setting(0.05, "Detections with this score or less are dropped.", **_SHARE)
     nms_iou: float = _setting(0.5, "IoU threshold of non-maximum suppression (NMS) of detections, per class.", **_SHARE)
+    box_min_size: float = _setting(
+        0.0, "Boxes of detections with a side of less than this many pixels are dropped.", low=0
+    )
     class_agnostic_nms: bool = _setting(
         False, "NMS over all classes at once, so that an object is found as one class only."
     )

@@ -206,7 +206,7 @@ def detect_boxes(
         logits, deltas: (B, P, C + 1), (B, P, C + 1, 4), of the box head.
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
-        config: score_threshold, nms_iou, class_agnostic_nms, max_detections.
+        config: score_threshold, nms_iou, box_min_size, class_agnostic_nms, max_detections.
         static_shapes: as for `multiclass_nms`.
 
     Returns:
@@ -216,6 +216,8 @@ def detect_boxes(
     scores = ops.where(proposal_scores[..., None] > -float("inf"), scores, 0.0)
     boxes = box_ops.decode(deltas[:, :, 1:], proposals[:, :, None], box_ops.BOX_HEAD_CODING_WEIGHTS)
     boxes = box_ops.clip(boxes, image_shapes)
+    if config.box_min_size:
+        scores = ops.where(ops.all(box_ops.sides(boxes) >= config.box_min_size, axis=-1), scores, 0.0)
     boxes, scores, classes, _, count = multiclass_nms(
         boxes,
         scores,

@@ -33,6 +33,7 @@ DETECTRON2_SEMANTICS = {
     "rpn_loss_normalizer": "batch_size",
     "rpn_post_nms_top_k_train": 1000,
     "rpn_min_size": 0.0,
+    "box_min_size": 0.0,
     "roi_aligned": True,
     "roi_sampling_ratio": 0,
     "binary_mask_targets": True,

@@ -32,6 +32,7 @@ TORCHVISION_SEMANTICS = {
     "rpn_loss_normalizer": "sampled",
     "rpn_post_nms_top_k_train": 2000,
     "rpn_min_size": 1e-3,
+    "box_min_size": 1e-2,
     "roi_aligned": False,
     "binary_mask_targets": False,
     "mask_target_samples": 0,

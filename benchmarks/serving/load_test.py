@@ -59,7 +59,7 @@ def photographs() -> list[bytes]:
     return [encode(picture(*size, seed), "JPEG", quality=90) for seed, size in enumerate(SIZES)]
 
 
-def expected_hashes(version: Path, images: list[bytes]) -> list[list[str]]:
+def expected_hashes(version: Path, images: list[bytes], most: int) -> list[list[str]]:
     """For each image the hashes of its answers, alone and in every batch that can have been made."""
     from kmaskrcnn.serving import rest
     from kmaskrcnn.serving.runner import SavedModelRunner, joined_run
@@ -67,7 +67,7 @@ def expected_hashes(version: Path, images: list[bytes]) -> list[list[str]]:
     runner = SavedModelRunner(str(version), 2)
     found: list[set[str]] = [set() for _ in images]
     # What a batch is padded to depends on who is in it, and the last bit also on the order.
-    for count in range(1, MAX_BATCH + 1):
+    for count in range(1, most + 1):
         for batch in itertools.product(range(len(images)), repeat=count):
             rows = joined_run(runner, [[images[i]] for i in batch])
             for i, outputs in zip(batch, rows, strict=True):
@@ -230,19 +230,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=Path("runs/load_test.md"))
     parser.add_argument("--requests", type=int, default=10_000, help="of the longest run; the others send a tenth")
+    parser.add_argument("--batches", default=f"1,{MAX_BATCH}", help="most images that the server joins, with , between")
     options = parser.parse_args()
+    batches = list(map(int, options.batches.split(",")))
     lines, bad = [], 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model, images = alone(export, work), photographs()
-        (work / "expected.json").write_text(json.dumps(alone(expected_hashes, model / "1", images)))
+        (work / "expected.json").write_text(json.dumps(alone(expected_hashes, model / "1", images, max(batches))))
         for i, image in enumerate(images):
             body = json.dumps({"instances": [{"b64": base64.b64encode(image).decode()}]})
             (work / f"body-{i}.json").write_text(body)
         heads = ["batching", "clients", "requests", "wrong", "failed", "refused", "p50 ms", "p95 ms", "p99 ms"]
         heads += ["images/s", "MB after 1,000", "MB at the end"]
         lines += [row(*heads), row(*["---"] * len(heads))]
-        for batch in (1, MAX_BATCH):
+        for batch in batches:
             server = Server(model, work / "server.log", max_batch_size=batch, queue=64, poll_seconds=0)
             load(server, work, 4, max(options.requests // 100, 20))
             for clients in (1, 4, 16, 32):

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity parity-detectron2 benchmark gpu-benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity parity-detectron2 detectron2-folders benchmark gpu-benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -105,11 +105,14 @@ parity: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
 # Detections from the files of photographs beside the real Detectron2's: DETECTRON2=FOLDER is a checkout of its source, COCO as
 # above. DETECTRON2_PYTHON=PATH takes an environment that has what it needs.
 DETECTRON2_PYTHON ?=
-parity-detectron2: $(READY) $(if $(DETECTRON2_PYTHON),,.venv-detectron2/.ready)
-	$(if $(and $(DETECTRON2),$(COCO)),,$(error DETECTRON2=FOLDER and COCO=FOLDER are needed))
+parity-detectron2: detectron2-folders $(READY) $(if $(DETECTRON2_PYTHON),,.venv-detectron2/.ready)
 	mkdir -p $(RUNS)
 	$(BIN)/python -m benchmarks.parity.run_detectron2 --checkout=$(DETECTRON2) --coco=$(COCO) \
 		--torch_python=$(or $(DETECTRON2_PYTHON),.venv-detectron2/bin/python) --table=$(RUNS)/parity_detectron2.md
+
+# First of all, before an environment is made.
+detectron2-folders:
+	$(if $(and $(DETECTRON2),$(COCO)),,$(error DETECTRON2=FOLDER and COCO=FOLDER are needed))
 
 .venv-detectron2/.ready:
 	$(PYTHON) -m venv .venv-detectron2

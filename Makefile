@@ -161,10 +161,11 @@ litert-versions: $(READY)
 			--tolerance=$(TOLERANCE); \
 	done
 
-# The server of `kmaskrcnn serve`, in an environment of its own; its tests, and load and faults on it.
+# The server of `kmaskrcnn serve`, in an environment of its own; its tests (those of its page need chromium and chromedriver), and
+# load and faults on it.
 .venv-serving/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-serving
-	.venv-serving/bin/pip install --quiet --disable-pip-version-check -e '.[serving]' pytest hypothesis "locust>=2.40,<3"
+	.venv-serving/bin/pip install --quiet --disable-pip-version-check -e '.[serving]' pytest hypothesis selenium "locust>=2.40,<3"
 	touch $@
 
 test-serving: .venv-serving/.ready

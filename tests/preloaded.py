@@ -1,6 +1,6 @@
 """What the processes of `run_program` have imported. They are forks, so nothing may have run TensorFlow yet."""
 
-from kmaskrcnn.programs.quiet import quiet_tensorflow
+from kmaskrcnn.quiet import quiet_tensorflow
 
 quiet_tensorflow()
 

@@ -150,12 +150,20 @@ def load(server: Server, work: Path, clients: int, requests: int) -> dict[str, f
     command += [f"--host={server.url}", f"--users={clients}", f"--spawn-rate={clients}", "--only-summary"]
     command += ["--run-time=3h", "--stop-timeout=60"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    warm = 0.0
+    warm, before = 0.0, cores()
     while process.poll() is None:
         threading.Event().wait(0.1)
         if not warm and (work / "warm").exists():
             warm = server.megabytes()
-    return json.loads((work / "counts.json").read_text()) | {"warm": warm, "end": server.megabytes()}
+    busy, all_time = (now - then for now, then in zip(cores(), before, strict=True))
+    counts = json.loads((work / "counts.json").read_text())
+    return counts | {"warm": warm, "end": server.megabytes(), "busy": 100 * busy / all_time}
+
+
+def cores() -> tuple[int, int]:
+    """Ticks that the machine's cores were busy, and all ticks, since it started."""
+    ticks = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def faults(server: Server, images: list[bytes], expected: list[set], act, requests: int, clients: int) -> Counter:
@@ -242,7 +250,7 @@ def main() -> int:
             body = json.dumps({"instances": [{"b64": base64.b64encode(image).decode()}]})
             (work / f"body-{i}.json").write_text(body)
         heads = ["batching", "clients", "requests", "wrong", "failed", "refused", "p50 ms", "p95 ms", "p99 ms"]
-        heads += ["images/s", "MB after 1,000", "MB at the end"]
+        heads += ["images/s", "cores busy, %", "MB after 1,000", "MB at the end"]
         lines += [row(*heads), row(*["---"] * len(heads))]
         for batch in batches:
             server = Server(model, work / "server.log", max_batch_size=batch, queue=64, poll_seconds=0)
@@ -253,7 +261,9 @@ def main() -> int:
                 bad += int(r["wrong"] + r["failed"] + r["refused"])
                 counts = [r[name] for name in ("sent", "wrong", "failed", "refused", "50", "95", "99")]
                 rate = r["right"] / max(r["seconds"], 1e-9)
-                lines.append(row(f"up to {batch}" if batch > 1 else "no", clients, *counts, rate, r["warm"], r["end"]))
+                lines.append(
+                    row(f"up to {batch}" if batch > 1 else "no", clients, *counts, rate, r["busy"], r["warm"], r["end"])
+                )
                 print(lines[-1], flush=True)
             server.stop()
         heads = ["fault", "requests", "right", "wrong", "failed", "refused", "MB more"]

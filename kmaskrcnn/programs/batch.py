@@ -6,6 +6,7 @@ Flags that are not listed here go to Apache Beam: --runner and those of the runn
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -54,10 +55,14 @@ def main(name: str, arguments: list[str]) -> int:
     from kmaskrcnn.beam.model import DetectorHandler
 
     columns = _check(options)
+    _import_runner(rest)
     beam_options = PipelineOptions(rest)
     beam_options.get_all_options(display_warnings=True)
     handler = DetectorHandler(options.model, options.batch_size, options.threads)
-    pipeline = beam.Pipeline(options=beam_options)
+    try:
+        pipeline = beam.Pipeline(options=beam_options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     stages.build(
         pipeline,
         handler,
@@ -68,22 +73,46 @@ def main(name: str, arguments: list[str]) -> int:
         options.min_score,
         options.shards,
     )
-    result = pipeline.run()
-    result.wait_until_finish()
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except (RuntimeError, OSError) as error:
+        logging.debug("the run failed", exc_info=True)
+        words = " ".join(str(error).split())[:300]
+        print(f"error: the run failed ({words}): start it again, into an empty folder", file=sys.stderr)
+        return 1
+    if not _found(f"{options.output.rstrip('/')}/{stages.DETECTIONS}-*"):
+        print(f"error: the runner ended without writing results to {options.output}", file=sys.stderr)
+        return 1
     return _report(result, options.output)
+
+
+def _import_runner(arguments: list[str]) -> None:
+    """Import a runner that is given by its full name: Beam knows its flags only then."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runner", default="")
+    runner = parser.parse_known_args(arguments)[0].runner
+    module, _, name = runner.rpartition(".")
+    try:
+        if module and not hasattr(importlib.import_module(module), name):
+            raise ConfigError(f"--runner={runner}: {module} has no {name}")
+    except ImportError as error:
+        raise ConfigError(f"--runner={runner}: {error}") from None
+
+
+def _found(pattern: str) -> bool:
+    """Whether there is a file of this name, glob or URI."""
+    from apache_beam.io.filesystems import FileSystems
+
+    try:
+        return bool(FileSystems.match([pattern], [1])[0].metadata_list)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{pattern}: {error}") from None
 
 
 def _check(options: argparse.Namespace) -> list[int]:
     """Refuse what cannot work before any worker starts; returns the column of each CSV file."""
-    from apache_beam.io.filesystems import FileSystems
-
     from kmaskrcnn.beam import pipeline as stages
-
-    def found(pattern: str) -> bool:
-        try:
-            return bool(FileSystems.match([pattern], [1])[0].metadata_list)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{pattern}: {error}") from None
 
     for name in ("model", "output"):
         if not getattr(options, name):
@@ -96,15 +125,15 @@ def _check(options: argparse.Namespace) -> list[int]:
     tflite = options.model.endswith(".tflite")
     if tflite and options.batch_size != 1:
         raise ConfigError("--batch_size: a .tflite file takes one image at once")
-    if not found(options.model if tflite else options.model.rstrip("/") + "/saved_model.pb"):
+    if not _found(options.model if tflite else options.model.rstrip("/") + "/saved_model.pb"):
         raise ConfigError(f"--model={options.model}: neither a SavedModel nor a .tflite file that export.py wrote")
     for pattern in options.input:
         if os.path.isdir(pattern):
             raise ConfigError(f"--input={pattern} is a folder: give a glob, such as '{pattern.rstrip('/')}/*.jpg'")
     for pattern in [p for p in options.input if stages.is_pattern(p)] + options.input_csv + options.input_tfrecord:
-        if not found(pattern):
+        if not _found(pattern):
             raise ConfigError(f"{pattern}: no such files")
-    if any(found(f"{options.output.rstrip('/')}/{name}-*") for name in (stages.DETECTIONS, stages.FAILURES)):
+    if any(_found(f"{options.output.rstrip('/')}/{name}-*") for name in (stages.DETECTIONS, stages.FAILURES)):
         raise ConfigError(f"--output={options.output} holds the results of another run: choose another folder")
     try:
         return [stages.csv_column(path, options.csv_column) for path in options.input_csv]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import kmaskrcnn
 from kmaskrcnn.console import steady_output
-from kmaskrcnn.programs.quiet import quiet_tensorflow
+from kmaskrcnn.quiet import quiet_tensorflow
 
 # Command -> (module, function in it that takes the command's name and its arguments, what it does)
 COMMANDS = {

@@ -3,6 +3,7 @@
 # No postponed annotations: LitServe hands those of `decode_request` to FastAPI.
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -36,11 +37,14 @@ class Detector(LitAPI):
     """
 
     def __init__(self, settings: ServeSettings, name: str, open_version: Callable[[str], Any] | None = None):
-        super().__init__(
-            max_batch_size=settings.max_batch_size,
-            batch_timeout=settings.batch_wait_ms / 1000,
-            api_path=f"/v1/models/{name}:predict",
-        )
+        with warnings.catch_warnings():
+            # It says that max_batch_size was not set, although it was, to 1.
+            warnings.filterwarnings("ignore", "The LitServer has both batch and unbatch methods")
+            super().__init__(
+                max_batch_size=settings.max_batch_size,
+                batch_timeout=settings.batch_wait_ms / 1000,
+                api_path=f"/v1/models/{name}:predict",
+            )
         self._settings, self._open_version = settings, open_version
 
     def setup(self, device: str) -> None:

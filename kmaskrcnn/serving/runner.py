@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kmaskrcnn.export import answers
+from kmaskrcnn.quiet import quiet_tensorflow
 from kmaskrcnn.results.labels import read_labels
 
 Outputs = dict[str, np.ndarray]
@@ -25,6 +26,7 @@ class SavedModelRunner:
     """A SavedModel's version."""
 
     def __init__(self, path: str, threads: int):
+        quiet_tensorflow()  # a worker is a process of its own
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)

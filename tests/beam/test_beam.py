@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +111,89 @@ def test_globs_and_csv_are_read_once_and_failures_set_aside(model, tmp_path):
     again = run(f"--model={saved_model}", f"--input={tmp_path}/*.png", f"--output={output}")
     assert again.returncode == 2
     assert "holds the results of another run" in again.stderr
+
+
+@pytest.fixture
+def job_server():
+    """Beam's job server in Python: the interface through which pipelines reach Flink and Spark."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "Listening for beam jobs" in line:
+                break
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield f"localhost:{port}"
+        process.terminate()
+
+
+def test_a_job_server_gives_each_image_once(model, job_server, tmp_path):
+    saved_model, predictor = model
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(60 + 5 * number, 90, number)))
+    (tmp_path / "broken.png").write_bytes(encode(picture())[:100])
+    output = tmp_path / "out"
+    result = run_python(
+        *("-m", "kmaskrcnn", "batch", f"--model={saved_model}", f"--input={tmp_path}/*.png", f"--output={output}"),
+        *(f"--min_score={MIN_SCORE}", "--runner=PortableRunner", f"--job_endpoint={job_server}"),
+        "--environment_type=LOOPBACK",
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    records = lines(output, "detections")
+    assert sorted(Path(r["file_name"]).name for r in records) == sorted(f"{n}.png" for n in range(12))
+    assert_equal_to_model(records, predictor, lambda name: name)
+    assert [Path(f["file_name"]).name for f in lines(output, "failures")] == ["broken.png"]
+
+
+def test_a_killed_worker_leaves_no_results_and_the_same_command_gives_each_image_once(model, tmp_path):
+    saved_model, _ = model
+    # The worker that reads the pipe waits for what is never written, so that it is there to be killed.
+    os.mkfifo(tmp_path / "0.png")
+    for number in range(1, 8):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(60 + 5 * number, 90, number)))
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "kmaskrcnn", "batch", "--direct_num_workers=2"]
+    command += ["--direct_running_mode=multi_processing", f"--model={saved_model}", f"--output={output}"]
+    command += [f"--input={tmp_path}/*.png"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        stderr = []
+        reader = threading.Thread(target=lambda: stderr.extend(process.stderr))
+        reader.start()
+        with open(tmp_path / "0.png", "wb"):  # opens once a worker reads it
+            os.kill(readers_of(tmp_path / "0.png").pop(), signal.SIGKILL)
+        assert process.wait(300) == 1
+        reader.join()
+    assert stderr[-1].startswith("error: the run failed (") and "start it again" in stderr[-1]
+    assert not lines(output, "detections") and not lines(output, "failures")
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "0.png").write_bytes(encode(picture(50, 70, 9)))
+    again = run(*command[4:])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert sorted(Path(r["file_name"]).name for r in lines(output, "detections")) == [f"{n}.png" for n in range(8)]
+
+
+def readers_of(path):
+    """The processes other than this one that have a file open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == str(path) and int(link.parts[2]) != os.getpid():
+                found.add(int(link.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_runner_that_does_not_exist_is_one_line(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(picture()))
+    arguments = (f"--model={model[0]}", f"--input={tmp_path}/a.png", f"--output={tmp_path / 'out'}")
+    for name in ("NoRunner", "no_module.NoRunner", "apache_beam.runners.NoRunner"):
+        result = run(*arguments, f"--runner={name}")
+        assert result.returncode == 2
+        assert "error: " in result.stderr.splitlines()[-1] and "NoRunner" in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
 
 
 def test_a_tflite_file_gives_what_its_own_client_gives(tmp_path):

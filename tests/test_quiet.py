@@ -9,7 +9,7 @@ from tests.processes import run_python
 
 
 def _run(code):
-    return run_python("-c", f"from kmaskrcnn.programs import quiet; {code}")
+    return run_python("-c", f"from kmaskrcnn import quiet; {code}")
 
 
 def test_nothing_is_printed_but_the_faults_of_a_gpu():
@@ -29,7 +29,7 @@ os.write(2, b"stderr is back\\n")
 
 
 def test_faults_of_a_gpu_are_told(monkeypatch, capsys):
-    from kmaskrcnn.programs import quiet
+    from kmaskrcnn import quiet
 
     log = """I0000 00:00:1 1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.
 W0000 00:00:1 1 dso_loader.cc:59] Could not load dynamic library 'libcudnn.so.9'; dlerror: libcudnn.so.9: cannot open
@@ -51,7 +51,7 @@ Skipping registering GPU devices...
 
 
 def test_a_hidden_gpu_is_no_fault(monkeypatch):
-    from kmaskrcnn.programs import quiet
+    from kmaskrcnn import quiet
 
     monkeypatch.setattr(quiet.glob, "glob", lambda pattern: ["/dev/nvidia0"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -46,6 +46,8 @@ _EFFICIENTNET = Published(
 )
 # What a classifier has after the features that a detector uses; anything else left over is an error.
 _CLASSIFIER = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2|stem\.fc|features\.18)\.")
+# Parts of the names of what a detector has beside its backbone, in torchvision's and in Detectron2's files.
+_DETECTOR = ("roi_heads.", "rpn.head.", "proposal_generator.")
 _EPSILON = 1e-5  # of the backbone's normalizations
 _NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
@@ -81,6 +83,11 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
             return assign_tensors(backbone_model, tensors, f"keras.applications {name}", torch_layout=False)
         source = str(published_weights(name, source))
     tensors = read_tensors(source)
+    if any(part in tensor for tensor in tensors for part in _DETECTOR):
+        raise WeightsError(
+            f"{source}: holds a whole detector, not a backbone: convert it (kmaskrcnn weights {source} "
+            "--output=FOLDER) and start from the folder"
+        )
     if "conv1_w" in tensors or "stem.conv1.weight" in tensors:
         tensors = detectron2_backbone(tensors, source, _strides_in_1x1(backbone_model))
     elif "blocks.0.0.conv_dw.weight" in tensors:

@@ -253,6 +253,16 @@ def test_misfits_name_the_tensor_and_leave_the_model_alone(tmp_path):
         np.testing.assert_array_equal(weight.numpy(), value)
 
 
+@pytest.mark.parametrize("part", ["roi_heads.box_head.fc6.weight", "proposal_generator.rpn_head.conv.bias"])
+def test_a_whole_detector_is_no_backbone(part, tmp_path):
+    model = build_backbone("mobilenet_v2")
+    tensors = {f"backbone.body.{name}": value for name, value in torch_tensors("mobilenet_v2").items()}
+    path = tmp_path / "model.npz"
+    np.savez(path, **tensors, **{part: np.zeros(3, np.float32)})
+    with pytest.raises(WeightsError, match=r"holds a whole detector.*kmaskrcnn weights .*model\.npz --output=FOLDER"):
+        load_weights(model, "mobilenet_v2", path)
+
+
 def test_batch_norm_statistics_do_not_fit_group_norm(tmp_path):
     write_tensors(tmp_path / "w.safetensors", torch_tensors("resnet18"))
     with pytest.raises(WeightsError, match="of batch normalization: build the backbone with norm frozen_bn"):

@@ -161,11 +161,21 @@ class Calibration:
     error: float
 
 
-def calibration(matches: Sequence[ImageMatches]) -> Calibration:
-    """Scores compared with the share of correct detections; those inside crowds do not count."""
-    scores = np.array([r["score"] for m in matches for r, n in zip(m.results, m.matched, strict=True) if n != -2])
-    right = np.array([n >= 0 for m in matches for n in m.matched if n != -2], float)
-    bins = np.minimum((scores.reshape(-1) * _BINS).astype(int), _BINS - 1)
+def calibration(matches: Sequence[ImageMatches], category_id: int | None = None) -> Calibration:
+    """Scores compared with the share of correct detections; those inside crowds do not count.
+
+    Args:
+        matches: of the images.
+        category_id: detections of this class alone; default: all.
+    """
+    rows = [
+        (result["score"], owner >= 0)
+        for m in matches
+        for result, owner in zip(m.results, m.matched, strict=True)
+        if owner != -2 and category_id in (None, result["category_id"])
+    ]
+    scores, right = np.array(rows, float).reshape(-1, 2).T
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
     counts = np.bincount(bins, minlength=_BINS)
     with np.errstate(invalid="ignore"):
         mean_scores = np.bincount(bins, scores, _BINS) / counts

@@ -1,0 +1,81 @@
+"""The score threshold of each class with the best F1, and how far its scores can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kmaskrcnn.evaluation.error_kinds import WORKING_SCORE, ImageMatches, calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreThreshold:
+    """What a class gains by a threshold of its own; masks match at an IoU of 0.5.
+
+    Attributes:
+        objects: number of objects of the class.
+        threshold: detections of at least this score have the best F1; None where no detection is right.
+        precision: at the threshold, TP / (TP + FP).
+        recall: at the threshold, TP / (TP + FN).
+        f1: at the threshold, 2 TP / (2 TP + FP + FN).
+        f1_at_working_score: F1 at a score of 0.5.
+        calibration_error: the expected calibration error (ECE) of the class.
+    """
+
+    objects: int
+    threshold: float | None
+    precision: float
+    recall: float
+    f1: float
+    f1_at_working_score: float
+    calibration_error: float
+
+
+def best_thresholds(matches: Sequence[ImageMatches], names: Mapping[int, str]) -> dict[str, ScoreThreshold]:
+    """The thresholds by class name.
+
+    Args:
+        matches: of the evaluation set; what lies inside crowds does not count.
+        names: class names by COCO category id.
+    """
+    return {name: _best(matches, category) for category, name in names.items()}
+
+
+def _best(matches: Sequence[ImageMatches], category: int) -> ScoreThreshold:
+    objects = sum(o["category_id"] == category for m in matches for o in m.objects)
+    rows = [
+        (result["score"], owner >= 0)
+        for m in matches
+        for result, owner in zip(m.results, m.matched, strict=True)
+        if result["category_id"] == category and owner != -2
+    ]
+    rows.sort(reverse=True)
+    scores, right = np.array([s for s, _ in rows]), np.cumsum([r for _, r in rows])
+    taken = np.arange(1, len(rows) + 1)
+    f1 = 2 * right / (taken + objects)
+    ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True)) if rows else np.zeros(0, int)
+    working = int(np.sum(scores >= WORKING_SCORE))
+    at_working = float(f1[working - 1]) if working else 0.0
+    error = calibration(matches, category).error
+    if not len(ends) or not right[-1]:
+        return ScoreThreshold(objects, None, 0.0, 0.0, 0.0, at_working, error)
+    best = int(ends[f1[ends].argmax()])  # the highest threshold of several that are as good
+    below = scores[best + 1] if best + 1 < len(rows) else 0.0
+    return ScoreThreshold(
+        objects,
+        _between(float(below), float(scores[best])),
+        float(right[best] / taken[best]),
+        float(right[best] / objects),
+        float(f1[best]),
+        at_working,
+        error,
+    )
+
+
+def _between(low: float, high: float) -> float:
+    """About the middle of low < t <= high, in as few decimals as lie between."""
+    middle = (low + high) / 2
+    return next((t for t in (round(middle, n) for n in range(2, 10)) if low < t <= high), math.nextafter(low, high))

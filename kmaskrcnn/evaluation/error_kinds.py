@@ -161,20 +161,26 @@ class Calibration:
     error: float
 
 
-def calibration(matches: Sequence[ImageMatches], category_id: int | None = None) -> Calibration:
-    """Scores compared with the share of correct detections; those inside crowds do not count.
-
-    Args:
-        matches: of the images.
-        category_id: detections of this class alone; default: all.
-    """
+def scored_detections(matches: Sequence[ImageMatches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) category ids, scores, and whether a detection is an object, of all but those inside crowds."""
     rows = [
-        (result["score"], owner >= 0)
+        (result["category_id"], result["score"], owner >= 0)
         for m in matches
-        for result, owner in zip(m.results, m.matched, strict=True)
-        if owner != -2 and category_id in (None, result["category_id"])
+        for result, owner in zip(m.results, m.matched.tolist(), strict=True)
+        if owner != -2
     ]
-    scores, right = np.array(rows, float).reshape(-1, 2).T
+    categories, scores, right = zip(*rows, strict=True) if rows else ((), (), ())
+    return np.array(categories, np.int64), np.array(scores, np.float64), np.array(right, bool)
+
+
+def calibration(matches: Sequence[ImageMatches]) -> Calibration:
+    """Scores compared with the share of correct detections; those inside crowds do not count."""
+    _, scores, right = scored_detections(matches)
+    return calibration_of(scores, right)
+
+
+def calibration_of(scores: np.ndarray, right: np.ndarray) -> Calibration:
+    """The calibration of detections with these scores (N,), of which some are right (N,) bool."""
     bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
     counts = np.bincount(bins, minlength=_BINS)
     with np.errstate(invalid="ignore"):

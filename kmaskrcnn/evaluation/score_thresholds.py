@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kmaskrcnn.evaluation.error_kinds import WORKING_SCORE, ImageMatches, calibration
+from kmaskrcnn.evaluation.error_kinds import WORKING_SCORE, ImageMatches, calibration_of, scored_detections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,34 +42,30 @@ def best_thresholds(matches: Sequence[ImageMatches], names: Mapping[int, str]) -
         matches: of the evaluation set; what lies inside crowds does not count.
         names: class names by COCO category id.
     """
-    return {name: _best(matches, category) for category, name in names.items()}
+    categories, scores, right = scored_detections(matches)
+    objects = collections.Counter(o["category_id"] for m in matches for o in m.objects)
+    order = np.argsort(-scores, kind="stable")
+    own = {category: order[categories[order] == category] for category in names}
+    return {name: _best(scores[own[c]], right[own[c]], objects[c]) for c, name in names.items()}
 
 
-def _best(matches: Sequence[ImageMatches], category: int) -> ScoreThreshold:
-    objects = sum(o["category_id"] == category for m in matches for o in m.objects)
-    rows = [
-        (result["score"], owner >= 0)
-        for m in matches
-        for result, owner in zip(m.results, m.matched, strict=True)
-        if result["category_id"] == category and owner != -2
-    ]
-    rows.sort(reverse=True)
-    scores, right = np.array([s for s, _ in rows]), np.cumsum([r for _, r in rows])
-    taken = np.arange(1, len(rows) + 1)
-    f1 = 2 * right / (taken + objects)
-    ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True)) if rows else np.zeros(0, int)
+def _best(scores: np.ndarray, right: np.ndarray, objects: int) -> ScoreThreshold:
+    """The threshold of one class; scores (N,) decreasing, right (N,) bool."""
+    true, taken = np.cumsum(right), np.arange(1, len(scores) + 1)
+    f1 = 2 * true / (taken + objects)
     working = int(np.sum(scores >= WORKING_SCORE))
     at_working = float(f1[working - 1]) if working else 0.0
-    error = calibration(matches, category).error
-    if not len(ends) or not right[-1]:
+    error = calibration_of(scores, right).error
+    if not right.any():
         return ScoreThreshold(objects, None, 0.0, 0.0, 0.0, at_working, error)
+    ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores are kept or dropped together
     best = int(ends[f1[ends].argmax()])  # the highest threshold of several that are as good
-    below = scores[best + 1] if best + 1 < len(rows) else 0.0
+    below = float(scores[best + 1]) if best + 1 < len(scores) else 0.0
     return ScoreThreshold(
         objects,
-        _between(float(below), float(scores[best])),
-        float(right[best] / taken[best]),
-        float(right[best] / objects),
+        _between(below, float(scores[best])),
+        float(true[best] / taken[best]),
+        float(true[best] / objects),
         float(f1[best]),
         at_working,
         error,

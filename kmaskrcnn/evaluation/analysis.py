@@ -36,7 +36,8 @@ class Analysis:
         for name, best in self.thresholds.items():
             if best.threshold is not None:
                 values |= {f"score_threshold/{name}": best.threshold, f"F1/{name}": best.f1}
-            values[f"ECE/{name}"] = best.calibration_error
+            if best.calibration_error is not None:
+                values[f"ECE/{name}"] = best.calibration_error
         return values
 
     def table(self) -> str:
@@ -46,12 +47,13 @@ class Analysis:
         for name, errors in self.tide.items():
             costs = errors.main | errors.special
             lines.append(f"{name:<8}" + "".join(f"{costs[kind]:9.3f}" for kind in kinds))
-        width = max((len(name) for name in self.thresholds), default=0)
+        width = max(map(len, ["class", *self.thresholds]))
         lines.append(f"{'class':<{width}}  best F1  at score  F1 at 0.5    ECE")
         for name, best in self.thresholds.items():
-            threshold = "-" if best.threshold is None else f"{best.threshold:.3f}"
-            values = f"{best.f1:9.3f} {threshold:>9} {best.f1_at_working_score:10.3f} {best.calibration_error:6.3f}"
-            lines.append(f"{name:<{width}}{values}")
+            threshold, error = (
+                "-" if value is None else f"{value:.3f}" for value in (best.threshold, best.calibration_error)
+            )
+            lines.append(f"{name:<{width}}{best.f1:9.3f} {threshold:>9} {best.f1_at_working_score:10.3f} {error:>6}")
         return "\n".join(lines)
 
 

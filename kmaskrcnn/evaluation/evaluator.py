@@ -66,10 +66,12 @@ class Evaluation:
         for kind, scores in kinds.items():
             lines.append(f"{kind:<8}" + "".join(f"{scores.summary[c]:7.3f}" for c in columns))
         if len(self.box.class_ap) > 1:
-            width = max(map(len, self.box.class_ap))
-            lines.append(f"{'class':<{width}} box AP  mask AP")
-            for name, value in self.box.class_ap.items():
-                lines.append(f"{name:<{width}} {value:6.3f} {self.mask.class_ap[name]:8.3f}")
+            width = max(map(len, ["class", *self.box.class_ap]))
+            lines.append(f"{'class':<{width}}" + "".join(f"{kind + ' AP':>13}" for kind in kinds))
+            for name in self.box.class_ap:
+                lines.append(
+                    f"{name:<{width}}" + "".join(f"{scores.class_ap[name]:13.3f}" for scores in kinds.values())
+                )
         overlaps = "  ".join(
             f"{value:.3f} at {iou}" for iou, value in zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
         )

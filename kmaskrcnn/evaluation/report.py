@@ -182,10 +182,12 @@ def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: E
     return "".join(parts) + f"<p>{note}</p>"
 
 
-def _cell(value: float, old: float | None, better: int = 1) -> str:
+def _cell(value: float | None, old: float | None = None, better: int = 1) -> str:
     """A value with its change; better: 1 where more is better, else -1."""
-    text = f"{value:.3f}" if value >= 0 else "-"
-    if old is None or value < 0 or old < 0:
+    if value is None or value < 0:
+        return "-"
+    text = f"{value:.3f}"
+    if old is None or old < 0:
         return text
     change = value - old
     return f'{text} <span class="{"up" if change * better >= 0 else "down"}">{change:+.3f}</span>'
@@ -229,8 +231,7 @@ def _thresholds_section(own: _Run, other: _Run | None) -> str:
     rows = []
     for name, best in own.analysis.thresholds.items():
         old = other.analysis.thresholds[name] if other else None
-        threshold = "-" if best.threshold is None else f"{best.threshold:.3f}"
-        cells = [html.escape(name), str(best.objects), threshold, f"{best.precision:.3f}", f"{best.recall:.3f}"]
+        cells = [html.escape(name), str(best.objects), _cell(best.threshold), _cell(best.precision), _cell(best.recall)]
         cells.append(_cell(best.f1, old.f1 if old else None))
         cells.append(_cell(best.f1_at_working_score, old.f1_at_working_score if old else None))
         cells.append(_cell(best.calibration_error, old.calibration_error if old else None, better=-1))

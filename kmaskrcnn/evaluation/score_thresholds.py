@@ -23,7 +23,7 @@ class ScoreThreshold:
         recall: at the threshold, TP / (TP + FN).
         f1: at the threshold, 2 TP / (2 TP + FP + FN).
         f1_at_working_score: F1 at a score of 0.5.
-        calibration_error: the expected calibration error (ECE) of the class.
+        calibration_error: the expected calibration error (ECE) of the class; None without detections.
     """
 
     objects: int
@@ -32,7 +32,7 @@ class ScoreThreshold:
     recall: float
     f1: float
     f1_at_working_score: float
-    calibration_error: float
+    calibration_error: float | None
 
 
 def best_thresholds(matches: Sequence[ImageMatches], names: Mapping[int, str]) -> dict[str, ScoreThreshold]:
@@ -55,7 +55,7 @@ def _best(scores: np.ndarray, right: np.ndarray, objects: int) -> ScoreThreshold
     f1 = 2 * true / (taken + objects)
     working = int(np.sum(scores >= WORKING_SCORE))
     at_working = float(f1[working - 1]) if working else 0.0
-    error = calibration_of(scores, right).error
+    error = calibration_of(scores, right).error if len(scores) else None
     if not right.any():
         return ScoreThreshold(objects, None, 0.0, 0.0, 0.0, at_working, error)
     ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores are kept or dropped together

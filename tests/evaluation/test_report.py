@@ -139,7 +139,8 @@ def test_the_page_holds_everything_itself(shapes, tmp_path):
     assert f'<td>Cls</td><td>{scores["mask_dAP/Cls"]:.3f} <span class="down">+' in costs
     assert f'{scores["boundary_AP"]:.3f} <span class="down">' in page.split("<th>boundaries</th>")[1].split("</tr>")[1]
     thresholds = page.split('id="score-thresholds"')[1].split("<h2")[0]
-    assert "<td>circle</td>" in thresholds
+    assert "<td>circle</td><td>7</td><td>-</td>" in thresholds
+    assert thresholds.count("<td>-</td>") == 2  # no detection is called a circle: neither threshold nor calibration
     assert f"<td>{scores['score_threshold/square']:.3f}</td>" in thresholds
     worst = page.split('id="worst-images"')[1].split("<h2")[0]
     assert "00002.png: 0 correct, 0 false" in worst

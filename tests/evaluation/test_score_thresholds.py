@@ -77,3 +77,5 @@ def test_a_class_without_a_right_detection_has_no_threshold():
         best_thresholds([image], {1: "a", 2: "b", 3: "c", 4: "d"}).values(), (1, 0, 0, 0), strict=True
     ):
         assert (best.objects, best.threshold, best.f1) == (objects, None, 0.0)
+    assert best_thresholds([image], {1: "a"})["a"].calibration_error == pytest.approx(0.9)
+    assert best_thresholds([image], {4: "d"})["d"].calibration_error is None

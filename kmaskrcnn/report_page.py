@@ -19,7 +19,7 @@ h1 { font-size: 1.6em; margin-bottom: 0.2em } h2 { margin-top: 2em; border-botto
 h3 { font-size: 1em; margin: 0.6em 0 } nav a { margin-right: 1em }
 table { border-collapse: collapse; margin: 0.8em 0 } th { border-bottom: 1px solid #999 }
 td, th { padding: 0.25em 0.7em; text-align: left; vertical-align: top }
-td.n, .numbers td + td, .numbers th + th { text-align: right }
+td.n, .numbers td + td, .numbers th + th { text-align: right } .numbers td.text { text-align: left }
 tr:nth-child(even) { background: #f5f6f8 } .all td { font-weight: 600 }
 code, pre { font: 13px ui-monospace, monospace } pre { background: #f5f6f8; padding: 1em; overflow-x: auto }
 .row { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start } .columns { columns: 2 480px }

@@ -13,6 +13,8 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from kmaskrcnn.evaluation.boundary import BoundaryEval
+
 # IoU thresholds at which objects are counted.
 COUNT_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -55,18 +57,19 @@ def score(
     Args:
         ground_truth: a COCO instances dict.
         results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty.
-        kind: "box" or "mask".
+        kind: "box", "mask", or "boundary" for masks by the smaller of mask IoU and boundary IoU (Boundary AP).
         max_detections: detections per image that count, the best ones; 100 in COCO.
         working_score: detections above this score enter the counts.
         image_ids: score only these images; default: all.
     """
-    if kind not in ("box", "mask"):
-        raise ValueError(f"kind={kind!r}: choose box or mask")
+    if kind not in ("box", "mask", "boundary"):
+        raise ValueError(f"kind={kind!r}: choose box, mask or boundary")
     with contextlib.redirect_stdout(io.StringIO()):
         # pycocotools marks what is not matched by 0, so ids start from 1.
         truth = _index(ground_truth, [{**a, "id": i} for i, a in enumerate(ground_truth["annotations"], 1)])
         detections = _index(ground_truth, _annotations(results, kind))
-        coco_eval = COCOeval(truth, detections, "bbox" if kind == "box" else "segm")
+        evaluator = BoundaryEval if kind == "boundary" else COCOeval
+        coco_eval = evaluator(truth, detections, "bbox" if kind == "box" else "segm")
         coco_eval.params.maxDets = sorted({min(1, max_detections), min(10, max_detections), max_detections})
         if image_ids is not None:
             coco_eval.params.imgIds = sorted(int(i) for i in image_ids)

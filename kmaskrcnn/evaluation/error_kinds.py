@@ -161,11 +161,27 @@ class Calibration:
     error: float
 
 
+def scored_detections(matches: Sequence[ImageMatches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) category ids, scores, and whether a detection is an object, of all but those inside crowds."""
+    rows = [
+        (result["category_id"], result["score"], owner >= 0)
+        for m in matches
+        for result, owner in zip(m.results, m.matched.tolist(), strict=True)
+        if owner != -2
+    ]
+    categories, scores, right = zip(*rows, strict=True) if rows else ((), (), ())
+    return np.array(categories, np.int64), np.array(scores, np.float64), np.array(right, bool)
+
+
 def calibration(matches: Sequence[ImageMatches]) -> Calibration:
     """Scores compared with the share of correct detections; those inside crowds do not count."""
-    scores = np.array([r["score"] for m in matches for r, n in zip(m.results, m.matched, strict=True) if n != -2])
-    right = np.array([n >= 0 for m in matches for n in m.matched if n != -2], float)
-    bins = np.minimum((scores.reshape(-1) * _BINS).astype(int), _BINS - 1)
+    _, scores, right = scored_detections(matches)
+    return calibration_of(scores, right)
+
+
+def calibration_of(scores: np.ndarray, right: np.ndarray) -> Calibration:
+    """The calibration of detections with these scores (N,), of which some are right (N,) bool."""
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
     counts = np.bincount(bins, minlength=_BINS)
     with np.errstate(invalid="ignore"):
         mean_scores = np.bincount(bins, scores, _BINS) / counts

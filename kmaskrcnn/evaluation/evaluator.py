@@ -17,6 +17,7 @@ from PIL import Image
 from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
+from kmaskrcnn.evaluation.analysis import Analysis, analyze
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.outputs import Outputs, output_names
@@ -36,6 +37,7 @@ class Evaluation:
         pictures: overlays of the first images by file name, (H, W, 3) uint8.
         images: number of images scored.
         seconds: time spent on predicting them.
+        analysis: errors by kind, Boundary AP and score thresholds; None where `evaluate` was not asked for it.
     """
 
     box: CocoScores
@@ -44,35 +46,40 @@ class Evaluation:
     pictures: dict[str, np.ndarray]
     images: int
     seconds: float
+    analysis: Analysis | None = None
 
     def scalars(self) -> dict[str, float]:
-        """box_AP, mask_AP, mask_AP50, ... by name, AP of each class, and mask_overlap at each IoU counted."""
+        """box_AP, mask_AP, mask_AP50, ... by name, AP of each class, mask_overlap at each IoU counted, the analysis."""
         values: dict[str, float] = {}
         for kind, scores in (("box", self.box), ("mask", self.mask)):
             values |= {f"{kind}_{name}": value for name, value in scores.summary.items()}
             values |= {f"{kind}_AP/{name}": value for name, value in scores.class_ap.items()}
         overlaps = zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
-        return values | {f"mask_overlap@{iou}": value for iou, value in overlaps}
+        values |= {f"mask_overlap@{iou}": value for iou, value in overlaps}
+        return values | (self.analysis.scalars() if self.analysis else {})
 
     def table(self) -> str:
         """The scores as lines of text."""
         columns = list(self.box.summary)
-        lines = [f"{self.images} images in {self.seconds:.0f} s", " " * 6 + "".join(f"{c:>7}" for c in columns)]
-        for kind, scores in (("box", self.box), ("mask", self.mask)):
-            lines.append(f"{kind:<6}" + "".join(f"{scores.summary[c]:7.3f}" for c in columns))
+        lines = [f"{self.images} images in {self.seconds:.0f} s", " " * 8 + "".join(f"{c:>7}" for c in columns)]
+        kinds = {"box": self.box, "mask": self.mask} | ({"boundary": self.analysis.boundary} if self.analysis else {})
+        for kind, scores in kinds.items():
+            lines.append(f"{kind:<8}" + "".join(f"{scores.summary[c]:7.3f}" for c in columns))
         if len(self.box.class_ap) > 1:
-            width = max(map(len, self.box.class_ap))
-            lines.append(f"{'class':<{width}} box AP  mask AP")
-            for name, value in self.box.class_ap.items():
-                lines.append(f"{name:<{width}} {value:6.3f} {self.mask.class_ap[name]:8.3f}")
+            width = max(map(len, ["class", *self.box.class_ap]))
+            lines.append(f"{'class':<{width}}" + "".join(f"{kind + ' AP':>13}" for kind in kinds))
+            for name in self.box.class_ap:
+                lines.append(
+                    f"{name:<{width}}" + "".join(f"{scores.class_ap[name]:13.3f}" for scores in kinds.values())
+                )
         overlaps = "  ".join(
             f"{value:.3f} at {iou}" for iou, value in zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
         )
         lines.append(f"masks with a score above 0.5, TP / (TP + FP + FN): {overlaps}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([self.analysis.table()] if self.analysis else [])])
 
     def write(self, directory: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
-        """Write scores.json, results.json (COCO results) and the overlays into a folder.
+        """Write scores.json, results.json (COCO results), score_thresholds.json and the overlays into a folder.
 
         Args:
             directory: the folder; created if necessary.
@@ -84,6 +91,9 @@ class Evaluation:
         outputs, names = evaluation_outputs(directory, list(self.pictures), read)
         outputs.write_text("scores.json", json.dumps(self.scalars(), indent=2) + "\n")
         outputs.write_text("results.json", json.dumps(self.results))
+        if self.analysis:
+            found = {n: best.threshold for n, best in self.analysis.thresholds.items() if best.threshold is not None}
+            outputs.write_text("score_thresholds.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         for name, picture in zip(names, self.pictures.values(), strict=True):
             with outputs.file(name) as path:
                 Image.fromarray(picture).save(path)
@@ -105,7 +115,7 @@ def evaluation_outputs(
     """
     outputs = Outputs(directory, "evaluate", read)
     names = [f"{name}.png" for name in output_names(file_names)]
-    outputs.check(["scores.json", "results.json", *names, *([page] if page else [])])
+    outputs.check(["scores.json", "results.json", "score_thresholds.json", *names, *([page] if page else [])])
     return outputs, names
 
 
@@ -125,6 +135,7 @@ def evaluate(
     config: Config,
     cluster: Cluster | None = None,
     beat: Callable[[], None] | None = None,
+    analysis: bool = True,
 ) -> Evaluation:
     """Predict every image of a data set and score boxes and masks.
 
@@ -137,6 +148,7 @@ def evaluate(
         config: how images are resized, eval_batch_size, eval_max_images, eval_max_detections, eval_pictures.
         cluster: the workers that share the work, all of which must call this; default: this process alone.
         beat: called after each batch, if given, for a watchdog.
+        analysis: whether to find what the errors are too; training needs the scores alone.
 
     Raises:
         DataError: the data set has a category that the model does not know, or an image cannot be read.
@@ -173,7 +185,8 @@ def evaluate(
         box, mask = (
             score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask")
         )
-    return Evaluation(box, mask, results, pictures, count, seconds)
+        errors = analyze(truth, results, ids, settings.eval_max_detections) if analysis else None
+    return Evaluation(box, mask, results, pictures, count, seconds, errors)
 
 
 def _predictions(

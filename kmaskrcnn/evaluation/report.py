@@ -10,24 +10,35 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
 
 from kmaskrcnn import report_page
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.data import CocoDataset
 from kmaskrcnn.evaluation import report_figures as figures
+from kmaskrcnn.evaluation.analysis import Analysis, analyze
 from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
-from kmaskrcnn.evaluation.error_kinds import ImageMatches, calibration, confusion_matrix, match_images, to_rle
+from kmaskrcnn.evaluation.error_kinds import ImageMatches, calibration, confusion_matrix, to_rle
 from kmaskrcnn.evaluation.evaluator import Evaluation, evaluation_outputs
 from kmaskrcnn.progress import Progress
 from kmaskrcnn.report_page import figure, jpeg, row
 from kmaskrcnn.results.draw import draw_instances
 from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.results.mask_paste import rle_to_window
 from kmaskrcnn.results.pasted_masks import PastedMasks
 
 _WORST, _BEST, _CHANGED = 6, 4, 3
 _PICTURE_SIDE = 900
 _RIGHT, _FALSE, _MISSED = (60, 200, 90), (240, 70, 50), (255, 210, 0)
+_ERRORS = {
+    "Cls": "wrong class, on an object",
+    "Loc": "right class, IoU of 0.1 to 0.5",
+    "Both": "wrong class, IoU of 0.1 to 0.5",
+    "Dupe": "an object that was found before",
+    "Bkg": "nothing is there",
+    "Miss": "an object without a Cls or Loc error on it",
+    "FalsePos": "all false positives",
+    "FalseNeg": "all missed objects",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +48,15 @@ class _Run:
     name: str
     box: CocoScores
     mask: CocoScores
-    matches: list[ImageMatches]
+    analysis: Analysis
+
+    @property
+    def boundary(self) -> CocoScores:
+        return self.analysis.boundary
+
+    @property
+    def matches(self) -> list[ImageMatches]:
+        return self.analysis.matches
 
     @property
     def f1(self) -> list[float]:
@@ -54,7 +73,7 @@ def write_report(
     compare: str | Path = "",
     read: Iterable[str | Path] = (),
 ) -> Path:
-    """Write report.html, and results.json and scores.json, with which another report can compare.
+    """Write report.html, score_thresholds.json, scores.json, and results.json, with which another report can compare.
 
     Args:
         directory: the folder; created if necessary.
@@ -78,13 +97,18 @@ def write_report(
     outputs, _ = evaluation_outputs(directory, list(evaluation.pictures), read, "report.html")
     ids = dataset.image_ids[: evaluation.images].tolist()
     truth = dataset.coco_dict
-    own = _Run(name, evaluation.box, evaluation.mask, match_images(truth, evaluation.results, ids))
+    if evaluation.analysis is None:
+        evaluation = dataclasses.replace(evaluation, analysis=analyze(truth, evaluation.results, ids, max_detections))
+    assert evaluation.analysis is not None
+    own = _Run(name, evaluation.box, evaluation.mask, evaluation.analysis)
     other = _read_run(compare, truth, ids, max_detections) if compare else None
     evaluation.write(directory, read)
     sections = {
         "Average precision": _precision_section(own, other, truth, evaluation),
+        "Kinds of error": _errors_section(own, other),
         "Precision and recall": _curves_section(own, other),
         "Confusion": _confusion_section(own, labels, dataset),
+        "Score thresholds": _thresholds_section(own, other),
         "Calibration": _calibration_section(own, other),
         "Worst images": "",
         "Best images": "",
@@ -114,7 +138,7 @@ def _read_run(directory: str | Path, truth: dict, ids: list[int], max_detections
         raise ConfigError(f"--compare={directory}: its results are of other images, such as id {min(unknown)}")
     results = [r for r in results if r["image_id"] in set(ids)]
     box, mask = (score(truth, results, kind, max_detections, image_ids=ids) for kind in ("box", "mask"))
-    return _Run(str(directory), box, mask, match_images(truth, results, ids))
+    return _Run(str(directory), box, mask, analyze(truth, results, ids, max_detections))
 
 
 # Sections
@@ -135,7 +159,7 @@ def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: E
     objects: dict[str, int] = {}
     for annotation in (o for image in own.matches for o in image.objects):
         objects[numbers[annotation["category_id"]]] = objects.get(numbers[annotation["category_id"]], 0) + 1
-    for kind in ("mask", "box"):
+    for kind, title in (("mask", "masks"), ("boundary", "boundaries"), ("box", "boxes")):
         scores: CocoScores = getattr(own, kind)
         theirs = getattr(other, kind) if other else None
         columns = [c for c in scores.summary if c not in ("AR1", "AR10")]
@@ -147,23 +171,78 @@ def _precision_section(own: _Run, other: _Run | None, truth: dict, evaluation: E
         for index, (name, count, values, old) in enumerate(rows):
             cells = [html.escape(name), str(count), *(_cell(values[c], old[c] if old else None) for c in columns)]
             body.append(f"<tr{' class=all' if not index else ''}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
-        heads = "".join(f"<th>{c}</th>" for c in (f"{kind}es" if kind == "box" else f"{kind}s", "objects", *columns))
-        parts.append(f"<table class=numbers><tr>{heads}</tr>{''.join(body)}</table>")
+        parts.append(_table([title, "objects", *columns], body))
     shares = ", ".join(f"{v:.3f} at {iou}" for iou, v in zip(COUNT_IOUS, evaluation.mask.overlap_scores(), strict=True))
     note = (
         "COCO metrics: AP is the mean over IoU 0.50 to 0.95; s, m, l are objects below 32<sup>2</sup>, below "
-        "96<sup>2</sup> and above, by area in pixels; - where there are none. "
+        "96<sup>2</sup> and above, by area in pixels; - where there are none. Boundaries: Boundary AP, by the smaller "
+        "of mask IoU and the IoU of the strips along the edges, as wide as 2 % of the image's diagonal. "
         f"Masks above a score of 0.5, TP / (TP + FP + FN): {shares}."
     )
     return "".join(parts) + f"<p>{note}</p>"
 
 
-def _cell(value: float, old: float | None) -> str:
-    text = f"{value:.3f}" if value >= 0 else "-"
-    if old is None or value < 0 or old < 0:
+def _cell(value: float | None, old: float | None = None, better: int = 1) -> str:
+    """A value with its change; better: 1 where more is better, else -1."""
+    if value is None or value < 0:
+        return "-"
+    text = f"{value:.3f}"
+    if old is None or old < 0:
         return text
     change = value - old
-    return f'{text} <span class="{"up" if change >= 0 else "down"}">{change:+.3f}</span>'
+    return f'{text} <span class="{"up" if change * better >= 0 else "down"}">{change:+.3f}</span>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(f"<th>{head}</th>" for head in heads)
+    return f"<table class=numbers><tr>{cells}</tr>{''.join(rows)}</table>"
+
+
+def _errors_section(own: _Run, other: _Run | None) -> str:
+    rows = []
+    for kind, meaning in _ERRORS.items():
+        costs = ((_cost(own, of, kind), _cost(other, of, kind) if other else None) for of in ("mask", "box"))
+        cells = [_cell(value, old, better=-1) for value, old in costs]
+        rows.append(f"<tr><td>{kind}</td>{''.join(f'<td>{c}</td>' for c in cells)}<td class=text>{meaning}</td></tr>")
+    runs = [run for run in (own, other) if run]
+    kinds = list(_ERRORS)
+    drawings = (
+        figures.error_costs(kinds, [(run.name, [_cost(run, of, kind) for kind in kinds]) for run in runs])
+        for of in ("mask", "box")
+    )
+    captions = [f"What each kind of error costs in AP at IoU 0.5, {of}." for of in ("masks", "boxes")]
+    note = (
+        "dAP (TIDE): how much AP at IoU 0.5 would rise if all errors of this kind, and no others, were corrected. The "
+        "values do not add up to what AP lacks."
+    )
+    return (
+        row(figure(d, c) for d, c in zip(drawings, captions, strict=True))
+        + _table(["error", "masks", "boxes", ""], rows)
+        + f"<p>{note}</p>"
+    )
+
+
+def _cost(run: _Run, of: str, kind: str) -> float:
+    errors = run.analysis.tide[of]
+    return (errors.main | errors.special)[kind]
+
+
+def _thresholds_section(own: _Run, other: _Run | None) -> str:
+    rows = []
+    for name, best in own.analysis.thresholds.items():
+        old = other.analysis.thresholds[name] if other else None
+        cells = [html.escape(name), str(best.objects), _cell(best.threshold), _cell(best.precision), _cell(best.recall)]
+        cells.append(_cell(best.f1, old.f1 if old else None))
+        cells.append(_cell(best.f1_at_working_score, old.f1_at_working_score if old else None))
+        cells.append(_cell(best.calibration_error, old.calibration_error if old else None, better=-1))
+        rows.append(f"<tr>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
+    heads = ["class", "objects", "threshold", "precision", "recall", "F1", "F1 at 0.5", "calibration error"]
+    note = (
+        "The score threshold of each class with the best F1 on these images, masks at IoU 0.5, with its precision "
+        "and recall; - where no detection is right. <code>kmaskrcnn predict --score_thresholds=FILE</code> with "
+        "score_thresholds.json uses them. With few objects a threshold says little of other images."
+    )
+    return _table(heads, rows) + f"<p>{note}</p>"
 
 
 def _curves_section(own: _Run, other: _Run | None) -> str:
@@ -228,7 +307,7 @@ def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str])
             rows.append((image.objects[i], _MISSED, names[image.objects[i]["category_id"]]))
     rows.sort(key=lambda row: row[1] == _RIGHT)  # errors are drawn last, on top
     boxes = np.array([[y, x, y + h, x + w] for (x, y, w, h) in (row[0]["bbox"] for row in rows)], np.float32)
-    masks = PastedMasks((mask_utils.decode(to_rle(record, image.image)).astype(bool), 0, 0) for record, _, _ in rows)
+    masks = PastedMasks(rle_to_window(to_rle(record, image.image)) for record, _, _ in rows)
     return draw_instances(pixels, boxes.reshape(-1, 4), masks, [r[2] for r in rows], [r[1] for r in rows])
 
 

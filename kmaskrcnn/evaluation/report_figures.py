@@ -71,6 +71,23 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
     return chart(drawing)
 
 
+def error_costs(kinds: Sequence[str], runs: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """Horizontal bars of the AP that each kind of error costs, one for each run."""
+    drawing, axes = new_chart(height=3.3 + 0.3 * len(runs))
+    thickness = 0.8 / len(runs)
+    for number, (name, values) in enumerate(runs):
+        places = np.arange(len(kinds)) + (number - (len(runs) - 1) / 2) * thickness
+        shown = axes.barh(places, values, thickness, label=name, color=f"C{number}")
+        axes.bar_label(shown, fmt="%.3f", padding=3, fontsize=8)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set(xlabel="dAP at IoU 0.5")
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    if len(runs) > 1:
+        drawing.legend(fontsize=8, loc="outside upper center")
+    return chart(drawing)
+
+
 def reliability(runs: Sequence[tuple[str, Calibration]]) -> str:
     """The share of right detections over their score, with the number of detections below."""
     drawing, axes = new_chart()

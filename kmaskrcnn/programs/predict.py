@@ -20,6 +20,12 @@ OUTPUTS = absl_flags.DEFINE_list(
     "coco: results.json; labelme: labelme/NAME.json, to correct and train on; csv: objects.csv with areas and boxes.",
 )
 MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
+SCORE_THRESHOLDS = absl_flags.DEFINE_string(
+    "score_thresholds",
+    "",
+    "JSON file of the lowest score by class, such as the score_thresholds.json that evaluate writes; --min_score holds "
+    "for classes that it does not name.",
+)
 CLASSES = absl_flags.DEFINE_list("classes", [], "Names of the classes to keep, comma-separated; empty: all.")
 TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Keep this many objects per image, the best; 0: all.", lower_bound=0)
 FONT = absl_flags.DEFINE_string(
@@ -34,7 +40,7 @@ ABOUT = "Find objects in images and videos."
 TOPICS = {
     "Model": trained.TOPIC,
     "Input and output": ["input", "output", "outputs", "font", "frame_step", "track"],
-    "Which objects": ["min_score", "classes", "top_k", "max_detections"],
+    "Which objects": ["min_score", "score_thresholds", "classes", "top_k", "max_detections"],
     "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
 }
 
@@ -50,6 +56,7 @@ def main(inputs: Sequence[str]) -> int:
     from kmaskrcnn.inference.video import is_video
     from kmaskrcnn.progress import Progress, clock
     from kmaskrcnn.results.prediction import class_indices
+    from kmaskrcnn.results.thresholds import read_score_thresholds
     from kmaskrcnn.results.writers import Writer
 
     left_out: list[str] = []
@@ -60,17 +67,20 @@ def main(inputs: Sequence[str]) -> int:
         raise ConfigError("--track: there is no video among the inputs")
     predictor = Predictor.from_directory(_model_folder(settings), trained.WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
+    thresholds = read_score_thresholds(SCORE_THRESHOLDS.value, predictor.labels) if SCORE_THRESHOLDS.value else {}
     writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels, [path for path, _ in paths], FONT.value)
     writer.check((name, is_video(path)) for path, name in paths)  # a file in the way is told before the work
 
     def select(prediction: Any) -> Any:
-        return prediction.select(MIN_SCORE.value, CLASSES.value, TOP_K.value)
+        return prediction.select(MIN_SCORE.value, CLASSES.value, TOP_K.value, thresholds)
 
     progress, failed = Progress("inputs", len(paths)), 0
     for path, name in paths:
         try:
             if is_video(path):
-                line = _video(path, name, predictor.predict, select, writer)
+                line = _video(
+                    path, name, predictor.predict, select, min([MIN_SCORE.value, *thresholds.values()]), writer
+                )
             else:
                 prediction = select(predictor.predict(path))
                 written = writer.add(path, name, prediction)
@@ -101,8 +111,8 @@ def _model_folder(settings: Mapping[str, Any]) -> str:
     return trained.trained_folder(settings, DEFAULT_PRESET)
 
 
-def _video(path: str, name: str, predict: Callable, select: Callable, writer: Any) -> str:
-    """Predict the frames of a video and write them; returns what is to be told of it."""
+def _video(path: str, name: str, predict: Callable, select: Callable, min_score: float, writer: Any) -> str:
+    """Predict the frames of a video and write them; min_score begins a track. Returns what is to be told of it."""
     from kmaskrcnn.inference.tracking import Tracker
     from kmaskrcnn.inference.video import VideoReader, VideoWriter
     from kmaskrcnn.progress import Progress
@@ -112,7 +122,7 @@ def _video(path: str, name: str, predict: Callable, select: Callable, writer: An
     reader = VideoReader(path)
     progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
     rate = reader.frames_per_second / FRAME_STEP.value
-    track = Tracker(rate, MIN_SCORE.value).update if TRACK.value else lambda prediction: prediction
+    track = Tracker(rate, min_score).update if TRACK.value else lambda prediction: prediction
     objects = 0
     with writer.video(name) as target, VideoWriter(target, rate) as video:
         for number, frame in enumerate(reader):

@@ -181,7 +181,8 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
             config = automatic.settings_of_chief(config, flags.given_settings(), cluster)
 
         def score(model, step):
-            result = evaluate(Predictor(model, config, trainer.labels), val_set, config, cluster, trainer.pulse)
+            predictor = Predictor(model, config, trainer.labels)
+            result = evaluate(predictor, val_set, config, cluster, trainer.pulse, analysis=False)
             print(f"evaluation after step {step}: {result.table()}", flush=True)
             return result.scalars(), result.pictures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,45 @@ def window_to_rle(window: np.ndarray, top: int, left: int, height: int, width: i
         if counts[-1] == 0:
             counts.pop()
     return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def rle_to_window(rle: Mapping[str, Any]) -> tuple[np.ndarray, int, int]:
+    """The reverse of `window_to_rle`: the columns from the first to the last that hold a set pixel.
+
+    Args:
+        rle: COCO's compressed RLE.
+
+    Returns:
+        A window (h, w) bool of the image's height, and its top left corner (y, x); (0, 0) pixels of an empty mask. No
+        array of the image's size is made.
+    """
+    height, counts = rle["size"][0], _run_lengths(rle["counts"])
+    edges, filled = np.cumsum(counts), 2 * np.flatnonzero(counts[1::2]) + 1
+    if not len(filled):
+        return np.zeros((0, 0), bool), 0, 0
+    left, right = int(edges[filled[0] - 1]) // height, -(-int(edges[filled[-1]]) // height)
+    inside = np.diff(np.clip(edges, left * height, right * height), prepend=left * height)
+    columns = np.repeat(np.arange(len(counts)) % 2 == 1, inside).reshape(right - left, height)
+    return columns.T, 0, left
+
+
+def _run_lengths(counts: str | bytes) -> np.ndarray:
+    """(R,) int64 lengths of the runs of 0 and 1 in turn, from the text of COCO's compressed RLE.
+
+    Five bits a character, low ones first, bit 5 set where a number goes on; from the fourth number on they are
+    differences from the number two before.
+    """
+    codes = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    if not len(codes):
+        return codes
+    last = np.flatnonzero(codes & 0x20 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    lengths = np.add.reduceat((codes & 0x1F) << shifts, first)
+    lengths -= np.where(codes[last] & 0x10, 1 << (shifts[last] + 5), 0)
+    lengths[1::2] = np.cumsum(lengths[1::2])
+    lengths[2::2] = np.cumsum(lengths[2::2])
+    return lengths
 
 
 def paste_to_rle(

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,18 +110,31 @@ class Prediction:
         """The objects with at least this score."""
         return self.take(self.scores >= score)
 
-    def select(self, min_score: float = 0.0, classes: Sequence[str] = (), top_k: int = 0) -> Prediction:
+    def select(
+        self,
+        min_score: float = 0.0,
+        classes: Sequence[str] = (),
+        top_k: int = 0,
+        score_thresholds: Mapping[str, float] | None = None,
+    ) -> Prediction:
         """The objects of these classes with the highest scores.
 
         Args:
             min_score: the lowest score to keep.
             classes: names of classes; empty: all.
             top_k: how many to keep, those with the highest scores; 0: all.
+            score_thresholds: the lowest score to keep by class name, instead of `min_score`; not every class needs one.
 
         Raises:
             ConfigError: the model has no class of that name.
         """
         keep = self.scores >= min_score
+        if score_thresholds:
+            scores = self.scores.astype(np.float64)  # as thresholds are; in float32 one could round to a score below it
+            for index, lowest in zip(
+                class_indices(self.labels, [*score_thresholds]), score_thresholds.values(), strict=True
+            ):
+                keep = np.where(self.classes == index + 1, scores >= lowest, keep)
         if classes:
             keep &= np.isin(self.classes, [number + 1 for number in class_indices(self.labels, classes)])
         return self.take(np.flatnonzero(keep)[: top_k or None])

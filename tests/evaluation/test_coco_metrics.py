@@ -142,5 +142,5 @@ def test_only_the_images_asked_for_are_scored():
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="box or mask"):
+    with pytest.raises(ValueError, match="box, mask or boundary"):
         score(_truth({1: []}), [], "keypoints")

@@ -1,5 +1,7 @@
 """Evaluation from model output to scores: a predictor that knows the answer must score it."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,9 +53,22 @@ def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
     assert sorted(result.pictures) == ["00000.png", "00001.png"]
     result.write(tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").glob("[!.]*")}
-    assert names == {"scores.json", "results.json", "00000.png", "00001.png"}
-    assert "mask" in result.table()
-    assert "circle" in result.table()
+    assert names == {"scores.json", "results.json", "score_thresholds.json", "00000.png", "00001.png"}
+    assert scalars["boundary_AP50"] == pytest.approx(1.0)
+    assert 0 < scalars["boundary_AP"] <= scalars["mask_AP"]
+    assert scalars["mask_dAP/Miss"] == scalars["box_dAP/FalsePos"] == 0.0
+    assert json.loads((tmp_path / "out" / "score_thresholds.json").read_text()) == {
+        name: scalars[f"score_threshold/{name}"] for name in shapes.class_names
+    }
+    for word in ("mask", "boundary", "circle", "FalseNeg", "best F1"):
+        assert word in result.table()
+
+
+def test_training_needs_the_scores_alone(shapes):
+    result = evaluate(Oracle(shapes), shapes, Config().replace(resize_mode="native"), analysis=False)
+    assert result.analysis is None
+    assert not [name for name in result.scalars() if "boundary" in name or "dAP" in name or "threshold" in name]
+    assert "TIDE" not in result.table()
 
 
 def test_shifted_answers_score_less(shapes):

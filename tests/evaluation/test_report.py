@@ -127,12 +127,21 @@ def test_the_page_holds_everything_itself(shapes, tmp_path):
     assert len(pictures) >= 6
     assert all(max(Image.open(io.BytesIO(p)).size) >= 640 for p in pictures)
     drawings = [base64.b64decode(s.split(",")[1]) for s in sources if s.startswith("data:image/svg")]
-    assert len(drawings) == 4
+    assert len(drawings) == 6
     # The numbers of the table are those of the scores, with the change against the other run.
     scores = json.loads((tmp_path / "bad" / "scores.json").read_text())
     change = scores["mask_AP"] - json.loads((tmp_path / "good" / "scores.json").read_text())["mask_AP"]
     assert change < -0.1
     assert f'{scores["mask_AP"]:.3f} <span class="down">{change:+.3f}</span>' in page
+    # What went wrong, beside the other run: circles of the wrong class, and an image without detections.
+    assert scores["mask_dAP/Cls"] > 0.1 < scores["mask_dAP/Miss"]
+    costs = page.split('id="kinds-of-error"')[1].split("<h2")[0]
+    assert f'<td>Cls</td><td>{scores["mask_dAP/Cls"]:.3f} <span class="down">+' in costs
+    assert f'{scores["boundary_AP"]:.3f} <span class="down">' in page.split("<th>boundaries</th>")[1].split("</tr>")[1]
+    thresholds = page.split('id="score-thresholds"')[1].split("<h2")[0]
+    assert "<td>circle</td><td>7</td><td>-</td>" in thresholds
+    assert thresholds.count("<td>-</td>") == 2  # no detection is called a circle: neither threshold nor calibration
+    assert f"<td>{scores['score_threshold/square']:.3f}</td>" in thresholds
     worst = page.split('id="worst-images"')[1].split("<h2")[0]
     assert "00002.png: 0 correct, 0 false" in worst
     assert "Images that changed most" in page

@@ -89,6 +89,34 @@ def test_evaluate_opens_the_folder_alone(trained, tmp_path):
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert 0 < len(results) <= 10
     assert len(list((tmp_path / "scores").glob("*.png"))) == 2
+    assert "boundary" in result.stdout
+    assert 0 <= scores["mask_dAP/Miss"] <= 1
+    suggested = json.loads((tmp_path / "scores" / "score_thresholds.json").read_text())
+    assert set(suggested) <= {"circle", "square", "triangle", "star"}
+
+
+def test_predict_takes_a_threshold_for_each_class(trained, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    arguments = ["predict.py", f"--model_dir={trained}", f"--input={tmp_path / 'a.png'}", "--outputs=coco"]
+    found = {}
+    for name, thresholds in (("all", {}), ("some", {"circle": 1.0, "star": 0.0})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(thresholds))
+        given = f"--score_thresholds={tmp_path / name}.json"
+        result = run_program(*arguments, f"--output={tmp_path / name}", "--min_score=0", given)
+        assert result.returncode == 0, result.stderr
+        tree = json.loads((tmp_path / name / "results.json").read_text())
+        names = {c["id"]: c["name"] for c in tree["categories"]}
+        found[name] = [(names[a["category_id"]], a["score"]) for a in tree["annotations"]]
+    assert {name for name, _ in found["all"]} > {"circle"}
+    assert found["some"] == [row for row in found["all"] if row[0] != "circle"]
+    (tmp_path / "bad.json").write_text('{"circle": "high"}')
+    result = run_program(*arguments, f"--output={tmp_path / 'x'}", f"--score_thresholds={tmp_path / 'bad.json'}")
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: {tmp_path / 'bad.json'}: 'circle' has the threshold \"high\": expected a number from 0 to 1"
+    ]
+    assert not (tmp_path / "x").exists()
 
 
 def test_predict_on_files_folders_and_globs(trained, tmp_path):

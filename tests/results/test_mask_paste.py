@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.results.mask_paste import paste_mask, paste_to_rle, window_to_rle
+from kmaskrcnn.results.mask_paste import paste_mask, paste_to_rle, rle_to_window, window_to_rle
 
 
 def numpy_paste(mask, box, height, width):
@@ -52,6 +52,28 @@ def test_whole_columns_run_on_into_each_other():
     image = np.zeros((10, 12), np.uint8)
     image[:, 8:] = 1
     assert window_to_rle(window, 0, 8, 10, 12) == mask_utils.encode(np.asfortranarray(image))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 70), st.integers(1, 70), st.sampled_from([0.0, 0.01, 0.5, 0.99, 1.0]))
+def test_a_code_is_read_as_pycocotools_reads_it(seed, height, width, share):
+    image = np.random.default_rng(seed).uniform(0, 1, (height, width)) < share
+    rle = mask_utils.encode(np.asfortranarray(image, np.uint8))
+    for counts in (rle["counts"], rle["counts"].decode()):
+        window, top, left = rle_to_window({"size": rle["size"], "counts": counts})
+        columns = np.flatnonzero(image.any(0))
+        np.testing.assert_array_equal(
+            window, image[:, columns[0] : columns[-1] + 1] if len(columns) else np.zeros((0, 0))
+        )
+        assert (top, left) == (0, columns[0] if len(columns) else 0)
+
+
+def test_a_small_object_of_a_huge_image_is_read_in_memory_of_its_columns():
+    rle = window_to_rle(np.ones((90, 30), bool), 30_000, 50_000, 60_000, 60_000)  # numbers of many characters
+    window, top, left = rle_to_window(rle)
+    assert (window.shape, top, left) == ((60_000, 30), 0, 50_000)
+    assert window.sum() == 2700
+    assert window[30_000:30_090].all()
 
 
 def test_paste_to_rle_is_the_pasted_mask_and_boxes_outside_are_empty():

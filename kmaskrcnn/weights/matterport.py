@@ -19,7 +19,7 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS
+from kmaskrcnn.weight_files.stand_ins import ARRAY_KINDS
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer
 

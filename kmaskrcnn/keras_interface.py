@@ -227,8 +227,8 @@ class KerasInterface(keras.Model):
             NotImplementedError: always; the message names what to use.
         """
         raise NotImplementedError(
-            "MaskRCNN.export: use kmaskrcnn.export (or export.py --model_dir=...), which writes a SavedModel for "
-            "images of any size, or a .tflite file"
+            "MaskRCNN.export: Keras' graph would take one image size and decode no files; use "
+            "kmaskrcnn.export.saved_model.export_saved_model, or `kmaskrcnn export` for a SavedModel or .tflite file"
         )
 
 

@@ -315,7 +315,7 @@ class TrainConfig:
     )
     num_devices: int = _setting(
         0,
-        "GPUs that this process uses, 0 for all; without a GPU and with --strategy=mirrored, parts of the CPU.",
+        "GPUs that this process uses, 0 for all; without a GPU and with strategy=mirrored, parts of the CPU.",
         low=0,
     )
     num_local_workers: int = _setting(

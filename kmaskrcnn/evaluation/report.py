@@ -108,10 +108,10 @@ def _read_run(directory: str | Path, truth: dict, ids: list[int], max_detections
     try:
         results = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--compare={directory}: no results of another run there ({error})") from None
+        raise ConfigError(f"compare={directory}: no results of another run there ({error})") from None
     unknown = {r["image_id"] for r in results} - {image["id"] for image in truth["images"]}
     if unknown:
-        raise ConfigError(f"--compare={directory}: its results are of other images, such as id {min(unknown)}")
+        raise ConfigError(f"compare={directory}: its results are of other images, such as id {min(unknown)}")
     results = [r for r in results if r["image_id"] in set(ids)]
     box, mask = (score(truth, results, kind, max_detections, image_ids=ids) for kind in ("box", "mask"))
     return _Run(str(directory), box, mask, match_images(truth, results, ids))

@@ -224,7 +224,7 @@ class GrpcClient(Client):
         retries: as for `Client`.
         max_images: as for `Client`.
         max_bytes: as for `Client`.
-        compact_masks: whether the model was exported with --compact_masks.
+        compact_masks: whether the model was exported with compact masks.
         max_answer_bytes: longer answers are refused.
     """
 

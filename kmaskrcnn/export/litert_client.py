@@ -87,7 +87,7 @@ class LiteRTClient(FileClient):
             raise ImportError("LiteRTClient needs the runtime: pip install ai-edge-litert") from None
         super().__init__(path)
         if "host" in self.metadata:
-            raise ValueError(f"{os.fspath(path)}: exported with --format=tflite_gpu, use LiteRTGpuClient")
+            raise ValueError(f"{os.fspath(path)}: exported as tflite_gpu, use LiteRTGpuClient")
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
         self._signature = self._interpreter.get_signature_runner(SIGNATURE)
         if "image_shape" not in self._signature.get_input_details():

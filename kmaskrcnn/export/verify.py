@@ -43,9 +43,9 @@ class Bounds:
     ap: float
 
 
-# By --quantize, and of a SavedModel. Where numbers differ at all, in their last digits or because weights are rounded,
-# NMS and top-k now and then keep the other of two candidates that are about level, whose box and mask are others
-# altogether: no bound holds for every detection.
+# By quantization, and of a SavedModel. Where numbers differ at all, in their last digits or because weights are
+# rounded, NMS and top-k now and then keep the other of two candidates of almost equal score, with quite another box and
+# mask: no bound holds for every detection.
 BOUNDS = {
     "saved_model": Bounds(matched=1.0, within=1.0, box=1e-2, score=1e-3, mask=1e-2, ap=1e-3),
     "none": Bounds(matched=0.99, within=0.99, box=1e-3, score=5e-4, mask=2e-3, ap=1e-3),

@@ -55,7 +55,7 @@ class Writer:
     ):
         unknown = [name for name in outputs if name not in OUTPUTS]
         if unknown or not outputs:
-            raise ConfigError(f"--outputs={','.join(outputs)}: choose some of {', '.join(OUTPUTS)}")
+            raise ConfigError(f"outputs={','.join(outputs)}: choose some of {', '.join(OUTPUTS)}")
         if "labelme" in outputs:
             _contourpy()
         self.files = Outputs(directory, "predict", read)
@@ -237,5 +237,5 @@ def _contourpy() -> Any:
     try:
         import contourpy
     except ImportError:
-        raise ConfigError("--outputs=labelme traces outlines with contourpy: pip install contourpy") from None
+        raise ConfigError("outputs=labelme traces outlines with contourpy: pip install contourpy") from None
     return contourpy

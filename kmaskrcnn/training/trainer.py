@@ -132,7 +132,7 @@ class Trainer:
             self._lock.release()
 
     def _with_dtype(self, config: Config) -> Config:
-        """The settings with the precision that --dtype=auto means: that of the model folder, or the chief's measure."""
+        """The settings with the precision that dtype="auto" means: that of the model folder, or the chief's measure."""
         if config.train.dtype != precision.AUTO:
             if warning := precision.slow_bfloat16(config.train.dtype):
                 self._say(warning)
@@ -162,7 +162,7 @@ class Trainer:
         """Train until the end of the steps or the time, a signal (SIGINT, SIGTERM), or an error.
 
         Raises:
-            TrainingError: losses or gradients were not finite (--on_nonfinite), or a checkpoint could not be written.
+            TrainingError: losses or gradients were not finite (on_nonfinite), or a checkpoint could not be written.
             WorkerLost: another worker died.
         """
         self._say(self._plan())
@@ -276,8 +276,7 @@ class Trainer:
         elif self._out_of_patience():
             best = float(self.state.best.numpy())
             self._say(
-                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations "
-                "(--patience)"
+                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations (patience)"
             )
         return self._outcome(step, scores, stopping())
 

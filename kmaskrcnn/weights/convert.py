@@ -89,7 +89,7 @@ def detect_format(path: str | os.PathLike) -> str:
     check_architecture(names, os.fspath(path))
     raise WeightsError(
         f"{os.fspath(path)}: holds no Mask R-CNN of torchvision, Detectron2 or matterport, the first tensor is "
-        f"{next(iter(names))}; give the weights of a backbone alone to kmaskrcnn train --init_weights"
+        f"{next(iter(names))}; give the weights of a backbone alone to training, as init_weights"
     )
 
 
@@ -157,10 +157,10 @@ def import_file(
 
 def _refuse_guesses(path: Path, chosen: Container[str]) -> None:
     if unknown := detectron2.open_questions(path, chosen):
-        flags = ", ".join(f"--{name}" for name in unknown)
+        names = ", ".join(unknown)
         raise WeightsError(
             f"{path}: Detectron2 has models of both kinds, and the file does not say which this is: give "
-            f"--source_config=config.yaml (from the folder that training wrote), or {flags}"
+            f"source_config=config.yaml (from the folder that training wrote), or {names}"
         )
 
 
@@ -193,7 +193,7 @@ def _assumptions(
 
 
 def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
-    """Write a model folder like that of training, which `Predictor.from_directory` and --init_weights open.
+    """Write a model folder like that of training, which `Predictor.from_directory` and `init_weights` open.
 
     Raises:
         TrainingError: it cannot be written, or holds another model.
@@ -238,7 +238,7 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
 
 
 def starting_weights(source: str) -> str:
-    """What --init_weights names, with a preset or hf://OWNER/NAME as the folder that it was converted to.
+    """What `init_weights` names, with a preset or hf://OWNER/NAME as the folder that it was converted to.
 
     Raises:
         WeightsError: neither a preset nor a path, or one that cannot be downloaded.
@@ -248,7 +248,7 @@ def starting_weights(source: str) -> str:
     if source in preset_names() or hub.is_address(source):
         return str(converted_folder(source))
     raise WeightsError(
-        f"--init_weights={source}: no such file, folder or preset; presets are {IMAGENET}, {IMAGENET_V2}, "
+        f"init_weights={source}: no such file, folder or preset; presets are {IMAGENET}, {IMAGENET_V2}, "
         f"{', '.join(preset_names())}"
     )
 

@@ -15,7 +15,7 @@ _LARGEST, _DEEPEST, _MOST_ALIASES = 1 << 17, 16, 32
 # Where it differs, the model is another one: (path, what it must be, what it is else).
 _MUST_BE = (
     ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "the architecture"),
-    ("MODEL.MASK_ON", True, "masks are off: --fresh_masks loads a Faster R-CNN;"),
+    ("MODEL.MASK_ON", True, "masks are off: fresh_masks=True loads a Faster R-CNN;"),
     ("MODEL.KEYPOINT_ON", False, "keypoints"),
     ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "the heads"),
     ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "class-agnostic boxes"),

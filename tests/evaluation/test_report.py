@@ -147,7 +147,7 @@ def test_all_right_leaves_no_worst_images(shapes, tmp_path):
 def test_results_of_another_set_are_refused(shapes, tmp_path):
     labels = Labels(tuple(shapes.class_names), tuple(shapes.category_ids))
     evaluation = _evaluate(Oracle(shapes), shapes)
-    with pytest.raises(ConfigError, match=r"--compare=.*no results"):
+    with pytest.raises(ConfigError, match=r"compare=.*no results"):
         write_report(tmp_path / "a", evaluation, shapes, labels, "x", compare=tmp_path / "none")
     (tmp_path / "results.json").write_text(json.dumps([{**evaluation.results[0], "image_id": 999}]))
     with pytest.raises(ConfigError, match="other images, such as id 999"):

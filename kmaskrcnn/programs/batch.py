@@ -50,8 +50,8 @@ def main(name: str, arguments: list[str]) -> int:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise ConfigError("Apache Beam is not installed: pip install 'kmaskrcnn[beam]'") from None
-    from kmaskrcnn.beam import pipeline as stages
-    from kmaskrcnn.beam.model import DetectorHandler
+    from kmaskrcnn.beam import stages
+    from kmaskrcnn.beam.model_handler import DetectorHandler
 
     columns = _check(options)
     beam_options = PipelineOptions(rest)
@@ -77,7 +77,7 @@ def _check(options: argparse.Namespace) -> list[int]:
     """Refuse what cannot work before any worker starts; returns the column of each CSV file."""
     from apache_beam.io.filesystems import FileSystems
 
-    from kmaskrcnn.beam import pipeline as stages
+    from kmaskrcnn.beam import stages
 
     def found(pattern: str) -> bool:
         try:
@@ -116,7 +116,7 @@ def _report(result, output: str) -> int:
     """Print the counters; some runners keep them only for themselves."""
     from apache_beam.metrics import MetricsFilter
 
-    from kmaskrcnn.beam.model import NAMESPACE
+    from kmaskrcnn.beam.model_handler import NAMESPACE
 
     try:
         metrics = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))

@@ -163,7 +163,7 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.programs import automatic
     from kmaskrcnn.training.callbacks import logger_callbacks
-    from kmaskrcnn.training.report import verdict
+    from kmaskrcnn.training.run_log import verdict
     from kmaskrcnn.training.trainer import Trainer
     from kmaskrcnn.weights.convert import starting_weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kmaskrcnn.recipe.anchors import fit_anchors
+from kmaskrcnn.recipe.anchor_fit import fit_anchors
 from kmaskrcnn.recipe.given import Choice, Given, round_up, scale_of
 
 

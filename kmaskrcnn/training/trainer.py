@@ -22,7 +22,7 @@ from kmaskrcnn.training.batches import Batches
 from kmaskrcnn.training.callbacks import Callbacks
 from kmaskrcnn.training.folder_lock import FolderLock
 from kmaskrcnn.training.guard import Guard
-from kmaskrcnn.training.report import Report
+from kmaskrcnn.training.run_log import RunLog
 from kmaskrcnn.training.schedules import learning_rate, scaled_rate
 from kmaskrcnn.training.signals import StopSignals
 from kmaskrcnn.training.state import TrainingState
@@ -209,7 +209,7 @@ class Trainer:
             self._whole_batch,
             lambda: self.state.newest,
         )
-        report = Report(train, summaries, self._say)
+        run_log = RunLog(train, summaries, self._say)
         self._batches.start(step)
         before = time.monotonic() - float(self.state.elapsed.numpy())
         agreed = {"stop": 0.0, "clock": float(self.state.elapsed.numpy())}
@@ -226,7 +226,7 @@ class Trainer:
                 number, result = results.pop(0)
                 values = result.numpy()
                 guard.check(number, values)
-                report.add(values)
+                run_log.add(values)
                 self._callbacks.step(number, values)
                 agreed.update({name: float(values[VALUES.index(name)]) for name in agreed})
 
@@ -238,7 +238,7 @@ class Trainer:
                 scores = self._score(summaries, step)
                 self._save(step, pause - before, anew=True)
                 before += time.monotonic() - pause  # the budget is for training
-                report.restart()
+                run_log.restart()
             own = time.monotonic() - before
             elapsed = own if alone else agreed["clock"]
             share = self._share(step, elapsed)
@@ -258,9 +258,9 @@ class Trainer:
             step += 1
             settle(left=1)  # waits for the step before, while this one runs
             self.beat()
-            if report.is_due(step):
+            if run_log.is_due(step):
                 settle()
-                report.tell(step, self._share(step, elapsed), elapsed, self._numbers(rate))
+                run_log.tell(step, self._share(step, elapsed), elapsed, self._numbers(rate))
             if step % train.checkpoint_every == 0:
                 settle()
                 self._save(step, time.monotonic() - before)

@@ -12,7 +12,7 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import DataError, open_dataset
 from kmaskrcnn.errors import LOCK, TrainingError
 from kmaskrcnn.training.callbacks import logger_callbacks
-from kmaskrcnn.training.report import verdict
+from kmaskrcnn.training.run_log import verdict
 from kmaskrcnn.training.step import VALUES, TrainStep
 from kmaskrcnn.training.trainer import Trainer
 from tests.conftest import TINY
@@ -86,7 +86,7 @@ def test_epochs_are_steps(tmp_path, shapes):
 
 
 def test_a_line_after_the_first_step_then_by_time(tmp_path, shapes, capsys, monkeypatch):
-    monkeypatch.setattr("kmaskrcnn.training.report._SECONDS_BETWEEN_LINES", 1e9)
+    monkeypatch.setattr("kmaskrcnn.training.run_log._SECONDS_BETWEEN_LINES", 1e9)
     Trainer(_config(tmp_path / "a", steps=45), shapes).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/45", "45/45"]
@@ -95,7 +95,7 @@ def test_a_line_after_the_first_step_then_by_time(tmp_path, shapes, capsys, monk
     assert "loss 22.500" in lines[1]  # of the steps 1 to 44, each its number
     rows = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     assert ['"step": 20,' in rows[0], '"step": 40,' in rows[1], len(rows)] == [True, True, 2]
-    monkeypatch.setattr("kmaskrcnn.training.report._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("kmaskrcnn.training.run_log._SECONDS_BETWEEN_LINES", 0.0)
     Trainer(_config(tmp_path / "b", steps=4), shapes).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]

@@ -18,7 +18,7 @@ from kmaskrcnn.training.summaries import Summaries, peak_memory_gb
 _STEPS_BETWEEN_ROWS, _SECONDS_BETWEEN_LINES = 20, 10.0
 
 
-class Report:
+class RunLog:
     """Collects what steps return, and tells it.
 
     Args:

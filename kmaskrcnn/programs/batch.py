@@ -15,6 +15,7 @@ from kmaskrcnn.config import ConfigError
 
 def _arguments(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(name, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)  # as the other commands have it
     parser.add_argument("--model", default="", help="numbered folder of a SavedModel, or a .tflite file")
     parser.add_argument("--input", action="append", default=[], help="images: a file or glob; may be repeated")
     parser.add_argument("--input_csv", action="append", default=[], help="CSV file with a header; may be repeated")

@@ -113,7 +113,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def verify(
-    pictures: Sequence[str],
+    images: Sequence[str],
     reference: Predict,
     artifact: Predict,
     bounds: Bounds,
@@ -122,7 +122,7 @@ def verify(
     """Run both on the same images and compare.
 
     Args:
-        pictures: files.
+        images: files.
         reference: the model in this process.
         artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
         bounds: what it may differ by.
@@ -131,7 +131,7 @@ def verify(
     differences = Differences()
     results: tuple[list[dict], list[dict]] = ([], [])
     refused, seconds, ids = [], ([], []), []
-    for number, path in enumerate(pictures):
+    for number, path in enumerate(images):
         start = time.perf_counter()
         expected = reference(path)
         middle = time.perf_counter()

@@ -183,7 +183,7 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
         def score(model, step):
             result = evaluate(Predictor(model, config, trainer.labels), val_set, config, cluster, trainer.pulse)
             print(f"evaluation after step {step}: {result.table()}", flush=True)
-            return result.scalars(), result.pictures
+            return result.scalars(), result.overlays
 
         loggers = logger_callbacks(config) if cluster.is_chief else []
         trainer = Trainer(

@@ -21,7 +21,7 @@ from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction, coco_dataset
 
 OUTPUTS = ("overlay", "masks", "coco", "labelme", "csv")
-CSV_COLUMNS = ("picture", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share", "track")
+CSV_COLUMNS = ("image", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share", "track")
 # Points of a LabelMe polygon lie at most this far from the outline that they stand for, in pixels.
 _POLYGON_TOLERANCE = 0.5
 # Larger overlays are JPEG files, a tenth of the bytes of a PNG; a JPEG has no side beyond 65,500.

@@ -351,7 +351,7 @@ class Trainer:
         if self.evaluate is None:
             return {}
         with self.step_function.averaged_weights():
-            scores, pictures = self.evaluate(self.model, step)
+            scores, overlays = self.evaluate(self.model, step)
         self._callbacks.scored(scores)
         if scores["mask_AP"] > float(self.state.best.numpy()):
             self.state.best.assign(scores["mask_AP"])
@@ -361,7 +361,7 @@ class Trainer:
             self.state.stale.assign_add(1)
         if summaries:
             summaries.scalars(step, scores, "evaluation")
-            summaries.pictures(step, pictures)
+            summaries.overlays(step, overlays)
         return scores
 
     def _say_stopped(self, step: int) -> None:

@@ -34,7 +34,7 @@ class Importer(NamedTuple):
     settings: Callable[..., dict[str, Any]]
     load: Callable[..., LoadReport]
     options: tuple[str, ...] = ()
-    pictures: Mapping[str, int | str] = {}
+    input_settings: Mapping[str, int | str] = {}
     differences: tuple[str, ...] = ()
 
 
@@ -54,19 +54,19 @@ IMPORTERS = {
         torchvision.torchvision_settings,
         torchvision.load_torchvision,
         ("norm_epsilon",),
-        pictures={"resize_method": "torchvision"},
+        input_settings={"resize_method": "torchvision"},
     ),
     "detectron2": Importer(
         detectron2.detectron2_settings,
         detectron2.load_detectron2,
         ("rgb",),
-        pictures={"resize_method": "detectron2"},
+        input_settings={"resize_method": "detectron2"},
         differences=detectron2.DIFFERENCES,
     ),
     "matterport": Importer(
         matterport.matterport_settings,
         matterport.load_matterport,
-        pictures=matterport.MATTERPORT_PICTURES,
+        input_settings=matterport.MATTERPORT_INPUT,
         differences=matterport.DIFFERENCES,
     ),
 }
@@ -128,7 +128,7 @@ def import_file(
     if file_format == "matterport" and fresh_masks:
         raise WeightsError(f"{path}: fresh_masks is for files of torchvision and detectron2")
     fresh = {"fresh_masks": True} if fresh_masks else {}
-    told = {**importer.pictures, **importer.settings(path, **fresh)}
+    told = {**importer.input_settings, **importer.settings(path, **fresh)}
     loading: dict[str, Any] = {"new_classes": "num_classes" in settings, **fresh, **(options or {})}
     for name in options or ():
         if name not in importer.options:

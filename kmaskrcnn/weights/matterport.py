@@ -47,7 +47,7 @@ MATTERPORT_SEMANTICS = {
     "nms_iou": 0.3,
 }
 # How its images are resized; it pads them to squares of max_size besides.
-MATTERPORT_PICTURES = {"min_size": 800, "max_size": 1024}
+MATTERPORT_INPUT = {"min_size": 800, "max_size": 1024}
 DIFFERENCES = (
     "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point per bin and rounds the "
     "RoI's level; here samples lie at bin centers and the level is rounded down",

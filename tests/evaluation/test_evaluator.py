@@ -40,7 +40,7 @@ class Oracle:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
-    config = Config().replace(resize_mode="native", native_scale=2.0, eval_batch_size=batch_size, eval_pictures=2)
+    config = Config().replace(resize_mode="native", native_scale=2.0, eval_batch_size=batch_size, eval_overlays=2)
     result = evaluate(Oracle(shapes), shapes, config)
     scalars = result.scalars()
     assert result.images == 6
@@ -48,7 +48,7 @@ def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
     assert scalars["mask_AP"] > 0.95
     assert scalars["box_AP50"] == pytest.approx(1.0)
     assert scalars["mask_overlap@0.9"] > 0.9
-    assert sorted(result.pictures) == ["00000.png", "00001.png"]
+    assert sorted(result.overlays) == ["00000.png", "00001.png"]
     result.write(tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").glob("[!.]*")}
     assert names == {"scores.json", "results.json", "00000.png", "00001.png"}

@@ -38,7 +38,7 @@ class _Wrong(Oracle):
 
 
 def _evaluate(oracle, dataset):
-    return evaluate(oracle, dataset, Config().replace(resize_mode="native", eval_pictures=0))
+    return evaluate(oracle, dataset, Config().replace(resize_mode="native", eval_overlays=0))
 
 
 def _rectangle(y0, x0, y1, x1, score, category, image_id=1):

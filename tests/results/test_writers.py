@@ -100,9 +100,9 @@ def test_pictures_without_objects_are_written_too(prediction, tmp_path):
 
 
 def test_unknown_outputs_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="--outputs=overlay,gif: choose some of overlay, masks, coco, labelme, csv"):
+    with pytest.raises(ConfigError, match="outputs=overlay,gif: choose some of overlay, masks, coco, labelme, csv"):
         Writer(tmp_path, ["overlay", "gif"], LABELS)
-    with pytest.raises(ConfigError, match="--outputs="):
+    with pytest.raises(ConfigError, match="outputs="):
         Writer(tmp_path, [], LABELS)
 
 

@@ -132,7 +132,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read("metadata.json"))
     except (zipfile.BadZipFile, KeyError):
-        raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
+        raise ValueError(f"{os.fspath(path)}: not a model exported by kmaskrcnn, it holds no metadata.json") from None
 
 
 def letterbox(

@@ -89,7 +89,7 @@ class RunLog:
             left = (config.steps - step) * config.batch_size / rate
         speed = f"{rate:.1f} images/s  ETA {clock(left)}"
         if self._steps == 1 and left > 0:  # most of the first step is the making of its graph
-            speed = f"{seconds:.1f} s with the start"
+            speed = f"{seconds:.1f} s including startup"
         return (
             f"step {step}{total}  {100 * share:.1f}%  loss {values['loss']:.3f}  {losses}  lr {lr:.2g}  "
             f"{speed}  {peak_memory_gb():.1f} GB"

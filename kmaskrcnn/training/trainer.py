@@ -153,7 +153,7 @@ class Trainer:
     def _check_workers(self) -> None:
         settings = {}
         for group in dataclasses.asdict(self.config).values():
-            settings |= {f"--{name}": str(value) for name, value in group.items() if name not in _OWN_SETTINGS}
+            settings |= {name: str(value) for name, value in group.items() if name not in _OWN_SETTINGS}
         images = f"{len(self.train_set)} images, {len(self.train_set.boxes)} objects"
         step = str(int(self.state.step.numpy()))
         self.cluster.check_equal(**settings, step=step, labels=str(self.labels), train_set=images)

@@ -131,7 +131,7 @@ class NumpyDtype(Sealed):
     def to_dtype(self) -> np.dtype:
         # numpy also takes lists of fields for a name, and those can be of any size.
         if not isinstance(self.name, str) or len(self.name) > 16 or not isinstance(self.order, str):
-            raise ValueError("an array of no plain dtype")
+            raise ValueError("an array whose dtype is not plain")
         dtype = np.dtype(self.name)
         if dtype.kind not in ARRAY_KINDS:
             raise ValueError(f"an array of dtype {self.name}")

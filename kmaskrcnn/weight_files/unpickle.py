@@ -162,7 +162,7 @@ class TensorUnpickler(_Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         kind, storage_type, key, _, count, *rest = pid
         if kind != "storage" or not isinstance(storage_type, StorageType) or any(r is not None for r in rest):
-            raise ValueError("an object that is no storage")
+            raise ValueError("an object that is not a storage")
         if not isinstance(key, str) or not isinstance(count, int) or not 0 <= count < 1 << 62:
             raise ValueError("a storage without a name or a length")
         storage = self.storages.setdefault(key, Storage(storage_type.dtype, key, count))

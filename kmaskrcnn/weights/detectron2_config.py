@@ -121,11 +121,11 @@ def _tree(path: str | os.PathLike) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{source}: no readable YAML ({reason(error)})") from None
+        raise WeightsError(f"{source}: not readable YAML ({reason(error)})") from None
     if isinstance(tree, Mapping) and "_BASE_" in tree:
         raise WeightsError(f"{source}: refines {tree['_BASE_']}; give the whole config.yaml that training wrote")
     if isinstance(tree, Mapping) and isinstance(tree.get("model"), Mapping) and "_target_" in tree["model"]:
-        raise WeightsError(f"{source}: is a LazyConfig, which is not read; give its settings as flags")
+        raise WeightsError(f"{source}: is a LazyConfig, which is not read; give its settings one by one")
     if not isinstance(tree, Mapping) or not isinstance(tree.get("MODEL"), Mapping):
         raise WeightsError(f"{source}: is not a config.yaml of Detectron2, it has no MODEL")
     return tree

@@ -85,7 +85,7 @@ def test_an_evaluation_leaves_images_and_other_files_alone(tmp_path):
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels["2.png"]).save(tmp_path / "images/2.png")
     before = (tmp_path / "images/2.png").read_bytes()
-    with pytest.raises(OutputError, match=r"2\.png: exists already"):
+    with pytest.raises(OutputError, match=r"2\.png: already exists"):
         result.write(tmp_path / "images")
     assert (tmp_path / "images/2.png").read_bytes() == before
     assert [p.name for p in (tmp_path / "images").iterdir()] == ["2.png"]

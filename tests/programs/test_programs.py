@@ -151,7 +151,7 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
     (images / "out" / "results.json").write_text("corrected by hand")
     result = run_program("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
     assert result.returncode == 2
-    assert "results.json: exists already" in result.stderr
+    assert "results.json: already exists" in result.stderr
     assert (images / "out" / "results.json").read_text() == "corrected by hand"
 
 

@@ -90,7 +90,7 @@ def test_a_line_after_the_first_step_then_by_time(tmp_path, shapes, capsys, monk
     Trainer(_config(tmp_path / "a", steps=45), shapes).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/45", "45/45"]
-    assert "s with the start" in lines[0]
+    assert "s including startup" in lines[0]
     assert "ETA 0:00:00" in lines[1]
     assert "loss 22.500" in lines[1]  # of the steps 1 to 44, each its number
     rows = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()

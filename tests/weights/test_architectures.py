@@ -191,7 +191,7 @@ def test_source_configs_of_other_models_are_one_line(tmp_path, change, words):
         ("a: &a [1]\nb: [" + "*a, " * 40 + "]", "has aliases as no config"),
         ("[" * 5000, "is nested deep"),
         ("just text", r"is not a config\.yaml of Detectron2"),
-        ("a: !!python/object/apply:os.system [ls]", "no readable YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not readable YAML"),
     ],
 )
 def test_damaged_source_configs_are_one_line(tmp_path, text, words):

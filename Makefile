@@ -195,12 +195,12 @@ serving-versions: $(READY)
 		.venv-tf-$$version/bin/python -m benchmarks.serving_versions --check=$(RUNS)/serving_versions; \
 	done
 
-# The page of demo/browser in headless Chromium: MODEL=FILE.tflite PICTURE=FILE ACCELERATOR=wasm|webgpu. Needs npm and chromium.
+# The page of demo/browser in headless Chromium: MODEL=FILE.tflite IMAGE=FILE ACCELERATOR=wasm|webgpu. Needs npm and chromium.
 ACCELERATOR ?= wasm
 browser: $(READY)
 	cd demo/browser && npm install --silent --no-fund --no-audit
 	mkdir -p $(RUNS)
-	$(BIN)/python -m benchmarks.browser $(MODEL) $(PICTURE) --accelerator=$(ACCELERATOR) \
+	$(BIN)/python -m benchmarks.browser $(MODEL) $(IMAGE) --accelerator=$(ACCELERATOR) \
 		--screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
 
 # Files for the CPU and the GPU of devices beside the model: sizes, differences, AP. MODEL_DIR=FOLDER IMAGES=FOLDER, and

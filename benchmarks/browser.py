@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.runtimes import worst_differences
 from kmaskrcnn.export.gpu_client import LiteRTGpuClient
-from kmaskrcnn.export.litert_client import LiteRTClient, decode_picture, letterbox, read_metadata
+from kmaskrcnn.export.litert_client import LiteRTClient, decode_image, letterbox, read_metadata
 
 PAGE = pathlib.Path(__file__).parents[1] / "demo" / "browser"
 
@@ -62,7 +62,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("picture")
+    parser.add_argument("image")
     parser.add_argument("--screenshot", default="browser.png")
     parser.add_argument("--chromium", default="chromium")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="boxes are compared as shares of the image")
@@ -73,7 +73,7 @@ def main():
         sys.exit(f"error: {PAGE}: run npm install there first")
     for_gpu = "host" in read_metadata(options.model)
     client = LiteRTGpuClient(options.model, "cpu") if for_gpu else LiteRTClient(options.model)
-    original = decode_picture(pathlib.Path(options.picture).read_bytes())
+    original = decode_image(pathlib.Path(options.image).read_bytes())
     canvas, scaled = letterbox(original, client.height, client.width, (0, 0, 0))
     pixels = canvas[: scaled[0], : scaled[1]]
     encoded = io.BytesIO()

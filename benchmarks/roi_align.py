@@ -85,7 +85,8 @@ def time_kmaskrcnn(implementation, rois, output, sizes, repeats):
     import tensorflow as tf
 
     from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
-    from kmaskrcnn.ops.roi_align import RoIAlignInputs, crop_and_resize
+    from kmaskrcnn.ops.roi_align import crop_and_resize
+    from kmaskrcnn.ops.roi_align_inputs import RoIAlignInputs
 
     maps, boxes = problem(rois, sizes)
     features = {f"P{i + 2}": tf.constant(m) for i, m in enumerate(maps)}

@@ -27,14 +27,14 @@ QUANTIZE = ("none", "float16", "dynamic", "int8")
 
 def pictures(options):
     """Up to options.count inputs (size, size, 3) uint8."""
-    from kmaskrcnn.export.litert_client import decode_picture, letterbox
+    from kmaskrcnn.export.litert_client import decode_image, letterbox
 
     if not options.images:
         rng = np.random.default_rng(0)
         return [rng.integers(0, 256, (options.size, options.size, 3), np.uint8) for _ in range(options.count)]
     paths = sorted(path for path in pathlib.Path(options.images).iterdir() if path.is_file())[: options.count]
     return [
-        letterbox(decode_picture(path.read_bytes()), options.size, options.size, (124, 116, 104))[0] for path in paths
+        letterbox(decode_image(path.read_bytes()), options.size, options.size, (124, 116, 104))[0] for path in paths
     ]
 
 

@@ -132,7 +132,7 @@ class Cluster:
                 if other[name] != value:
                     raise TrainingError(
                         f"worker {worker} has {name} {other[name]} and worker 0 has {value}: start all with the same "
-                        "settings, on the same data, with a --model_dir that all of them see"
+                        "settings, on the same data, with a model_dir that all of them see"
                     )
 
     @contextlib.contextmanager
@@ -159,7 +159,7 @@ class Cluster:
 
 
 def open_cluster(config: TrainConfig) -> Cluster:
-    """Make the strategy that --strategy names. Must come before any other use of TensorFlow.
+    """Make the strategy that `strategy` names. Must come before any other use of TensorFlow.
 
     Raises:
         ConfigError: there are not the devices, or TF_CONFIG is missing or wrong.
@@ -215,7 +215,7 @@ def _tpu_strategy() -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, tf.errors.OpError) as error:
-        raise ConfigError(f"--strategy=tpu: no TPU was found ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"strategy=tpu: no TPU was found ({str(error).splitlines()[0]})") from None
     return tf.distribute.TPUStrategy(resolver)
 
 
@@ -227,8 +227,8 @@ def read_tf_config(text: str) -> tuple[list[str], int]:
     """
     if not text.strip():
         raise ConfigError(
-            f"--strategy=multi_worker needs TF_CONFIG in the environment, such as {_EXAMPLE}; "
-            "on one machine --num_local_workers=N sets it"
+            f"strategy=multi_worker needs TF_CONFIG in the environment, such as {_EXAMPLE}; "
+            "on one machine `kmaskrcnn train --num_local_workers=N` sets it"
         )
     try:
         tree = json.loads(text)

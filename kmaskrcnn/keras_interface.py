@@ -227,8 +227,8 @@ class KerasInterface(keras.Model):
             NotImplementedError: always; the message names what to use.
         """
         raise NotImplementedError(
-            "MaskRCNN.export: use kmaskrcnn.export (or export.py --model_dir=...), which writes a SavedModel for "
-            "images of any size, or a .tflite file"
+            "MaskRCNN.export: Keras' graph would take one image size and decode no files; use "
+            "kmaskrcnn.export.saved_model.export_saved_model, or `kmaskrcnn export` for a SavedModel or .tflite file"
         )
 
 
@@ -240,12 +240,12 @@ def _check_keras_settings(dtype: Any) -> None:
     if keras.config.image_data_format() != "channels_last":
         raise ConfigError(
             f"image_data_format={keras.config.image_data_format()!r} in keras.json: MaskRCNN is written for "
-            "'channels_last'; call keras.config.set_image_data_format('channels_last') first"
+            "'channels_last'; set that there, or call keras.config.set_image_data_format('channels_last') first"
         )
     if keras.config.floatx() != "float32":
         raise ConfigError(
             f"floatx={keras.config.floatx()!r} in keras.json: MaskRCNN is written for 'float32' (choose half precision "
-            "by dtype='mixed_bfloat16'); call keras.config.set_floatx('float32') first"
+            "by dtype='mixed_bfloat16'); set that there, or call keras.config.set_floatx('float32') first"
         )
     policy = keras.dtype_policies.get(dtype) if dtype is not None else keras.config.dtype_policy()
     if policy.variable_dtype != "float32":

@@ -2,7 +2,7 @@
 
 config.json          the resolved settings
 labels.json          class names and COCO category ids
-best.weights.h5      the weights with the best evaluation (moving averages with --ema_decay, here and below)
+best.weights.h5      the weights with the best evaluation (moving averages with ema_decay, here and below)
 last.weights.h5      the weights of the newest checkpoint
 checkpoints/         the newest checkpoints, to resume from
 metrics.jsonl        losses, rates and scores, a line each
@@ -126,7 +126,7 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
     """Open a model folder, or one weights file in it.
 
     Args:
-        path: the --model_dir of training, or a .weights.h5 file in it.
+        path: the model_dir of training, or a .weights.h5 file in it.
         which: "best", by evaluation, or "last"; if there is no best, the last. Ignored if path is a file.
         **settings: replace those of config.json, such as max_detections or dtype.
 
@@ -166,7 +166,7 @@ def build_model(config: Config) -> MaskRCNN:
 
 
 def load_initial_weights(model: MaskRCNN, source: str) -> str:
-    """Load what --init_weights names; returns a line that says what was loaded and what was not.
+    """Load what `init_weights` names; returns a line that says what was loaded and what was not.
 
     Args:
         model: to load into.
@@ -183,7 +183,7 @@ def load_initial_weights(model: MaskRCNN, source: str) -> str:
     values = {variable.path: variable for variable in donor.weights}
     fitting = [v for v in model.weights if v.path in values and values[v.path].shape == v.shape]
     if not fitting:
-        raise ConfigError(f"--init_weights={source}: no weight of that model fits this one")
+        raise ConfigError(f"init_weights={source}: no weight of that model fits this one")
     for variable in fitting:
         variable.assign(values[variable.path])
     taken = {variable.path for variable in fitting}

@@ -129,7 +129,7 @@ class Outputs:
             raise OutputError(f"{path}: is an input, which an output never replaces; choose another output")
         if _hash(path) not in self._hashes.get(name, ()):
             raise OutputError(
-                f"{path}: exists already, and {self.program} did not write it or it has changed since; "
+                f"{path}: already exists, and {self.program} did not write it or it has changed since; "
                 "choose another output, or move it away"
             )
 

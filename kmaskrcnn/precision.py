@@ -37,7 +37,7 @@ def slow_bfloat16(dtype: str) -> str:
         return ""
     return (
         f"warning: bfloat16 is {1 / speed:.1f} times slower than float32 here (this processor has no units for it); "
-        "leave --dtype out and it is only used where it is faster"
+        "with dtype=auto it is only used where it is faster"
     )
 
 

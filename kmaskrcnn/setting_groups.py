@@ -315,7 +315,7 @@ class TrainConfig:
     )
     num_devices: int = _setting(
         0,
-        "GPUs that this process uses, 0 for all; without a GPU and with --strategy=mirrored, parts of the CPU.",
+        "GPUs that this process uses, 0 for all; without a GPU and with strategy=mirrored, parts of the CPU.",
         low=0,
     )
     num_local_workers: int = _setting(
@@ -363,7 +363,7 @@ class EvalConfig:
     eval_batch_size: int = _setting(1, "Images per batch in evaluation and prediction.", **_POSITIVE)
     eval_max_images: int = _setting(0, "Evaluate on this many images, the first ones; 0: all.", low=0)
     eval_max_detections: int = _setting(100, "Detections per image that COCO evaluation counts.", **_POSITIVE)
-    eval_pictures: int = _setting(4, "Images drawn with their predictions after each evaluation.", low=0)
+    eval_overlays: int = _setting(4, "Images drawn with their predictions after each evaluation.", low=0)
     tile_size: int = _setting(
         0, "Predict images that are larger than this in square tiles of this side, in pixels; 0: no tiles."
     )

@@ -52,9 +52,10 @@ def iou(p, q):
 
 def nms(boxes, scores, max_output, iou_threshold, score_threshold):
     """Greedy, equal scores by index; boxes of no area or with a NaN never come out."""
-    boxes = np.asarray(boxes, np.float64)
+    boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores)
+    score_threshold = scores.dtype.type(score_threshold)  # NumPy before 2 compares a float32 with 0.1 in float64
     kept = []
-    for i in np.argsort(-np.asarray(scores), kind="stable"):
+    for i in np.argsort(-scores, kind="stable"):
         box = boxes[i]
         good = np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1] and scores[i] > score_threshold
         if good and all(iou(box, boxes[j]) <= iou_threshold for j in kept):

@@ -11,7 +11,7 @@ def test_a_program_replaces_what_it_wrote_and_nothing_else(tmp_path):
     Outputs(tmp_path / "out", "split").write_text("train.json", "1")
     Outputs(tmp_path / "out", "split").write_text("train.json", "2")
     assert (tmp_path / "out/train.json").read_text() == "2"
-    with pytest.raises(OutputError, match=r"train\.json: exists already, and merge did not write it"):
+    with pytest.raises(OutputError, match=r"train\.json: already exists, and merge did not write it"):
         Outputs(tmp_path / "out", "merge").write_text("train.json", "3")
     (tmp_path / "out/train.json").write_text("corrected by hand")
     with pytest.raises(OutputError, match="has changed since"):
@@ -86,7 +86,7 @@ def test_a_damaged_list_protects_more_and_not_less(tmp_path):
     Outputs(tmp_path, "predict").write_text("a.txt", "first")
     for content in (b"", b"\xff\xfe nonsense", b'{"file": "a.txt"}\n[]\n3\nnull\n', b"\x00" * 100):
         (tmp_path / OUTPUTS_LIST).write_bytes(content)
-        with pytest.raises(OutputError, match="exists already"):
+        with pytest.raises(OutputError, match="already exists"):
             Outputs(tmp_path, "predict").write_text("a.txt", "second")
     assert (tmp_path / "a.txt").read_text() == "first"
 
@@ -114,7 +114,7 @@ def test_remote_outputs_are_never_replaced():
     from kmaskrcnn.data.files import open_outputs
 
     assert open_outputs("ram://outputs/deep", "merge").write_text("all.json", "{}") == "ram://outputs/deep/all.json"
-    with pytest.raises(OutputError, match=r"ram://outputs/deep/all\.json: exists already"):
+    with pytest.raises(OutputError, match=r"ram://outputs/deep/all\.json: already exists"):
         open_outputs("ram://outputs/deep", "merge").write_text("all.json", "{}")
 
 

@@ -1,6 +1,8 @@
-"""The wheel: what is in it, and that it works from another directory than the checkout."""
+"""The wheel: what is in it, and that it works from another directory than the checkout; what errors of modules say."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -48,6 +50,20 @@ def test_the_oldest_versions_are_those_that_the_ranges_begin_with():
     for name, ranges in pairs("requirements.txt").items():
         (begin,) = (s.version for s in ranges if s.operator == ">=")
         assert Version(oldest[name]) == Version(begin), name
+
+
+def test_errors_below_the_commands_name_arguments_and_not_flags():
+    found, raised = [], 0
+    for path in (ROOT / "kmaskrcnn").rglob("*.py"):
+        if "programs" in path.parts:
+            continue
+        for error in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)):
+            texts = [n.value for n in ast.walk(error) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            message = re.sub(r"`[^`]*`", "", "".join(texts))  # a whole command may hold a flag
+            raised += 1
+            if re.search(r"(?<![\w-])--\w", message):
+                found.append(f"{path}:{error.lineno}: {message}")
+    assert raised > 300 and not found, "\n".join(found)
 
 
 def test_the_installed_command_finds_its_recipes(wheel, tmp_path):

@@ -1,1 +1,1 @@
-"""Prediction over more images than one machine can do: a pipeline for Apache Beam, `python -m kmaskrcnn.beam`."""
+"""Prediction over more images than one machine can do: a pipeline for Apache Beam, `kmaskrcnn batch`."""

@@ -95,7 +95,7 @@ class RemoteOutputs(Outputs):
 
     def _check(self, name: str) -> None:
         if exists(self.path(name)):
-            raise OutputError(f"{self.path(name)}: exists already; choose another output, or remove it")
+            raise OutputError(f"{self.path(name)}: already exists; choose another output, or remove it")
 
 
 def open_outputs(folder: str, program: str, read: Iterable[str] = ()) -> Outputs:

@@ -34,7 +34,7 @@ class Evaluation:
         box: scores of the boxes.
         mask: scores of the masks.
         results: detections as COCO results, boxes and masks in pixels of the image files.
-        pictures: overlays of the first images by file name, (H, W, 3) uint8.
+        overlays: the first images with their predictions, by file name, (H, W, 3) uint8.
         images: number of images scored.
         seconds: time spent on predicting them.
         analysis: errors by kind, Boundary AP and score thresholds; None where `evaluate` was not asked for it.
@@ -43,7 +43,7 @@ class Evaluation:
     box: CocoScores
     mask: CocoScores
     results: list[dict]
-    pictures: dict[str, np.ndarray]
+    overlays: dict[str, np.ndarray]
     images: int
     seconds: float
     analysis: Analysis | None = None
@@ -88,15 +88,15 @@ class Evaluation:
         Raises:
             OutputError: a file exists that an earlier evaluation did not write.
         """
-        outputs, names = evaluation_outputs(directory, list(self.pictures), read)
+        outputs, names = evaluation_outputs(directory, list(self.overlays), read)
         outputs.write_text("scores.json", json.dumps(self.scalars(), indent=2) + "\n")
         outputs.write_text("results.json", json.dumps(self.results))
         if self.analysis:
             found = {n: best.threshold for n, best in self.analysis.thresholds.items() if best.threshold is not None}
             outputs.write_text("score_thresholds.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        for name, picture in zip(names, self.pictures.values(), strict=True):
+        for name, overlay in zip(names, self.overlays.values(), strict=True):
             with outputs.file(name) as path:
-                Image.fromarray(picture).save(path)
+                Image.fromarray(overlay).save(path)
 
 
 def evaluation_outputs(
@@ -145,7 +145,7 @@ def evaluate(
     Args:
         predictor: the model with its labels.
         dataset: ground truth. Categories of the model that it lacks are not scored.
-        config: how images are resized, eval_batch_size, eval_max_images, eval_max_detections, eval_pictures.
+        config: how images are resized, eval_batch_size, eval_max_images, eval_max_detections, eval_overlays.
         cluster: the workers that share the work, all of which must call this; default: this process alone.
         beat: called after each batch, if given, for a watchdog.
         analysis: whether to find what the errors are too; training needs the scores alone.
@@ -158,25 +158,25 @@ def evaluate(
     count = min(settings.eval_max_images or len(dataset), len(dataset))
     workers, worker = (cluster.workers, cluster.worker) if cluster else (1, 0)
     found: list[list[dict]] = []  # results of each batch
-    pictures: dict[str, np.ndarray] = {}
+    overlays: dict[str, np.ndarray] = {}
     index_of = {int(image_id): index for index, image_id in enumerate(dataset.image_ids)}
-    pictured = {int(image_id) for image_id in dataset.image_ids[: settings.eval_pictures]}
+    drawn = {int(image_id) for image_id in dataset.image_ids[: settings.eval_overlays]}
     progress = Progress("images evaluated", count)
     batches = _predictions(predictor, dataset, config, count, workers, worker)
     for batch in _name_unreadable(batches, dataset, count):
         own: list[dict] = []
         for image_id, prediction in batch:
             own += prediction.to_coco(image_id)
-            if image_id in pictured:
+            if image_id in drawn:
                 index = index_of[image_id]
-                pictures[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
+                overlays[dataset.file_names[index]] = np.asarray(prediction.draw(dataset.image(index)))
         found.append(own)
         progress.step(min(workers * len(batch), count - progress.done))
         if beat:
             beat()
     progress.clear()
     if cluster:
-        found, pictures = _from_all(cluster, found, pictures)
+        found, overlays = _from_all(cluster, found, overlays)
     results = [result for batch in found for result in batch]
     seconds = progress.seconds
     truth = dataset.coco_dict
@@ -186,7 +186,7 @@ def evaluate(
             score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask")
         )
         errors = analyze(truth, results, ids, settings.eval_max_detections) if analysis else None
-    return Evaluation(box, mask, results, pictures, count, seconds, errors)
+    return Evaluation(box, mask, results, overlays, count, seconds, errors)
 
 
 def _predictions(
@@ -216,16 +216,16 @@ def _name_unreadable(batches: Iterator[list], dataset: CocoDataset, count: int) 
 
 
 def _from_all(
-    cluster: Cluster, found: list[list[dict]], pictures: dict[str, np.ndarray]
+    cluster: Cluster, found: list[list[dict]], overlays: dict[str, np.ndarray]
 ) -> tuple[list[list[dict]], dict[str, np.ndarray]]:
     """The results of each batch and the images of all workers; batch i was predicted by worker i % workers."""
     file = io.BytesIO()
-    arrays: dict[str, Any] = {"results": np.frombuffer(json.dumps(found).encode(), np.uint8), **pictures}
+    arrays: dict[str, Any] = {"results": np.frombuffer(json.dumps(found).encode(), np.uint8), **overlays}
     np.savez_compressed(file, **arrays)
-    shares, pictures = [], {}
+    shares, overlays = [], {}
     for data in cluster.gather(file.getvalue()):
         arrays = dict(np.load(io.BytesIO(data)))
         shares.append(json.loads(arrays.pop("results").tobytes()))
-        pictures |= arrays
+        overlays |= arrays
     rounds = itertools.zip_longest(*shares, fillvalue=[])
-    return [batch for shared in rounds for batch in shared], pictures
+    return [batch for shared in rounds for batch in shared], overlays

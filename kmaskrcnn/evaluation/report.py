@@ -27,7 +27,7 @@ from kmaskrcnn.results.mask_paste import rle_to_window
 from kmaskrcnn.results.pasted_masks import PastedMasks
 
 _WORST, _BEST, _CHANGED = 6, 4, 3
-_PICTURE_SIDE = 900
+_IMAGE_SIDE = 900
 _RIGHT, _FALSE, _MISSED = (60, 200, 90), (240, 70, 50), (255, 210, 0)
 _ERRORS = {
     "Cls": "wrong class, on an object",
@@ -94,7 +94,7 @@ def write_report(
     """
     compared = Path(compare) / "results.json"
     read = [*dataset.paths, *read, *([compared] if compare else [])]
-    outputs, _ = evaluation_outputs(directory, list(evaluation.pictures), read, "report.html")
+    outputs, _ = evaluation_outputs(directory, list(evaluation.overlays), read, "report.html")
     ids = dataset.image_ids[: evaluation.images].tolist()
     truth = dataset.coco_dict
     if evaluation.analysis is None:
@@ -132,10 +132,10 @@ def _read_run(directory: str | Path, truth: dict, ids: list[int], max_detections
     try:
         results = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--compare={directory}: no results of another run there ({error})") from None
+        raise ConfigError(f"compare={directory}: no results of another run there ({error})") from None
     unknown = {r["image_id"] for r in results} - {image["id"] for image in truth["images"]}
     if unknown:
-        raise ConfigError(f"--compare={directory}: its results are of other images, such as id {min(unknown)}")
+        raise ConfigError(f"compare={directory}: its results are of other images, such as id {min(unknown)}")
     results = [r for r in results if r["image_id"] in set(ids)]
     box, mask = (score(truth, results, kind, max_detections, image_ids=ids) for kind in ("box", "mask"))
     return _Run(str(directory), box, mask, analyze(truth, results, ids, max_detections))
@@ -274,7 +274,7 @@ def _calibration_section(own: _Run, other: _Run | None) -> str:
 def _gallery(run: _Run, indices: Sequence[int], dataset: CocoDataset, progress: Progress) -> str:
     if not indices:
         return "<p>None.</p>"
-    return _key() + row(_picture(run.matches[i], i, dataset, progress) for i in indices)
+    return _key() + row(_matches_figure(run.matches[i], i, dataset, progress) for i in indices)
 
 
 def _key() -> str:
@@ -282,13 +282,13 @@ def _key() -> str:
     return "<p>" + "".join(f'<span class="key" style="background:rgb{c}"></span>{n}' for c, n in names) + "</p>"
 
 
-def _picture(image: ImageMatches, index: int, dataset: CocoDataset, progress: Progress, title: str = "") -> str:
+def _matches_figure(image: ImageMatches, index: int, dataset: CocoDataset, progress: Progress, title: str = "") -> str:
     names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    picture = draw_matches(image, dataset.image(index), names)
+    drawn = draw_matches(image, dataset.image(index), names)
     progress.step()
     right, false, missed = image.counts
     text = f"{title}{image.image['file_name']}: {right} correct, {false} false, {missed} missed"
-    return figure(jpeg(picture, _PICTURE_SIDE), text)
+    return figure(jpeg(drawn, _IMAGE_SIDE), text)
 
 
 def draw_matches(image: ImageMatches, pixels: np.ndarray, names: dict[int, str]) -> Image.Image:
@@ -326,6 +326,6 @@ def _changes_section(own: _Run, other: _Run, indices: list[int], dataset: CocoDa
     )
     rows = []
     for i in indices:
-        both = (_picture(run.matches[i], i, dataset, progress, f"{run.name}, ") for run in (own, other))
+        both = (_matches_figure(run.matches[i], i, dataset, progress, f"{run.name}, ") for run in (own, other))
         rows.append(f"<h3>F1 {other.f1[i]:.2f} &rarr; {own.f1[i]:.2f}</h3>" + row(both))
     return f"<p>{text}</p>" + "".join(rows)

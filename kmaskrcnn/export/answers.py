@@ -24,7 +24,7 @@ COMPACT_OUTPUTS = tuple(COMPACT_MASKS if name == MASKS else name for name in OUT
 # More pixels than any image that a server reads: what an answer states is held against it before memory is taken.
 _MAX_SIDE, _MAX_PIXELS = 1 << 20, 1 << 31
 
-Picture = str | os.PathLike | bytes
+ImageFile = str | os.PathLike | bytes
 
 
 class ServingError(RuntimeError):
@@ -163,9 +163,9 @@ def to_prediction(
     )
 
 
-def read(picture: Picture) -> bytes:
+def read(image: ImageFile) -> bytes:
     """The bytes of an image; raises OSError."""
-    if isinstance(picture, bytes):
-        return picture
-    with open(picture, "rb") as file:
+    if isinstance(image, bytes):
+        return image
+    with open(image, "rb") as file:
         return file.read()

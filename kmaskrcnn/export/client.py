@@ -25,7 +25,7 @@ from .answers import (
     SIGNATURE,
     SIZES,
     ImageError,
-    Picture,
+    ImageFile,
     ServerBusyError,
     ServingError,
     ServingTimeoutError,
@@ -78,11 +78,11 @@ class Client:
     def _send(self, images: list[bytes], deadline: Deadline) -> Mapping[str, Any]:
         raise NotImplementedError
 
-    def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction | ImageError]:
+    def predict_batch(self, images: Sequence[ImageFile]) -> list[Prediction | ImageError]:
         """Send images, in one request if they fit.
 
         Args:
-            pictures: paths of image files, or their bytes. The server reads JPEG, PNG, WebP, GIF and BMP.
+            images: paths of image files, or their bytes. The server reads JPEG, PNG, WebP, GIF and BMP.
 
         Returns:
             For each image its prediction in its own upright frame, or an ImageError that says why there is none.
@@ -93,25 +93,25 @@ class Client:
             ServingError: the server refused a request, or its answer is invalid.
             OSError: a file cannot be read.
         """
-        return [result for images in self._requests(pictures) for result in self._predict(images)]
+        return [result for request in self._requests(images) for result in self._predict(request)]
 
-    def predict(self, picture: Picture) -> Prediction:
+    def predict(self, image: ImageFile) -> Prediction:
         """Find the objects in one image; raises what `predict_batch` does, and ImageError."""
-        (result,) = self.predict_batch([picture])
+        (result,) = self.predict_batch([image])
         if isinstance(result, ImageError):
             raise result
         return result
 
-    def _requests(self, pictures: Sequence[Picture]) -> Iterator[list[bytes]]:
-        images: list[bytes] = []
-        for picture in pictures:
-            image = read(picture)
-            if images and (len(images) == self.max_images or sum(map(len, images)) + len(image) > self.max_bytes):
-                yield images
-                images = []
-            images.append(image)
-        if images:
-            yield images
+    def _requests(self, images: Sequence[ImageFile]) -> Iterator[list[bytes]]:
+        request: list[bytes] = []
+        for image in images:
+            encoded = read(image)
+            if request and (len(request) == self.max_images or sum(map(len, request)) + len(encoded) > self.max_bytes):
+                yield request
+                request = []
+            request.append(encoded)
+        if request:
+            yield request
 
     def _predict(self, images: list[bytes]) -> list[Prediction | ImageError]:
         deadline = Deadline(self.timeout)
@@ -135,15 +135,15 @@ class AsyncClient:
         self.client = client
         self._free = asyncio.Semaphore(connections)
 
-    async def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction | ImageError]:
+    async def predict_batch(self, images: Sequence[ImageFile]) -> list[Prediction | ImageError]:
         """As `Client.predict_batch`."""
         async with self._free:
-            return await asyncio.to_thread(self.client.predict_batch, pictures)
+            return await asyncio.to_thread(self.client.predict_batch, images)
 
-    async def predict(self, picture: Picture) -> Prediction:
+    async def predict(self, image: ImageFile) -> Prediction:
         """As `Client.predict`."""
         async with self._free:
-            return await asyncio.to_thread(self.client.predict, picture)
+            return await asyncio.to_thread(self.client.predict, image)
 
 
 class RestClient(Client):
@@ -224,7 +224,7 @@ class GrpcClient(Client):
         retries: as for `Client`.
         max_images: as for `Client`.
         max_bytes: as for `Client`.
-        compact_masks: whether the model was exported with --compact_masks.
+        compact_masks: whether the model was exported with compact masks.
         max_answer_bytes: longer answers are refused.
     """
 

@@ -1,4 +1,4 @@
-"""Client of a .tflite for the GPU (`--format=tflite_gpu`): the LiteRT runtime, NumPy and Pillow.
+"""Client of a .tflite for the GPU (format "tflite_gpu"): the LiteRT runtime, NumPy and Pillow.
 
 client = LiteRTGpuClient("model_gpu.tflite")
 prediction = client.predict("photo.jpg")
@@ -27,7 +27,7 @@ class LiteRTGpuClient(FileClient):
         float32: compute in float32 on the GPU too; False allows float16.
 
     Raises:
-        ValueError: the file was not exported with --format=tflite_gpu.
+        ValueError: the file was not exported as tflite_gpu.
         RuntimeError: the accelerator is not available.
     """
 
@@ -44,7 +44,7 @@ class LiteRTGpuClient(FileClient):
             raise ImportError("LiteRTGpuClient needs the runtime: pip install 'ai-edge-litert>=2.3'") from None
         super().__init__(path)
         if "host" not in self.metadata:
-            raise ValueError(f"{os.fspath(path)}: exported with --format=tflite, use LiteRTClient")
+            raise ValueError(f"{os.fspath(path)}: exported as tflite, use LiteRTClient")
         self.settings = self.metadata["host"]
         self.height, self.width = self.settings["height"], self.settings["width"]
         options = litert.Options(

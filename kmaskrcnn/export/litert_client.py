@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from ..results.labels import Labels
 from ..results.prediction import Prediction
-from .answers import BOXES, SIGNATURE, ImageError, Picture, read, to_prediction
+from .answers import BOXES, SIGNATURE, ImageError, ImageFile, read, to_prediction
 
 
 class FileClient(abc.ABC):
@@ -52,17 +52,17 @@ class FileClient(abc.ABC):
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
         """What `detect` found, as a prediction for an image of a size (height, width)."""
 
-    def predict(self, picture: Picture | np.ndarray) -> Prediction:
+    def predict(self, image: ImageFile | np.ndarray) -> Prediction:
         """Find the objects of one image.
 
         Args:
-            picture: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
+            image: a path, the bytes of a file in any format of Pillow's, or (H, W, 3) uint8 RGB.
 
         Raises:
             ImageError: it cannot be decoded.
             OSError: the file cannot be read.
         """
-        pixels = picture if isinstance(picture, np.ndarray) else decode_picture(read(picture))
+        pixels = image if isinstance(image, np.ndarray) else decode_image(read(image))
         images, scaled = self.letterbox(pixels)
         return self.interpret(self.detect(images, scaled), pixels.shape[:2], scaled)
 
@@ -87,7 +87,7 @@ class LiteRTClient(FileClient):
             raise ImportError("LiteRTClient needs the runtime: pip install ai-edge-litert") from None
         super().__init__(path)
         if "host" in self.metadata:
-            raise ValueError(f"{os.fspath(path)}: exported with --format=tflite_gpu, use LiteRTGpuClient")
+            raise ValueError(f"{os.fspath(path)}: exported as tflite_gpu, use LiteRTGpuClient")
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
         self._signature = self._interpreter.get_signature_runner(SIGNATURE)
         if "image_shape" not in self._signature.get_input_details():
@@ -132,7 +132,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read("metadata.json"))
     except (zipfile.BadZipFile, KeyError):
-        raise ValueError(f"{os.fspath(path)}: no model exported by kmaskrcnn, it holds no metadata.json") from None
+        raise ValueError(f"{os.fspath(path)}: not a model exported by kmaskrcnn, it holds no metadata.json") from None
 
 
 def letterbox(
@@ -154,7 +154,7 @@ def letterbox(
     return canvas, scaled
 
 
-def decode_picture(data: bytes) -> np.ndarray:
+def decode_image(data: bytes) -> np.ndarray:
     """An encoded image as upright RGB (H, W, 3) uint8; raises ImageError."""
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -43,9 +43,9 @@ class Bounds:
     ap: float
 
 
-# By --quantize, and of a SavedModel. Where numbers differ at all, in their last digits or because weights are rounded,
-# NMS and top-k now and then keep the other of two candidates that are about level, whose box and mask are others
-# altogether: no bound holds for every detection.
+# By quantization, and of a SavedModel. Where numbers differ at all, in their last digits or because weights are
+# rounded, NMS and top-k now and then keep the other of two candidates of almost equal score, with quite another box and
+# mask: no bound holds for every detection.
 BOUNDS = {
     "saved_model": Bounds(matched=1.0, within=1.0, box=1e-2, score=1e-3, mask=1e-2, ap=1e-3),
     "none": Bounds(matched=0.99, within=0.99, box=1e-3, score=5e-4, mask=2e-3, ap=1e-3),
@@ -113,7 +113,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def verify(
-    pictures: Sequence[str],
+    images: Sequence[str],
     reference: Predict,
     artifact: Predict,
     bounds: Bounds,
@@ -122,7 +122,7 @@ def verify(
     """Run both on the same images and compare.
 
     Args:
-        pictures: files.
+        images: files.
         reference: the model in this process.
         artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
         bounds: what it may differ by.
@@ -131,7 +131,7 @@ def verify(
     differences = Differences()
     results: tuple[list[dict], list[dict]] = ([], [])
     refused, seconds, ids = [], ([], []), []
-    for number, path in enumerate(pictures):
+    for number, path in enumerate(images):
         start = time.perf_counter()
         expected = reference(path)
         middle = time.perf_counter()

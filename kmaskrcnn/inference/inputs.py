@@ -39,7 +39,7 @@ def find_inputs(
     """
     inputs = [inputs] if isinstance(inputs, str) else list(inputs)
     if not inputs:
-        raise ConfigError("--input is missing: images as files, folders or globs")
+        raise ConfigError("no images were given: name files, folders or globs")
     roots: dict[str, str] = {}  # of each file, by its path
     seen: set[str] = set()
     skipped: list[str] = []
@@ -51,7 +51,7 @@ def find_inputs(
             paths = [path for path in paths if path not in out]
         else:
             there = f" but outputs of earlier runs ({len(out)} files)" if out else ""
-            raise ConfigError(f"--input={item}: no image there{there}")
+            raise ConfigError(f"{item}: no image there{there}")
         for path in paths:
             if os.path.abspath(path) not in seen:
                 seen.add(os.path.abspath(path))

@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from kmaskrcnn.ops import boxes as box_ops
-from kmaskrcnn.ops.roi_align import RoIAlignInputs, roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
+from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
+from kmaskrcnn.ops.roi_align_inputs import RoIAlignInputs
 from kmaskrcnn.ops.tensor import Tensor
 
 LEVELS = (2, 3, 4, 5)

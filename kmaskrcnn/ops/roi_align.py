@@ -7,51 +7,12 @@ torchvision and Detectron2: beyond one pixel outside the map a sample is 0, with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 import keras
 from keras import ops
 
+from kmaskrcnn.ops.roi_align_adaptive import adaptive_taps, gather_adaptive
+from kmaskrcnn.ops.roi_align_inputs import RoIAlignInputs, divide_into_bins, map_of_each_roi, table_of_maps
 from kmaskrcnn.ops.tensor import Tensor
-
-# Samples of a bin in one direction, at most, with sampling ratio 0: those of a RoI as wide as 3,584 feature pixels.
-_MOST_SAMPLES = 512
-
-
-class RoIAlignInputs(NamedTuple):
-    """What every kernel takes.
-
-    Attributes:
-        features: maps (B, H, W, C) of any sizes.
-        scales: feature pixels an image pixel of each map, 1 / stride.
-        boxes: (K, 4) yxyx in image pixels; they get no gradient.
-        batch_indices: (K,) int32, the image of each RoI.
-        map_indices: (K,) int32, the map of each RoI.
-        output_size: P.
-        sampling_ratio: samples along each side of a bin, s; 0: one a feature pixel (torchvision's and Detectron2's
-            default), whose number depends on the RoI, so that it has no XLA form.
-        aligned: shift by half a pixel (Detectron2's ROIAlignV2).
-    """
-
-    features: Sequence[Tensor]
-    scales: Sequence[float]
-    boxes: Tensor
-    batch_indices: Tensor
-    map_indices: Tensor
-    output_size: int
-    sampling_ratio: int = 2
-    aligned: bool = False
-
-
-def _bins(boxes: Tensor, scale: Tensor, output_size: int, aligned: bool) -> tuple[Tensor, Tensor]:
-    """Corner (K, 2) of each RoI in feature pixels, and height and width of its bins (K, 2)."""
-    first, last = ops.split(boxes, 2, axis=1)
-    start = first * scale - (0.5 if aligned else 0.0)
-    size = (last - first) * scale
-    if not aligned:  # the original Caffe2 operator forces RoIs to be at least a feature pixel wide
-        size = ops.maximum(size, 1.0)
-    return start, size / output_size
 
 
 def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int, ratio: int) -> tuple[Tensor, Tensor]:
@@ -77,8 +38,8 @@ def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, output_size: int
 def _taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor]:
     """Row of the table of all maps and weight of every value that a bin reads, both (K, P, P, 4 * s * s)."""
     size, ratio = inputs.output_size, inputs.sampling_ratio
-    first_row, (height, width), scale = _own_map(inputs)
-    start, bins = _bins(inputs.boxes, scale, size, inputs.aligned)
+    first_row, (height, width), scale = map_of_each_roi(inputs)
+    start, bins = divide_into_bins(inputs.boxes, scale, size, inputs.aligned)
     (y_start, x_start), (y_bins, x_bins) = ops.unstack(start, axis=1), ops.unstack(bins, axis=1)
     y, y_weight = _axis_taps(y_start, y_bins, height, size, ratio)
     x, x_weight = _axis_taps(x_start, x_bins, width, size, ratio)
@@ -87,47 +48,6 @@ def _taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor]:
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
     shape = (-1, size, size, 4 * ratio * ratio)
     return ops.reshape(rows, shape), ops.reshape(weights, shape)  # (K, P, P, 2s, 2s) -> (K, P, P, 4ss)
-
-
-def _adaptive_axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_axis_taps` with one sample a feature pixel: the row that each bin begins at, and of it and those after it.
-
-    Returns:
-        first (K, P) int32; cells (K, P) int32, the rows that a bin reads; weights (K, P, T), T the most of cells.
-    """
-    bin_size = ops.maximum(bin_size, 0.0)
-    count = ops.minimum(ops.ceil(bin_size), _MOST_SAMPLES)  # (K,)
-    most = ops.max(ops.concatenate([ops.cast(count, "int32"), ops.ones((1,), "int32")]))
-    sample = ops.cast(ops.arange(most), "float32")
-    in_bin = (sample + 0.5) / ops.maximum(count, 1.0)[:, None]  # (K, S)
-    bins = ops.arange(size, dtype="float32")[None, :, None]
-    position = start[:, None, None] + (bins + in_bin[:, None, :]) * bin_size[:, None, None]  # (K, P, S)
-    limit = ops.cast(length, "float32")[:, None, None]
-    own = (sample < count[:, None])[:, None, :]
-    used = ops.logical_and(own, ops.logical_and(position >= -1.0, position <= limit))
-    position = ops.minimum(ops.maximum(position, 0.0), limit - 1.0)
-    low = ops.floor(position)
-    first = low[..., :1]
-    fraction = ops.where(own, position - low, 0.0)
-    low = ops.where(own, low, first)
-    high = ops.minimum(low + 1.0, limit - 1.0)
-    share = ops.cast(used, "float32") / ops.maximum(count, 1.0)[:, None, None]
-    offsets = ops.cast(ops.concatenate([low, high], axis=-1) - first, "int32")  # (K, P, 2 * S)
-    values = ops.concatenate([(1.0 - fraction) * share, fraction * share], axis=-1)
-    cells = ops.max(offsets, axis=-1) + 1
-    width = ops.max(ops.concatenate([ops.reshape(cells, (-1,)), ops.ones((1,), "int32")]))
-    bins = ops.reshape(ops.arange(ops.size(cells), dtype="int32"), ops.shape(cells))
-    places = ops.reshape(bins[..., None] * width + offsets, (-1,))
-    weights = ops.segment_sum(ops.reshape(values, (-1,)), places, _whole(ops.size(cells) * width))
-    return ops.cast(first[..., 0], "int32"), cells, ops.reshape(weights, (-1, size, _whole(width)))
-
-
-def _whole(number: Any) -> Any:
-    """A number as Python's where it is known, as shapes want it off TensorFlow's graphs."""
-    try:
-        return int(number)
-    except TypeError:  # a symbolic tensor of TensorFlow
-        return number
 
 
 def roi_align_gather(inputs: RoIAlignInputs) -> Tensor:
@@ -139,7 +59,7 @@ def roi_align_gather(inputs: RoIAlignInputs) -> Tensor:
         (K, P, P, C) in the dtype of the features.
     """
     if not inputs.sampling_ratio:
-        return _gather_adaptive(inputs)
+        return gather_adaptive(inputs)
     table, rows, weights = _table_and_taps(inputs)
     if keras.backend.backend() == "jax":
         return _with_sorted_gradient(table, rows, weights)
@@ -177,49 +97,9 @@ def _with_sorted_gradient(table: Tensor, rows: Tensor, weights: Tensor) -> Tenso
     return pool(table)
 
 
-def _gather_adaptive(inputs: RoIAlignInputs) -> Tensor:
-    """`roi_align_gather` with sampling ratio 0: a loop over the most rows and columns that a bin reads."""
-    table, size = _table(inputs.features), inputs.output_size
-    first_row, (height, width), scale = _own_map(inputs)
-    start, bins = _bins(ops.stop_gradient(inputs.boxes), scale, size, inputs.aligned)
-    y, _, y_weights = _adaptive_axis_taps(start[:, 0], bins[:, 0], height, size)
-    x, _, x_weights = _adaptive_axis_taps(start[:, 1], bins[:, 1], width, size)
-    columns = _whole(ops.shape(x_weights)[-1])
-
-    def add(tap: Tensor, result: Tensor) -> Tensor:
-        row, column = tap // columns, tap % columns
-        own_y = ops.minimum(y + row, height[:, None] - 1) * width[:, None]
-        own_x = ops.minimum(x + column, width[:, None] - 1)
-        weights = ops.take(y_weights, row, axis=-1)[:, :, None] * ops.take(x_weights, column, axis=-1)[:, None, :]
-        rows = first_row[:, None, None] + own_y[:, :, None] + own_x[:, None, :]  # (K, P, P)
-        return result + ops.cast(weights, table.dtype)[..., None] * ops.take(table, rows, axis=0)
-
-    empty = ops.zeros((ops.shape(inputs.boxes)[0], size, size, table.shape[-1]), table.dtype)
-    return ops.fori_loop(0, _whole(ops.shape(y_weights)[-1]) * columns, add, empty)
-
-
 def _table_and_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
     """All maps as one table (rows, C), and the row and weight of every value that a bin reads, as for `_taps`."""
-    return _table(inputs.features), *_taps(inputs._replace(boxes=ops.stop_gradient(inputs.boxes)))
-
-
-def _table(features: Sequence[Tensor]) -> Tensor:
-    """All maps (B, H, W, C) as one table (rows, C)."""
-    return ops.concatenate([ops.reshape(feature, (-1, feature.shape[-1])) for feature in features], axis=0)
-
-
-def _own_map(inputs: RoIAlignInputs) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Of each RoI the row of the table that its map begins at (K,), height and width (K,) and scale (K, 1)."""
-    sizes, offset = [], 0
-    for feature in inputs.features:
-        batch, height, width = ops.shape(feature)[:3]
-        sizes.append(ops.stack([height, width, height * width, offset]))
-        offset = offset + batch * height * width
-    own = ops.take(ops.cast(ops.stack(sizes), "int32"), inputs.map_indices, axis=0)  # (K, 4)
-    height, width, area, first_row = ops.unstack(own, axis=1)
-    first_row = first_row + ops.cast(inputs.batch_indices, "int32") * area
-    scale = ops.take(ops.convert_to_tensor(list(inputs.scales), "float32"), inputs.map_indices, axis=0)
-    return first_row, (height, width), ops.expand_dims(scale, 1)
+    return table_of_maps(inputs.features), *_taps(inputs._replace(boxes=ops.stop_gradient(inputs.boxes)))
 
 
 # The name under which `roi_align_lookup` has its sum in a graph, for the TFLite exporter.
@@ -284,7 +164,7 @@ def roi_align_crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
             # the order of the sum, would be a matter of timing.
             return [_map_gradient(own, index, upstream) for index in range(len(maps))]
 
-        return crop_and_resize(own) if inputs.sampling_ratio else _adaptive(own), gradient
+        return crop_and_resize(own) if inputs.sampling_ratio else _pool_by_matrix(own), gradient
 
     return pool(*inputs.features)
 
@@ -323,8 +203,8 @@ def crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
     import tensorflow as tf
 
     size, ratio = inputs.output_size, inputs.sampling_ratio
-    _, map_shape, scale = _own_map(inputs)
-    start, bins = _bins(inputs.boxes, scale, size, inputs.aligned)
+    _, map_shape, scale = map_of_each_roi(inputs)
+    start, bins = divide_into_bins(inputs.boxes, scale, size, inputs.aligned)
     margin = 0.5 / ratio
     # Between the centers of the padded map's corner pixels.
     extent = tf.cast(tf.stack(map_shape, axis=1), tf.float32) + 1.0
@@ -342,11 +222,11 @@ def crop_and_resize(inputs: RoIAlignInputs) -> Tensor:
     return tf.gather(tf.concat(pooled, axis=0), tf.math.invert_permutation(tf.concat(order, axis=0)))
 
 
-def _adaptive(inputs: RoIAlignInputs) -> Tensor:
+def _pool_by_matrix(inputs: RoIAlignInputs) -> Tensor:
     """`roi_align_crop_and_resize` with sampling ratio 0."""
     import tensorflow as tf
 
-    table = _table(inputs.features)
+    table = table_of_maps(inputs.features)
     dtype, channels = table.dtype, table.shape[-1]
 
     def product() -> tf.Tensor:
@@ -369,7 +249,7 @@ def _sampling_matrix(inputs: RoIAlignInputs) -> Tensor:
         taps, weights = tf.reshape(taps, (-1,)), tf.reshape(weights, (-1,))
         owner = tf.repeat(tf.range(bins), 4 * ratio * ratio)
     else:
-        owner, taps, weights = _adaptive_taps(inputs)
+        owner, taps, weights = adaptive_taps(inputs)
     rows = tf.add_n([tf.reduce_prod(tf.shape(feature)[:3]) for feature in inputs.features])
     # Made bin by bin, which is the order of the taps: sorting them by pixel takes longer.
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(
@@ -377,28 +257,3 @@ def _sampling_matrix(inputs: RoIAlignInputs) -> Tensor:
         values=weights,
         dense_shape=tf.cast(tf.stack([bins, rows]), tf.int64),
     )
-
-
-def _adaptive_taps(inputs: RoIAlignInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Bin, row of the table and weight of every value that a bin reads with sampling ratio 0, each (N,)."""
-    import tensorflow as tf
-
-    size = inputs.output_size
-    first_row, (height, width), scale = _own_map(inputs)
-    start, bins = _bins(inputs.boxes, scale, size, inputs.aligned)
-    y, y_cells, y_weights = _adaptive_axis_taps(start[:, 0], bins[:, 0], height, size)
-    x, x_cells, x_weights = _adaptive_axis_taps(start[:, 1], bins[:, 1], width, size)
-    counts = tf.reshape(y_cells[:, :, None] * x_cells[:, None, :], (-1,))  # (K * P * P,), values that a bin reads
-    owner = tf.repeat(tf.range(tf.size(counts)), counts)
-    place = tf.range(tf.size(owner)) - tf.gather(tf.cumsum(counts, exclusive=True), owner)
-    roi, in_roi = owner // (size * size), owner % (size * size)
-    y_bin, x_bin = roi * size + in_roi // size, roi * size + in_roi % size  # rows of (K, P) tables
-    columns = tf.gather(tf.reshape(x_cells, (-1,)), x_bin)
-    row, column = place // columns, place % columns
-
-    def value(table: Tensor, bins: Tensor, cell: Tensor) -> Tensor:
-        return tf.gather(tf.reshape(table, (-1,)), bins * tf.shape(table)[-1] + cell)
-
-    weights = value(y_weights, y_bin, row) * value(x_weights, x_bin, column)
-    own_y, own_x = tf.gather(tf.reshape(y, (-1,)), y_bin) + row, tf.gather(tf.reshape(x, (-1,)), x_bin) + column
-    return owner, tf.gather(first_row, roi) + own_y * tf.gather(width, roi) + own_x, weights

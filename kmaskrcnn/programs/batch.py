@@ -16,6 +16,7 @@ from kmaskrcnn.config import ConfigError
 
 def _arguments(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(name, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)  # as the other commands have it
     parser.add_argument("--model", default="", help="numbered folder of a SavedModel, or a .tflite file")
     parser.add_argument("--input", action="append", default=[], help="images: a file or glob; may be repeated")
     parser.add_argument("--input_csv", action="append", default=[], help="CSV file with a header; may be repeated")
@@ -51,8 +52,8 @@ def main(name: str, arguments: list[str]) -> int:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise ConfigError("Apache Beam is not installed: pip install 'kmaskrcnn[beam]'") from None
-    from kmaskrcnn.beam import pipeline as stages
-    from kmaskrcnn.beam.model import DetectorHandler
+    from kmaskrcnn.beam import stages
+    from kmaskrcnn.beam.model_handler import DetectorHandler
 
     columns = _check(options)
     _import_runner(rest)
@@ -112,7 +113,7 @@ def _found(pattern: str) -> bool:
 
 def _check(options: argparse.Namespace) -> list[int]:
     """Refuse what cannot work before any worker starts; returns the column of each CSV file."""
-    from kmaskrcnn.beam import pipeline as stages
+    from kmaskrcnn.beam import stages
 
     for name in ("model", "output"):
         if not getattr(options, name):
@@ -145,7 +146,7 @@ def _report(result, output: str) -> int:
     """Print the counters; some runners keep them only for themselves."""
     from apache_beam.metrics import MetricsFilter
 
-    from kmaskrcnn.beam.model import NAMESPACE
+    from kmaskrcnn.beam.model_handler import NAMESPACE
 
     try:
         metrics = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))

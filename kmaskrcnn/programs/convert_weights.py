@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> int:
 
 def _export(folder: str) -> None:
     from kmaskrcnn.model_folder import load_model
-    from kmaskrcnn.weights.export import write_state_dict
+    from kmaskrcnn.weights.to_state_dict import write_state_dict
 
     if not OUTPUT.value or not TO.value:
         raise ConfigError("--to or --output is missing: torchvision or detectron2, and the .pth file to write")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from kmaskrcnn.config import ConfigError
+from kmaskrcnn.config import ConfigError, fields
 from kmaskrcnn.errors import DataError
 from kmaskrcnn.outputs import Outputs, split_file
 from kmaskrcnn.programs import flags
@@ -127,12 +127,10 @@ def _convert() -> None:
 
 def _define_set_flags() -> None:
     """The flags that name a data set and the output."""
-    from kmaskrcnn.data.readers import FORMATS
-
-    define = absl_flags
+    define, formats = absl_flags, list(fields()["data_format"][0].metadata["choices"])
     define.DEFINE_string("annotations", None, "The set: COCO JSON, or another format.", required=True)
     define.DEFINE_string("images", "", "Folder of its images; empty: where the format has them.")
-    define.DEFINE_enum("data_format", "auto", ["auto", *FORMATS], "Format of the set; auto detects it.")
+    define.DEFINE_enum("data_format", "auto", formats, "Format of the set; auto detects it.")
     define.DEFINE_list("class_names", [], "Names of the classes in order, or a file of them.")
     define.DEFINE_list("class_map", [], "OLD=NEW,... or a file of such lines: renames and merges classes.")
     define.DEFINE_enum(

@@ -54,10 +54,10 @@ def main() -> int:
             raise ConfigError("--val_annotations is missing: the COCO JSON to score on")
         dataset.summary()
         read = [predictor.config.data.val_annotations, *dataset.paths]
-        pictured = dataset.file_names[: predictor.config.evaluation.eval_pictures]
+        drawn = dataset.file_names[: predictor.config.evaluation.eval_overlays]
         for output, extra in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
             if output and cluster.is_chief:
-                evaluation_outputs(output, pictured, read, extra)  # a file in the way is told before the work
+                evaluation_outputs(output, drawn, read, extra)  # a file in the way is told before the work
         result = evaluate(predictor, dataset, predictor.config, cluster)
         print(result.table())
         if OUTPUT.value and cluster.is_chief:

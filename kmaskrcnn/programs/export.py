@@ -97,9 +97,9 @@ def main() -> int:
     exports = {"saved_model": _export_saved_model, "tflite": _export_tflite, "tflite_gpu": _export_tflite_gpu}
     export = exports[FORMAT.value]
     with contextlib.ExitStack() as stack:
-        pictures, truth = _verification_pictures(config, stack) if VERIFY.value else ([], None)
+        images, truth = _verification_images(config, stack) if VERIFY.value else ([], None)
         start = time.monotonic()
-        path, reference, artifact = export(model, config, labels, pictures)
+        path, reference, artifact = export(model, config, labels, images)
         files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
         size = sum(file.stat().st_size for file in files) / 1e6
         print(f"{path}: {size:.1f} MB, written in {time.monotonic() - start:.0f} s", flush=True)
@@ -108,12 +108,12 @@ def main() -> int:
         from kmaskrcnn.export.verify import BOUNDS, verify
 
         bounds = BOUNDS["saved_model" if FORMAT.value == "saved_model" else QUANTIZE.value]
-        report = verify(pictures, reference, artifact(), bounds, truth)
+        report = verify(images, reference, artifact(), bounds, truth)
     print(report)
     return 1 if report.problems else 0
 
 
-def _verification_pictures(config, stack):
+def _verification_images(config, stack):
     """Files, and the ground truth with the ids of the images where they are an evaluation set's."""
     from kmaskrcnn.data import files, open_dataset
     from kmaskrcnn.inference.inputs import find_inputs
@@ -127,17 +127,17 @@ def _verification_pictures(config, stack):
     if (dataset.spans[:, 1] >= 0).any():  # in TFRecord: each gets a file for as long as it is needed
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for index, shard in enumerate(paths):
-            picture = folder / f"{index}_{Path(dataset.file_names[index]).name}"
-            picture.write_bytes(files.read_bytes(shard, *map(int, dataset.spans[index])))
-            paths[index] = str(picture)
+            file = folder / f"{index}_{Path(dataset.file_names[index]).name}"
+            file.write_bytes(files.read_bytes(shard, *map(int, dataset.spans[index])))
+            paths[index] = str(file)
     return paths, (dataset.coco_dict, dataset.image_ids[: len(paths)])
 
 
-def _export_saved_model(model, config, labels, pictures):
+def _export_saved_model(model, config, labels, images):
     from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
     from kmaskrcnn.inference.predictor import Predictor
 
-    warmup = [Path(path).read_bytes() for path in pictures[:2]]
+    warmup = [Path(path).read_bytes() for path in images[:2]]
     bounds = {"max_pixels": MAX_PIXELS.value, "max_images": MAX_IMAGES.value}
     bounds |= {"max_request_bytes": MAX_REQUEST_BYTES.value}
     masks = {"full_size_masks": FULL_SIZE_MASKS.value, "compact_masks": COMPACT_MASKS.value}
@@ -147,7 +147,7 @@ def _export_saved_model(model, config, labels, pictures):
     return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 
-def _export_tflite(model, config, labels, pictures):
+def _export_tflite(model, config, labels, images):
     from kmaskrcnn.data import load_image
     from kmaskrcnn.export import tflite
     from kmaskrcnn.export.litert_client import LiteRTClient, letterbox
@@ -168,17 +168,17 @@ def _export_tflite(model, config, labels, pictures):
     function = tflite.MobileFunction(model, height, width).serving_default
     client = LiteRTClient(path)
 
-    def reference(picture):
-        pixels = load_image(picture)
+    def reference(path):
+        pixels = load_image(path)
         canvas, scaled = client.letterbox(pixels)
         shape = np.array([scaled], np.int32)
         outputs = {name: np.asarray(value) for name, value in function(canvas[None], shape).items()}
         return client.interpret(outputs, pixels.shape[:2], scaled)
 
-    return path, reference, lambda: lambda picture: client.predict(load_image(picture))
+    return path, reference, lambda: lambda path: client.predict(load_image(path))
 
 
-def _export_tflite_gpu(model, config, labels, pictures):
+def _export_tflite_gpu(model, config, labels, images):
     import tensorflow as tf
 
     from kmaskrcnn.data import load_image
@@ -197,15 +197,15 @@ def _export_tflite_gpu(model, config, labels, pictures):
     client = LiteRTGpuClient(path, "gpu" if checked_by == "accelerator" else "cpu")
     detect = tf.function(model, autograph=False)
 
-    def reference(picture):
-        pixels = load_image(picture)
+    def reference(path):
+        pixels = load_image(path)
         images, scaled = client.letterbox(pixels)
         batch = {"images": tf.constant(images), "image_shapes": tf.constant([scaled], tf.int32)}
         found = {name: value.numpy()[0] for name, value in detect(batch).items()}
         count = int(found.pop("num_detections"))
         return client.interpret({name: value[:count] for name, value in found.items()}, pixels.shape[:2], scaled)
 
-    return path, reference, lambda: lambda picture: client.predict(load_image(picture))
+    return path, reference, lambda: lambda path: client.predict(load_image(path))
 
 
 def program(name: str, arguments: list[str]) -> int:

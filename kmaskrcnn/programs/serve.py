@@ -35,6 +35,7 @@ _HELP = {
 def program(name: str, arguments: Sequence[str]) -> int:
     """Serve until told to stop; exit code 2 for what cannot be served."""
     parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)  # as the other commands have it
     for field in dataclasses.fields(ServeSettings):
         required = field.default is dataclasses.MISSING
         options = {"type": str} if required else {"type": type(field.default), "default": field.default}

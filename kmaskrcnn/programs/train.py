@@ -163,7 +163,7 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.programs import automatic
     from kmaskrcnn.training.callbacks import logger_callbacks
-    from kmaskrcnn.training.report import verdict
+    from kmaskrcnn.training.run_log import verdict
     from kmaskrcnn.training.trainer import Trainer
     from kmaskrcnn.weights.convert import starting_weights
 
@@ -184,7 +184,7 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
             predictor = Predictor(model, config, trainer.labels)
             result = evaluate(predictor, val_set, config, cluster, trainer.pulse, analysis=False)
             print(f"evaluation after step {step}: {result.table()}", flush=True)
-            return result.scalars(), result.pictures
+            return result.scalars(), result.overlays
 
         loggers = logger_callbacks(config) if cluster.is_chief else []
         trainer = Trainer(

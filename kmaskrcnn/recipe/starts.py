@@ -69,7 +69,7 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
 
 
 def _named(source: str, backbone: str, machine: Machine) -> Start:
-    why = "as --init_weights asks"
+    why = "as init_weights asks"
     if source == "none":
         return Start("none", {} if backbone else {"backbone": "resnet50" if machine.gpus else "resnet18"}, why)
     if source == "imagenet":
@@ -108,4 +108,4 @@ def tell_backbone(path: str | os.PathLike) -> str:
         return "mobilenet_v2"
     if any("_blocks." in name or name.startswith("blocks.") for name in names):
         return "efficientnet_lite0"
-    raise WeightsError(f"{os.fspath(path)}: its tensors fit no known backbone; name it with --backbone")
+    raise WeightsError(f"{os.fspath(path)}: its tensors fit no known backbone; name it with `backbone`")

@@ -102,6 +102,6 @@ def _warn(path: str) -> None:
     """Once for each font."""
     warnings.warn(
         f"class names have characters that {path} lacks; captions show them as escapes: install a font that has them, "
-        "such as Noto Sans CJK, or name its file with `font` (--font)",
+        "such as Noto Sans CJK, or name its file with `font`",
         stacklevel=4,
     )

@@ -246,20 +246,20 @@ def class_indices(labels: Labels, names: Sequence[str]) -> list[int]:
 
 
 def coco_dataset(
-    pictures: Sequence[tuple[str, int, int]], results: Sequence[Sequence[dict[str, Any]]], labels: Labels
+    images: Sequence[tuple[str, int, int]], results: Sequence[Sequence[dict[str, Any]]], labels: Labels
 ) -> dict[str, list[dict]]:
     """Results as a COCO instances dict, annotations with a score: for COCO tools, or to train on once corrected.
 
     Args:
-        pictures: file name, height and width of each; image ids count from 1.
+        images: file name, height and width of each; image ids count from 1.
         results: of each image, as `Prediction.to_coco` makes them with these ids.
         labels: names and COCO ids of the classes.
     """
-    images, annotations = [], []
-    for image_id, ((name, height, width), found) in enumerate(zip(pictures, results, strict=True), 1):
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+    records, annotations = [], []
+    for image_id, ((name, height, width), found) in enumerate(zip(images, results, strict=True), 1):
+        records.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for result in found:
             area = float(mask_utils.area(result["segmentation"]))
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **result})
     categories = [{"id": i, "name": n} for i, n in zip(labels.category_ids, labels.class_names, strict=True)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return {"images": records, "annotations": annotations, "categories": categories}

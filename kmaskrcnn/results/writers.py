@@ -21,7 +21,7 @@ from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction, coco_dataset
 
 OUTPUTS = ("overlay", "masks", "coco", "labelme", "csv")
-CSV_COLUMNS = ("picture", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share", "track")
+CSV_COLUMNS = ("image", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share", "track")
 # Points of a LabelMe polygon lie at most this far from the outline that they stand for, in pixels.
 _POLYGON_TOLERANCE = 0.5
 # Larger overlays are JPEG files, a tenth of the bytes of a PNG; a JPEG has no side beyond 65,500.
@@ -55,7 +55,7 @@ class Writer:
     ):
         unknown = [name for name in outputs if name not in OUTPUTS]
         if unknown or not outputs:
-            raise ConfigError(f"--outputs={','.join(outputs)}: choose some of {', '.join(OUTPUTS)}")
+            raise ConfigError(f"outputs={','.join(outputs)}: choose some of {', '.join(OUTPUTS)}")
         if "labelme" in outputs:
             _contourpy()
         self.files = Outputs(directory, "predict", read)
@@ -237,5 +237,5 @@ def _contourpy() -> Any:
     try:
         import contourpy
     except ImportError:
-        raise ConfigError("--outputs=labelme traces outlines with contourpy: pip install contourpy") from None
+        raise ConfigError("outputs=labelme traces outlines with contourpy: pip install contourpy") from None
     return contourpy

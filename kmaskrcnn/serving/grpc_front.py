@@ -99,6 +99,6 @@ def start(settings: ServeSettings) -> grpc.Server:
     try:
         server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError:
-        raise OSError(f"--grpc_port={settings.grpc_port}: cannot listen on {host}:{settings.grpc_port}") from None
+        raise OSError(f"grpc_port={settings.grpc_port}: cannot listen on {host}:{settings.grpc_port}") from None
     server.start()
     return server

@@ -60,7 +60,7 @@ def parse_protobuf(body: bytes, model_name: str) -> tuple[list[bytes], AnswerFor
     try:
         request = serving_protos.PredictRequest.FromString(body)
     except DecodeError:
-        raise ValueError("the body is no PredictRequest") from None
+        raise ValueError("the body is not a PredictRequest") from None
     if request.model_spec.name != model_name:
         raise LookupError(f"the model here is {model_name!r}, not {request.model_spec.name[:200]!r}")
     if request.model_spec.signature_name not in ("", SIGNATURE):

@@ -37,7 +37,7 @@ class FolderLock:
                 holder = _holder(os.read(file, 1000))
                 os.close(file)
                 raise TrainingError(
-                    f"{folder} is in use: {holder} trains there; wait for its end, stop it, or choose another folder"
+                    f"{folder} is in use: {holder} trains there; wait until it ends, stop it, or choose another folder"
                 ) from None
             except OSError:  # a file system without locks
                 pass

@@ -25,7 +25,7 @@ class Guard:
     A batch is a function of the seed and the step, so it is made again instead of every batch being held.
 
     Args:
-        stops: end the run at the first such step, as --on_nonfinite=stop has it.
+        stops: end the run at the first such step, as on_nonfinite="stop" has it.
         folder: where batches are kept.
         worker: the number of this worker, for the names of files.
         batch_of: this worker's batch of a step, by name.
@@ -47,7 +47,7 @@ class Guard:
         """Look at the values of a step, VALUES.
 
         Raises:
-            TrainingError: this step was not finite and --on_nonfinite=stop, or ten in a row were not.
+            TrainingError: this step was not finite and on_nonfinite is "stop", or ten in a row were not.
         """
         if not values[VALUES.index("skipped")]:
             self.skipped_in_a_row = 0
@@ -62,7 +62,7 @@ class Guard:
             return
         times = "" if self.stops else f", the {self.skipped_in_a_row}th in a row"
         raise TrainingError(
-            f"{line}{times}; look at them, lower --learning_rate or set --clip_norm. "
+            f"{line}{times}; look at them, lower learning_rate or set clip_norm. "
             f"Newest checkpoint: {self.newest() or 'none'}"
         )
 

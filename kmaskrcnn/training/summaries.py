@@ -52,11 +52,11 @@ class Summaries:
             for name, value in values.items():
                 tf.summary.scalar(f"{group}/{name}", value)
 
-    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+    def overlays(self, step: int, overlays: Mapping[str, np.ndarray]) -> None:
         """Write (H, W, 3) uint8 images of a step to TensorBoard."""
         with self._tolerant(), self._writer.as_default(step=step):
-            for name, picture in pictures.items():
-                tf.summary.image(f"pictures/{name}", picture[None])
+            for name, overlay in overlays.items():
+                tf.summary.image(f"overlays/{name}", overlay[None])
 
     def close(self) -> None:
         """Flush and close the files."""

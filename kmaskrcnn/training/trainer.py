@@ -22,7 +22,7 @@ from kmaskrcnn.training.batches import Batches
 from kmaskrcnn.training.callbacks import Callbacks
 from kmaskrcnn.training.folder_lock import FolderLock
 from kmaskrcnn.training.guard import Guard
-from kmaskrcnn.training.report import Report
+from kmaskrcnn.training.run_log import RunLog
 from kmaskrcnn.training.schedules import learning_rate, scaled_rate
 from kmaskrcnn.training.signals import StopSignals
 from kmaskrcnn.training.state import TrainingState
@@ -132,7 +132,7 @@ class Trainer:
             self._lock.release()
 
     def _with_dtype(self, config: Config) -> Config:
-        """The settings with the precision that --dtype=auto means: that of the model folder, or the chief's measure."""
+        """The settings with the precision that dtype="auto" means: that of the model folder, or the chief's measure."""
         if config.train.dtype != precision.AUTO:
             if warning := precision.slow_bfloat16(config.train.dtype):
                 self._say(warning)
@@ -153,7 +153,7 @@ class Trainer:
     def _check_workers(self) -> None:
         settings = {}
         for group in dataclasses.asdict(self.config).values():
-            settings |= {f"--{name}": str(value) for name, value in group.items() if name not in _OWN_SETTINGS}
+            settings |= {name: str(value) for name, value in group.items() if name not in _OWN_SETTINGS}
         images = f"{len(self.train_set)} images, {len(self.train_set.boxes)} objects"
         step = str(int(self.state.step.numpy()))
         self.cluster.check_equal(**settings, step=step, labels=str(self.labels), train_set=images)
@@ -162,7 +162,7 @@ class Trainer:
         """Train until the end of the steps or the time, a signal (SIGINT, SIGTERM), or an error.
 
         Raises:
-            TrainingError: losses or gradients were not finite (--on_nonfinite), or a checkpoint could not be written.
+            TrainingError: losses or gradients were not finite (on_nonfinite), or a checkpoint could not be written.
             WorkerLost: another worker died.
         """
         self._say(self._plan())
@@ -209,7 +209,7 @@ class Trainer:
             self._whole_batch,
             lambda: self.state.newest,
         )
-        report = Report(train, summaries, self._say)
+        run_log = RunLog(train, summaries, self._say)
         self._batches.start(step)
         before = time.monotonic() - float(self.state.elapsed.numpy())
         agreed = {"stop": 0.0, "clock": float(self.state.elapsed.numpy())}
@@ -226,7 +226,7 @@ class Trainer:
                 number, result = results.pop(0)
                 values = result.numpy()
                 guard.check(number, values)
-                report.add(values)
+                run_log.add(values)
                 self._callbacks.step(number, values)
                 agreed.update({name: float(values[VALUES.index(name)]) for name in agreed})
 
@@ -238,7 +238,7 @@ class Trainer:
                 scores = self._score(summaries, step)
                 self._save(step, pause - before, anew=True)
                 before += time.monotonic() - pause  # the budget is for training
-                report.restart()
+                run_log.restart()
             own = time.monotonic() - before
             elapsed = own if alone else agreed["clock"]
             share = self._share(step, elapsed)
@@ -258,9 +258,9 @@ class Trainer:
             step += 1
             settle(left=1)  # waits for the step before, while this one runs
             self.beat()
-            if report.is_due(step):
+            if run_log.is_due(step):
                 settle()
-                report.tell(step, self._share(step, elapsed), elapsed, self._numbers(rate))
+                run_log.tell(step, self._share(step, elapsed), elapsed, self._numbers(rate))
             if step % train.checkpoint_every == 0:
                 settle()
                 self._save(step, time.monotonic() - before)
@@ -276,8 +276,7 @@ class Trainer:
         elif self._out_of_patience():
             best = float(self.state.best.numpy())
             self._say(
-                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations "
-                "(--patience)"
+                f"early stopping at step {step}: no mask AP above {best:.3f} in {train.patience} evaluations (patience)"
             )
         return self._outcome(step, scores, stopping())
 
@@ -352,7 +351,7 @@ class Trainer:
         if self.evaluate is None:
             return {}
         with self.step_function.averaged_weights():
-            scores, pictures = self.evaluate(self.model, step)
+            scores, overlays = self.evaluate(self.model, step)
         self._callbacks.scored(scores)
         if scores["mask_AP"] > float(self.state.best.numpy()):
             self.state.best.assign(scores["mask_AP"])
@@ -362,7 +361,7 @@ class Trainer:
             self.state.stale.assign_add(1)
         if summaries:
             summaries.scalars(step, scores, "evaluation")
-            summaries.pictures(step, pictures)
+            summaries.overlays(step, overlays)
         return scores
 
     def _say_stopped(self, step: int) -> None:

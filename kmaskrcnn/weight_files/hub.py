@@ -44,7 +44,7 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
         )
     # The library's errors are those of its HTTP client, of which it has had several.
     except Exception as error:
-        hint = "; the network is off (KMASKRCNN_OFFLINE, --offline)" if offline else ""
+        hint = "; the network is off (`offline` or KMASKRCNN_OFFLINE)" if offline else ""
         raise WeightsError(f"{address}: cannot be downloaded ({reason(error)}){hint}") from None
     if not (Path(path) / "config.json").is_file():
         raise WeightsError(f"{address}: is not a kmaskrcnn model, it has no config.json")
@@ -55,7 +55,7 @@ def push(folder: str | os.PathLike, address: str, private: bool = False) -> str:
     """Upload a model folder, without checkpoints and logs; the repository is made if need be.
 
     Args:
-        folder: of a model, as `train.py --model_dir` and the importers write it.
+        folder: of a model, as training and the importers write it.
         address: hf://OWNER/NAME.
         private: make a new repository visible to its owner alone.
 
@@ -71,7 +71,7 @@ def push(folder: str | os.PathLike, address: str, private: bool = False) -> str:
     if not (path / "config.json").is_file() or not any((path / file).is_file() for file in _FILES[2:4]):
         raise WeightsError(f"{path}: is not a model folder, it lacks config.json or {_FILES[2]}")
     if is_offline():
-        raise WeightsError(f"{address}: the network is off (KMASKRCNN_OFFLINE, --offline)")
+        raise WeightsError(f"{address}: the network is off (`offline` or KMASKRCNN_OFFLINE)")
     try:
         library.create_repo(name, private=private, exist_ok=True)
         library.upload_folder(repo_id=name, folder_path=path, allow_patterns=list(_FILES), revision=revision)

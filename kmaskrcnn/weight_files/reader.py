@@ -15,16 +15,8 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.unpickle import (
-    ARRAY_KINDS,
-    BFLOAT16,
-    ByteOrder,
-    StandIn,
-    Storage,
-    Tensor,
-    TensorUnpickler,
-    decode,
-)
+from kmaskrcnn.weight_files.stand_ins import ARRAY_KINDS, BFLOAT16, ByteOrder, StandIn, Storage, Tensor, decode
+from kmaskrcnn.weight_files.unpickle import TensorUnpickler
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

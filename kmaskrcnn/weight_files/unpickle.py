@@ -10,209 +10,27 @@ values are hashed (a tuple of one tuple, a million deep, ends the process when i
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Callable, Iterable
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import IO, Any
 
 from kmaskrcnn.errors import WeightsError, reason
-from kmaskrcnn.weight_files.budget import Budget
+from kmaskrcnn.weight_files.stand_ins import (
+    STORAGE_DTYPES,
+    EncodedBytes,
+    NumpyArray,
+    NumpyBuffer,
+    NumpyDtype,
+    NumpyScalar,
+    Storage,
+    StorageType,
+    Tensor,
+)
 
-ByteOrder: TypeAlias = Literal["<", ">", "="]
-
-BFLOAT16 = "bfloat16"  # numpy has no such dtype: read as uint16 and widened to float32
-
-STORAGE_DTYPES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-ARRAY_KINDS = "biuf"
 # A checkpoint of 1000 tensors with its optimizer takes some 100,000 steps. A step makes 250 bytes of Python objects at
 # most, besides what it copies from the file.
 _MOST_STEPS = 1_000_000
-_MOST_DIMENSIONS = 32
 _LONGEST_KEY = 16
-
-
-def item_size(dtype: str) -> int:
-    """Bytes of an element in the file."""
-    return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
-
-
-def decode(data: Any, dtype: str, byteorder: ByteOrder = "<") -> np.ndarray:
-    """Raw bytes (a buffer) -> (n,) array in native byte order; bfloat16 becomes float32."""
-    if dtype == BFLOAT16:
-        words = np.frombuffer(data, f"{byteorder}u2").astype(np.uint32)
-        return (words << 16).view(np.float32)
-    kind = np.dtype(dtype)
-    return np.frombuffer(data, kind.newbyteorder(byteorder)).astype(kind, copy=False)
-
-
-class _Sealed:
-    """What a pickle can make but not alter afterwards."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError(f"state for a {type(self).__name__}")
-
-
-class Storage(_Sealed):
-    """A flat buffer named in a pickle; `values` is filled in by the file reader."""
-
-    __slots__ = ("count", "dtype", "key", "values")
-
-    def __init__(self, dtype: str, key: str, count: int) -> None:
-        self.dtype, self.key, self.count = dtype, key, count
-        self.values: np.ndarray | None = None
-
-    @property
-    def byte_count(self) -> int:
-        """Its size in the file."""
-        return self.count * item_size(self.dtype)
-
-
-class _StorageType(NamedTuple):
-    dtype: str
-
-
-class StandIn(_Sealed):
-    """What is in place of an array until `to_array(budget)`."""
-
-    __slots__ = ()
-
-    def to_array(self, budget: Budget) -> np.ndarray:
-        raise NotImplementedError
-
-
-class Tensor(StandIn):
-    """A strided view of a Storage, checked when it is made into an array."""
-
-    __slots__ = ("offset", "size", "storage", "stride")
-
-    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
-
-    def to_array(self, budget: Budget) -> np.ndarray:
-        storage = self.storage
-        size, stride = _whole_numbers(self.size), _whole_numbers(self.stride)
-        (offset,) = _whole_numbers((self.offset,))
-        if not isinstance(storage, Storage) or storage.values is None or len(size) != len(stride):
-            raise ValueError("a tensor without storage")
-        budget.take(math.prod(size) * storage.values.itemsize, "a tensor")
-        if 0 in size:
-            return np.zeros(size, storage.values.dtype)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= len(storage.values):
-            raise ValueError("a tensor that extends beyond its storage")
-        item = storage.values.itemsize
-        view = np.lib.stride_tricks.as_strided(
-            storage.values[offset:], size, [step * item for step in stride], writeable=False
-        )
-        return np.ascontiguousarray(view).reshape(size)
-
-
-def _whole_numbers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or len(values) > _MOST_DIMENSIONS:
-        raise ValueError("a tensor with an impossible shape")
-    if not all(isinstance(v, int) and 0 <= v < 1 << 62 for v in values):
-        raise ValueError("a tensor with an impossible shape")
-    return tuple(values)
-
-
-class _NumpyDtype(_Sealed):
-    __slots__ = ("name", "order")
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.name, self.order = name, "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1]
-
-    def to_dtype(self) -> np.dtype:
-        # numpy also takes lists of fields for a name, and those can be of any size.
-        if not isinstance(self.name, str) or len(self.name) > 16 or not isinstance(self.order, str):
-            raise ValueError("an array of no plain dtype")
-        dtype = np.dtype(self.name)
-        if dtype.kind not in ARRAY_KINDS:
-            raise ValueError(f"an array of dtype {self.name}")
-        orders: dict[str, ByteOrder] = {"<": "<", ">": ">"}
-        return dtype.newbyteorder(orders.get(self.order, "="))
-
-
-class _NumpyArray(StandIn):
-    """What numpy's own reconstruction makes: an empty array whose state arrives later."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def to_array(self, budget: Budget) -> np.ndarray:
-        _, shape, dtype, fortran, data = self.state
-        return _from_bytes(budget, data, dtype, shape, "F" if fortran is True else "C")
-
-
-class _NumpyBuffer(StandIn):
-    """An array of pickle protocol 5: (buffer, dtype, shape, order)."""
-
-    __slots__ = ("arguments",)
-
-    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
-        self.arguments = (data, dtype, shape, order)
-
-    def to_array(self, budget: Budget) -> np.ndarray:
-        return _from_bytes(budget, *self.arguments)
-
-
-class _NumpyScalar(StandIn):
-    __slots__ = ("data", "dtype")
-
-    def __init__(self, dtype: Any, data: Any) -> None:
-        self.dtype, self.data = dtype, data
-
-    def to_array(self, budget: Budget) -> np.ndarray:
-        return _from_bytes(budget, self.data, self.dtype, (), "C")
-
-
-class _Encoded(_Sealed):
-    """Bytes that Python 2 wrote as text."""
-
-    __slots__ = ("encoding", "text")
-
-    def __init__(self, text: Any, encoding: Any = "latin1") -> None:
-        self.text, self.encoding = text, encoding
-
-    def to_bytes(self) -> bytes:
-        if self.encoding not in ("latin1", "latin-1") or not isinstance(self.text, str):
-            raise ValueError("an array in another encoding than latin1")
-        return self.text.encode("latin1")
-
-
-def _from_bytes(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if isinstance(data, str):  # of Python 2, which encoding="latin1" hands on one character a byte
-        data = _Encoded(data)
-    if isinstance(data, _Encoded):
-        data = data.to_bytes()
-    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _NumpyDtype):
-        raise ValueError("an array without bytes or dtype")
-    budget.take(len(data), "an array")
-    kind, shape = dtype.to_dtype(), _whole_numbers(shape)
-    array = np.frombuffer(data, kind).reshape(shape, order="F" if order == "F" else "C")
-    return array.astype(kind.newbyteorder("="), order="C")
 
 
 class _Function:
@@ -264,19 +82,19 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Function(Tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_: data),
     ("torch", "Size"): _Function(lambda sizes=(): sizes),
-    ("_codecs", "encode"): _Function(_Encoded),
-    ("numpy", "dtype"): _Function(_NumpyDtype),
+    ("_codecs", "encode"): _Function(EncodedBytes),
+    ("numpy", "dtype"): _Function(NumpyDtype),
     # Protocol 2 writes an array without elements as a call of bytes without arguments.
     ("__builtin__", "bytes"): _Function(lambda: b""),
     # Only ever an argument of _reconstruct.
     ("numpy", "ndarray"): "numpy.ndarray",
 }
-_GLOBALS |= {("torch", name): _StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()}
+_GLOBALS |= {("torch", name): StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()}
 for _package in ("numpy.core", "numpy._core"):
     _GLOBALS |= {
-        (f"{_package}.multiarray", "_reconstruct"): _Function(_NumpyArray),
-        (f"{_package}.multiarray", "scalar"): _Function(_NumpyScalar),
-        (f"{_package}.numeric", "_frombuffer"): _Function(_NumpyBuffer),
+        (f"{_package}.multiarray", "_reconstruct"): _Function(NumpyArray),
+        (f"{_package}.multiarray", "scalar"): _Function(NumpyScalar),
+        (f"{_package}.numeric", "_frombuffer"): _Function(NumpyBuffer),
     }
 # What training programs save beside their weights: settings, counters of schedules, paths, devices, times.
 _SETTINGS = {
@@ -343,8 +161,8 @@ class TensorUnpickler(_Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, storage_type, key, _, count, *rest = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType) or any(r is not None for r in rest):
-            raise ValueError("an object that is no storage")
+        if kind != "storage" or not isinstance(storage_type, StorageType) or any(r is not None for r in rest):
+            raise ValueError("an object that is not a storage")
         if not isinstance(key, str) or not isinstance(count, int) or not 0 <= count < 1 << 62:
             raise ValueError("a storage without a name or a length")
         storage = self.storages.setdefault(key, Storage(storage_type.dtype, key, count))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kmaskrcnn.errors import WeightsError
-from kmaskrcnn.weight_files.unpickle import STORAGE_DTYPES
+from kmaskrcnn.weight_files.stand_ins import STORAGE_DTYPES
 
 _STORAGES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 

@@ -49,6 +49,8 @@ def check_architecture(tensors: Mapping[str, np.ndarray], source: str, fresh_mas
             f"{source}: its masks are class-agnostic, one for all classes; only those per class can be read"
         )
     if scores is not None and masks is None and not fresh_masks:
-        raise WeightsError(f"{source}: is a Faster R-CNN, without masks; --fresh_masks loads it with a new mask head")
+        raise WeightsError(
+            f"{source}: is a Faster R-CNN, without masks; fresh_masks=True loads it with a new mask head"
+        )
     if masks is not None and fresh_masks:
         raise WeightsError(f"{source}: has a mask head of its own, so it needs no new one")

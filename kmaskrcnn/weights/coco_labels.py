@@ -34,8 +34,8 @@ def labels_for(num_classes: int, class_names: Sequence[str] = ()) -> Labels:
     if class_names:
         if len(class_names) != num_classes:
             raise WeightsError(
-                f"--class_names has {len(class_names)} names for {num_classes} classes; "
-                f"--num_classes={len(class_names)} keeps everything but the last layers of the file"
+                f"class_names has {len(class_names)} names for {num_classes} classes; "
+                f"num_classes={len(class_names)} keeps everything but the last layers of the file"
             )
         return Labels(tuple(class_names), tuple(range(1, num_classes + 1)))
     known = {80: COCO_LABELS, 90: COCO_LABELS_WITH_GAPS}

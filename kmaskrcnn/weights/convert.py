@@ -34,7 +34,7 @@ class Importer(NamedTuple):
     settings: Callable[..., dict[str, Any]]
     load: Callable[..., LoadReport]
     options: tuple[str, ...] = ()
-    pictures: Mapping[str, int | str] = {}
+    input_settings: Mapping[str, int | str] = {}
     differences: tuple[str, ...] = ()
 
 
@@ -54,19 +54,19 @@ IMPORTERS = {
         torchvision.torchvision_settings,
         torchvision.load_torchvision,
         ("norm_epsilon",),
-        pictures={"resize_method": "torchvision"},
+        input_settings={"resize_method": "torchvision"},
     ),
     "detectron2": Importer(
         detectron2.detectron2_settings,
         detectron2.load_detectron2,
         ("rgb",),
-        pictures={"resize_method": "detectron2"},
+        input_settings={"resize_method": "detectron2"},
         differences=detectron2.DIFFERENCES,
     ),
     "matterport": Importer(
         matterport.matterport_settings,
         matterport.load_matterport,
-        pictures=matterport.MATTERPORT_PICTURES,
+        input_settings=matterport.MATTERPORT_INPUT,
         differences=matterport.DIFFERENCES,
     ),
 }
@@ -89,7 +89,7 @@ def detect_format(path: str | os.PathLike) -> str:
     check_architecture(names, os.fspath(path))
     raise WeightsError(
         f"{os.fspath(path)}: holds no Mask R-CNN of torchvision, Detectron2 or matterport, the first tensor is "
-        f"{next(iter(names))}; give the weights of a backbone alone to kmaskrcnn train --init_weights"
+        f"{next(iter(names))}; give the weights of a backbone alone to training, as init_weights"
     )
 
 
@@ -128,7 +128,7 @@ def import_file(
     if file_format == "matterport" and fresh_masks:
         raise WeightsError(f"{path}: fresh_masks is for files of torchvision and detectron2")
     fresh = {"fresh_masks": True} if fresh_masks else {}
-    told = {**importer.pictures, **importer.settings(path, **fresh)}
+    told = {**importer.input_settings, **importer.settings(path, **fresh)}
     loading: dict[str, Any] = {"new_classes": "num_classes" in settings, **fresh, **(options or {})}
     for name in options or ():
         if name not in importer.options:
@@ -157,10 +157,10 @@ def import_file(
 
 def _refuse_guesses(path: Path, chosen: Container[str]) -> None:
     if unknown := detectron2.open_questions(path, chosen):
-        flags = ", ".join(f"--{name}" for name in unknown)
+        names = ", ".join(unknown)
         raise WeightsError(
             f"{path}: Detectron2 has models of both kinds, and the file does not say which this is: give "
-            f"--source_config=config.yaml (from the folder that training wrote), or {flags}"
+            f"source_config=config.yaml (from the folder that training wrote), or {names}"
         )
 
 
@@ -193,7 +193,7 @@ def _assumptions(
 
 
 def write_folder(imported: Imported, directory: str | os.PathLike) -> Path:
-    """Write a model folder like that of training, which `Predictor.from_directory` and --init_weights open.
+    """Write a model folder like that of training, which `Predictor.from_directory` and `init_weights` open.
 
     Raises:
         TrainingError: it cannot be written, or holds another model.
@@ -238,7 +238,7 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
 
 
 def starting_weights(source: str) -> str:
-    """What --init_weights names, with a preset or hf://OWNER/NAME as the folder that it was converted to.
+    """What `init_weights` names, with a preset or hf://OWNER/NAME as the folder that it was converted to.
 
     Raises:
         WeightsError: neither a preset nor a path, or one that cannot be downloaded.
@@ -248,7 +248,7 @@ def starting_weights(source: str) -> str:
     if source in preset_names() or hub.is_address(source):
         return str(converted_folder(source))
     raise WeightsError(
-        f"--init_weights={source}: no such file, folder or preset; presets are {IMAGENET}, {IMAGENET_V2}, "
+        f"init_weights={source}: no such file, folder or preset; presets are {IMAGENET}, {IMAGENET_V2}, "
         f"{', '.join(preset_names())}"
     )
 

@@ -15,7 +15,7 @@ _LARGEST, _DEEPEST, _MOST_ALIASES = 1 << 17, 16, 32
 # Where it differs, the model is another one: (path, what it must be, what it is else).
 _MUST_BE = (
     ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "the architecture"),
-    ("MODEL.MASK_ON", True, "masks are off: --fresh_masks loads a Faster R-CNN;"),
+    ("MODEL.MASK_ON", True, "masks are off: fresh_masks=True loads a Faster R-CNN;"),
     ("MODEL.KEYPOINT_ON", False, "keypoints"),
     ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "the heads"),
     ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "class-agnostic boxes"),
@@ -121,11 +121,11 @@ def _tree(path: str | os.PathLike) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{source}: no readable YAML ({reason(error)})") from None
+        raise WeightsError(f"{source}: not readable YAML ({reason(error)})") from None
     if isinstance(tree, Mapping) and "_BASE_" in tree:
         raise WeightsError(f"{source}: refines {tree['_BASE_']}; give the whole config.yaml that training wrote")
     if isinstance(tree, Mapping) and isinstance(tree.get("model"), Mapping) and "_target_" in tree["model"]:
-        raise WeightsError(f"{source}: is a LazyConfig, which is not read; give its settings as flags")
+        raise WeightsError(f"{source}: is a LazyConfig, which is not read; give its settings one by one")
     if not isinstance(tree, Mapping) or not isinstance(tree.get("MODEL"), Mapping):
         raise WeightsError(f"{source}: is not a config.yaml of Detectron2, it has no MODEL")
     return tree

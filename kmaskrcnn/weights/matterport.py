@@ -19,7 +19,7 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
-from kmaskrcnn.weight_files.unpickle import ARRAY_KINDS
+from kmaskrcnn.weight_files.stand_ins import ARRAY_KINDS
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer
 
@@ -47,7 +47,7 @@ MATTERPORT_SEMANTICS = {
     "nms_iou": 0.3,
 }
 # How its images are resized; it pads them to squares of max_size besides.
-MATTERPORT_PICTURES = {"min_size": 800, "max_size": 1024}
+MATTERPORT_INPUT = {"min_size": 800, "max_size": 1024}
 DIFFERENCES = (
     "RoIAlign: matterport samples the corners of each RoI's grid (crop_and_resize) at one point per bin and rounds the "
     "RoI's level; here samples lie at bin centers and the level is rounded down",

@@ -159,7 +159,7 @@ def _make(entry: Entry, tensors: Mapping[str, np.ndarray]) -> np.ndarray | str:
 def take_size(tensors: Mapping[str, Any], name: str, axis: int, source: str) -> int:
     """The length of one axis of a tensor; raises WeightsError where there is no such tensor or axis."""
     if name not in tensors or tensors[name].ndim <= axis:
-        raise WeightsError(f"{source}: no Mask R-CNN of the expected kind, it has no {name}")
+        raise WeightsError(f"{source}: not a Mask R-CNN of the expected kind, it has no {name}")
     if tensors[name].size == 0:
         raise WeightsError(f"{source}: {name} of shape {tensors[name].shape} has no elements")
     return int(tensors[name].shape[axis])

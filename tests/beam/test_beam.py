@@ -274,7 +274,7 @@ def test_real_images(folder, model, tmp_path):
 
 
 def test_an_image_that_stops_the_model_stops_no_other(model):
-    from kmaskrcnn.beam.model import DetectorHandler
+    from kmaskrcnn.beam.model_handler import DetectorHandler
     from kmaskrcnn.export.client import ImageError
 
     handler = DetectorHandler(str(model[0]), batch_size=3)

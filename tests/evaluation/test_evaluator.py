@@ -42,7 +42,7 @@ class Oracle:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
-    config = Config().replace(resize_mode="native", native_scale=2.0, eval_batch_size=batch_size, eval_pictures=2)
+    config = Config().replace(resize_mode="native", native_scale=2.0, eval_batch_size=batch_size, eval_overlays=2)
     result = evaluate(Oracle(shapes), shapes, config)
     scalars = result.scalars()
     assert result.images == 6
@@ -50,7 +50,7 @@ def test_ground_truth_scores_near_one(shapes, batch_size, tmp_path):
     assert scalars["mask_AP"] > 0.95
     assert scalars["box_AP50"] == pytest.approx(1.0)
     assert scalars["mask_overlap@0.9"] > 0.9
-    assert sorted(result.pictures) == ["00000.png", "00001.png"]
+    assert sorted(result.overlays) == ["00000.png", "00001.png"]
     result.write(tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").glob("[!.]*")}
     assert names == {"scores.json", "results.json", "score_thresholds.json", "00000.png", "00001.png"}
@@ -100,7 +100,7 @@ def test_an_evaluation_leaves_images_and_other_files_alone(tmp_path):
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels["2.png"]).save(tmp_path / "images/2.png")
     before = (tmp_path / "images/2.png").read_bytes()
-    with pytest.raises(OutputError, match=r"2\.png: exists already"):
+    with pytest.raises(OutputError, match=r"2\.png: already exists"):
         result.write(tmp_path / "images")
     assert (tmp_path / "images/2.png").read_bytes() == before
     assert [p.name for p in (tmp_path / "images").iterdir()] == ["2.png"]

@@ -38,7 +38,7 @@ class _Wrong(Oracle):
 
 
 def _evaluate(oracle, dataset):
-    return evaluate(oracle, dataset, Config().replace(resize_mode="native", eval_pictures=0))
+    return evaluate(oracle, dataset, Config().replace(resize_mode="native", eval_overlays=0))
 
 
 def _rectangle(y0, x0, y1, x1, score, category, image_id=1):
@@ -156,7 +156,7 @@ def test_all_right_leaves_no_worst_images(shapes, tmp_path):
 def test_results_of_another_set_are_refused(shapes, tmp_path):
     labels = Labels(tuple(shapes.class_names), tuple(shapes.category_ids))
     evaluation = _evaluate(Oracle(shapes), shapes)
-    with pytest.raises(ConfigError, match=r"--compare=.*no results"):
+    with pytest.raises(ConfigError, match=r"compare=.*no results"):
         write_report(tmp_path / "a", evaluation, shapes, labels, "x", compare=tmp_path / "none")
     (tmp_path / "results.json").write_text(json.dumps([{**evaluation.results[0], "image_id": 999}]))
     with pytest.raises(ConfigError, match="other images, such as id 999"):

@@ -273,7 +273,7 @@ def test_operations_that_are_not_builtin_are_refused():
 def test_client_refuses_other_files(mobile, tmp_path):
     path = tmp_path / "other.tflite"
     path.write_bytes(b"TFL3 of somebody else")
-    with pytest.raises(ValueError, match=r"other\.tflite: no model exported by kmaskrcnn"):
+    with pytest.raises(ValueError, match=r"other\.tflite: not a model exported by kmaskrcnn"):
         LiteRTClient(path)
     with pytest.raises(FileNotFoundError):
         LiteRTClient(tmp_path / "missing.tflite")

@@ -199,5 +199,5 @@ def test_names_of_outputs_differ(tmp_path):
     assert "below/a" in names
     with pytest.raises(ConfigError, match=r"none\.png: no image there"):
         find_inputs([str(tmp_path / "none.png")])
-    with pytest.raises(ConfigError, match="--input is missing"):
+    with pytest.raises(ConfigError, match="no images were given"):
         find_inputs([])

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmaskrcnn.layers.roi_align import RoIAlign, roi_levels
-from kmaskrcnn.ops.roi_align import RoIAlignInputs, roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
+from kmaskrcnn.ops.roi_align import roi_align_crop_and_resize, roi_align_gather, roi_align_lookup
+from kmaskrcnn.ops.roi_align_inputs import RoIAlignInputs
 from tests import numpy_reference
 
 # yxyx in image pixels of a 13 x 17 map at stride 4, that is 52 x 68 pixels.

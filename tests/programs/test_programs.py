@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from kmaskrcnn.inference.video import VideoReader, VideoWriter
+from kmaskrcnn.programs import cli
 from tests.processes import ROOT, run_program, run_python
 
 SMALL = """
@@ -178,7 +179,7 @@ def test_predict_leaves_its_inputs_and_its_own_overlays_alone(trained, tmp_path)
     (images / "out" / "results.json").write_text("corrected by hand")
     result = run_program("predict.py", f"--model_dir={trained}", f"--input={images}", f"--output={images / 'out'}")
     assert result.returncode == 2
-    assert "results.json: exists already" in result.stderr
+    assert "results.json: already exists" in result.stderr
     assert (images / "out" / "results.json").read_text() == "corrected by hand"
 
 
@@ -243,7 +244,7 @@ def test_predict_on_a_video(trained, tmp_path):
         (
             "predict.py",
             ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],
-            "--input={tmp}/none: no image",
+            "{tmp}/none: no image there",
         ),
     ],
 )
@@ -255,6 +256,20 @@ def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_pa
     assert len(errors) == 1
     assert words.format(**fill) in errors[0]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_command_does_not_wait_for_tensorflow(command, flag):
+    code = (
+        "import sys; from kmaskrcnn.programs import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    result = run_python("-c", code, command, flag)
+    assert result.returncode == 0, result.stderr
+    assert "--" in result.stdout and f"usage: kmaskrcnn {command}" in result.stdout
 
 
 def test_unknown_flag_is_named():

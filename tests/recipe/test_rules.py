@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kmaskrcnn.config import Config
-from kmaskrcnn.recipe import RULES, Facts, Machine, Start, make_recipe, rules
-from kmaskrcnn.recipe.rules import Given
+from kmaskrcnn.recipe import RULES, Facts, Machine, Start, input_rules, make_recipe, model_rules, training_rules
+from kmaskrcnn.recipe.given import Given, scale_of
 
 IMAGENET = Start("imagenet", {"backbone": "mobilenet_v2", "init_weights": "imagenet"}, "here")
 COCO = Start("coco", {"backbone": "resnet50", "init_weights": "a_model"}, "here")
@@ -39,26 +39,26 @@ def chosen(rule, *arguments, **keywords):
 
 
 def test_weights_bring_their_backbone():
-    assert chosen(rules.starting_weights) == {"backbone": "mobilenet_v2", "init_weights": "imagenet"}
+    assert chosen(model_rules.starting_weights) == {"backbone": "mobilenet_v2", "init_weights": "imagenet"}
 
 
 def test_normalization_is_trained_but_for_a_model_of_coco():
-    assert chosen(rules.backbone_training) == {"backbone_norm": "bn", "frozen_stages": 0}
-    assert chosen(rules.backbone_training, start=NONE)["frozen_stages"] == 0
-    assert chosen(rules.backbone_training, start=COCO) == {}
+    assert chosen(model_rules.backbone_training) == {"backbone_norm": "bn", "frozen_stages": 0}
+    assert chosen(model_rules.backbone_training, start=NONE)["frozen_stages"] == 0
+    assert chosen(model_rules.backbone_training, start=COCO) == {}
 
 
 def test_input_is_as_large_as_the_machine_likes():
-    found = chosen(rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)))
+    found = chosen(input_rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)))
     assert found == {"resize_mode": "short_side", "min_size": 480, "max_size": 640}
-    found = chosen(rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)), GPU)
+    found = chosen(input_rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)), GPU)
     assert found["min_size"] == 800
     # A processor is given no more pixels than there are.
-    assert chosen(rules.input_scale, make_facts(size=(240, 320)))["min_size"] == 240
+    assert chosen(input_rules.input_scale, make_facts(size=(240, 320)))["min_size"] == 240
 
 
 def test_small_objects_keep_their_pixels():
-    found = chosen(rules.input_scale, make_facts(size=(2000, 3000), sides=(15, 15)))
+    found = chosen(input_rules.input_scale, make_facts(size=(2000, 3000), sides=(15, 15)))
     assert found["min_size"] == 2000
     assert found["max_size"] >= 3000
     # The 5th percentile is never below 8 pixels, if twice the size is enough for that.
@@ -66,8 +66,8 @@ def test_small_objects_keep_their_pixels():
     for side in (4.5, 6, 20, 35):
         sides = np.exp(rng.normal(np.log(side), 0.3, (400, 1))) * [1, 1]
         facts = make_facts(size=(700, 900), sides=sides, images=40, each=10)
-        config = Config().replace(**chosen(rules.input_scale, facts))
-        scale = rules.scale_of(facts, config)[0]
+        config = Config().replace(**chosen(input_rules.input_scale, facts))
+        scale = scale_of(facts, config)[0]
         assert np.percentile(facts.sides, 5) * scale >= min(8, 2 * np.percentile(facts.sides, 5)) * 0.99
         assert scale <= 2.03  # sides are whole multiples of 16
 
@@ -75,33 +75,33 @@ def test_small_objects_keep_their_pixels():
 def test_images_of_many_sizes_at_one_scale_stay_as_they_are():
     sizes = [(256, 256), (512, 640), (1024, 1360)] * 10
     facts = make_facts(size=sizes, sides=(24, 24))
-    assert chosen(rules.input_scale, facts) == {"resize_mode": "native", "native_scale": 1.0}
+    assert chosen(input_rules.input_scale, facts) == {"resize_mode": "native", "native_scale": 1.0}
     # Objects that grow with their images are seen at one size when the images are.
     sides = np.repeat([[60, 60], [120, 120], [240, 240]] * 10, 5, axis=0)
-    assert chosen(rules.input_scale, make_facts(size=sizes, sides=sides))["resize_mode"] == "short_side"
+    assert chosen(input_rules.input_scale, make_facts(size=sizes, sides=sides))["resize_mode"] == "short_side"
 
 
 def test_the_crop_holds_the_large_objects():
     base = {"resize_mode": "native", "native_scale": 1.0}
-    assert chosen(rules.training_crop, make_facts(sides=(30, 30)), **base) == {"crop_size": 256}
-    assert chosen(rules.training_crop, make_facts(sides=(250, 100)), **base) == {"crop_size": 448}
-    assert chosen(rules.training_crop, make_facts(sides=(100, 120)), **base) == {"crop_size": 320}
-    assert chosen(rules.training_crop, make_facts(size=(100, 130), sides=(30, 30)), **base) == {"crop_size": 160}
-    assert chosen(rules.training_crop, make_facts(sides=(30, 30)), GPU, **base) == {"crop_size": 512}
-    assert chosen(rules.training_crop, crop_probability=0.5, **base) == {}
+    assert chosen(input_rules.training_crop, make_facts(sides=(30, 30)), **base) == {"crop_size": 256}
+    assert chosen(input_rules.training_crop, make_facts(sides=(250, 100)), **base) == {"crop_size": 448}
+    assert chosen(input_rules.training_crop, make_facts(sides=(100, 120)), **base) == {"crop_size": 320}
+    assert chosen(input_rules.training_crop, make_facts(size=(100, 130), sides=(30, 30)), **base) == {"crop_size": 160}
+    assert chosen(input_rules.training_crop, make_facts(sides=(30, 30)), GPU, **base) == {"crop_size": 512}
+    assert chosen(input_rules.training_crop, crop_probability=0.5, **base) == {}
 
 
 def test_jitter_keeps_small_objects_visible_and_large_ones_whole():
     base = {"resize_mode": "native", "crop_size": 256}
-    assert chosen(rules.scale_jitter, make_facts(sides=(16, 16)), **base) == {"scale_jitter": (1.0, 1.6)}
-    assert chosen(rules.scale_jitter, make_facts(sides=(180, 180)), **base) == {"scale_jitter": (0.6, 1.42)}
-    assert chosen(rules.scale_jitter, resize_mode="native") == {}
+    assert chosen(input_rules.scale_jitter, make_facts(sides=(16, 16)), **base) == {"scale_jitter": (1.0, 1.6)}
+    assert chosen(input_rules.scale_jitter, make_facts(sides=(180, 180)), **base) == {"scale_jitter": (0.6, 1.42)}
+    assert chosen(input_rules.scale_jitter, resize_mode="native") == {}
 
 
 @pytest.mark.parametrize("crop", [96, 256, 448])
 @pytest.mark.parametrize("sides", [(6, 6), (20, 20), (120, 40), (400, 300)])
 def test_no_anchor_is_longer_than_the_crop(crop, sides):
-    found = chosen(rules.anchors, make_facts(sides=sides), resize_mode="native", crop_size=crop)
+    found = chosen(model_rules.anchors, make_facts(sides=sides), resize_mode="native", crop_size=crop)
     longest = max(max(r, 1 / r) ** 0.5 for r in found["anchor_aspect_ratios"])
     assert max(found["anchor_sizes"]) * longest <= crop
     assert list(found["anchor_sizes"]) == sorted(found["anchor_sizes"])
@@ -109,30 +109,30 @@ def test_no_anchor_is_longer_than_the_crop(crop, sides):
 
 def test_anchors_follow_the_boxes():
     base = {"resize_mode": "native", "crop_size": 256}
-    assert chosen(rules.anchors, make_facts(sides=(12, 12)), **base)["anchor_sizes"][0] <= 14
-    high = chosen(rules.anchors, make_facts(sides=(120, 24)), **base)["anchor_aspect_ratios"]
+    assert chosen(model_rules.anchors, make_facts(sides=(12, 12)), **base)["anchor_sizes"][0] <= 14
+    high = chosen(model_rules.anchors, make_facts(sides=(120, 24)), **base)["anchor_aspect_ratios"]
     assert max(high) >= 3
-    assert chosen(rules.anchors, start=COCO, **base) == {}  # its RPN knows its own
+    assert chosen(model_rules.anchors, start=COCO, **base) == {}  # its RPN knows its own
 
 
 def test_free_orientation_is_turned_and_upright_objects_are_not():
     free = make_facts(images=40)
-    assert chosen(rules.flips, free, crop_size=256) == {
+    assert chosen(input_rules.flips, free, crop_size=256) == {
         "horizontal_flip": True,
         "vertical_flip": True,
         "rotate90": True,
     }
-    assert not chosen(rules.flips, free)["rotate90"]  # needs a crop
+    assert not chosen(input_rules.flips, free)["rotate90"]  # needs a crop
     high = make_facts(images=40, sides=(90, 30))
-    assert chosen(rules.flips, high, crop_size=256)["vertical_flip"]
-    assert not chosen(rules.flips, high, crop_size=256)["rotate90"]
+    assert chosen(input_rules.flips, high, crop_size=256)["vertical_flip"]
+    assert not chosen(input_rules.flips, high, crop_size=256)["rotate90"]
     discs = dataclasses.replace(free, lean=np.full_like(free.lean, 0.003))  # a rounding, the same in each
-    assert chosen(rules.flips, discs, crop_size=256)["rotate90"]
+    assert chosen(input_rules.flips, discs, crop_size=256)["rotate90"]
     pears = dataclasses.replace(free, lean=np.add(free.lean, [0.08, 0.0]))
-    found = chosen(rules.flips, pears, crop_size=256)
+    found = chosen(input_rules.flips, pears, crop_size=256)
     assert found == {"horizontal_flip": True, "vertical_flip": False, "rotate90": False}
     feet = dataclasses.replace(free, lean=np.add(free.lean, [0.0, 0.12]))
-    assert not chosen(rules.flips, feet)["horizontal_flip"]
+    assert not chosen(input_rules.flips, feet)["horizontal_flip"]
 
 
 def test_one_upright_class_is_enough_and_few_objects_tell_nothing():
@@ -140,10 +140,10 @@ def test_one_upright_class_is_enough_and_few_objects_tell_nothing():
     sides = np.where(classes[:, None], [100, 30], [50, 50])
     names = ("ball", "person")
     facts = make_facts(images=40, sides=sides, classes=classes, class_names=names)
-    choices = rules.flips(make_given(facts, crop_size=256))
+    choices = input_rules.flips(make_given(facts, crop_size=256))
     assert "person" in choices[2].reason
     assert not choices[2].value
-    few = chosen(rules.flips, make_facts(images=10), crop_size=256)
+    few = chosen(input_rules.flips, make_facts(images=10), crop_size=256)
     assert few == {"horizontal_flip": True, "vertical_flip": False, "rotate90": False}
 
 
@@ -154,42 +154,44 @@ def test_near_objects_at_the_bottom_are_a_view_with_an_up():
     middle = 60 + (sides[:, :1] - 20) * 2.5
     boxes = np.concatenate([middle - sides[:, :1] / 2, facts.boxes[:, 1:2], middle + sides[:, :1] / 2], axis=1)
     facts = dataclasses.replace(facts, boxes=np.concatenate([boxes, facts.boxes[:, 3:]], axis=1))
-    assert not chosen(rules.flips, facts, crop_size=256)["vertical_flip"]
+    assert not chosen(input_rules.flips, facts, crop_size=256)["vertical_flip"]
 
 
 def test_colors_vary_less_the_more_images_there_are():
-    strengths = [chosen(rules.colors, make_facts(images=n, each=1))["color_jitter"] for n in (10, 3000, 30000)]
+    strengths = [chosen(input_rules.colors, make_facts(images=n, each=1))["color_jitter"] for n in (10, 3000, 30000)]
     assert strengths == [0.3, 0.2, 0.0]
 
 
 def test_rows_and_detections_follow_the_fullest_image():
-    few = chosen(rules.instances, make_facts(each=3))
+    few = chosen(model_rules.instances, make_facts(each=3))
     assert few == {"max_instances": 10, "max_detections": 100, "eval_max_detections": 100}
-    many = chosen(rules.instances, make_facts(each=210, images=2))
+    many = chosen(model_rules.instances, make_facts(each=210, images=2))
     assert many == {"max_instances": 210, "max_detections": 300, "eval_max_detections": 300}
 
 
 def test_heads_are_narrow_on_a_processor_and_sample_by_what_a_crop_shows():
-    few = chosen(rules.heads, make_facts(each=4), resize_mode="native", crop_size=480)
+    few = chosen(model_rules.heads, make_facts(each=4), resize_mode="native", crop_size=480)
     assert (few["fpn_channels"], few["roi_batch_size"], few["max_mask_rois"]) == (128, 128, 24)
-    many = chosen(rules.heads, make_facts(each=80), resize_mode="native", crop_size=320)
+    many = chosen(model_rules.heads, make_facts(each=80), resize_mode="native", crop_size=320)
     assert (many["roi_batch_size"], many["max_mask_rois"], many["rpn_post_nms_top_k"]) == (192, 40, 1000)
-    assert chosen(rules.heads, machine=GPU) == {}
-    assert "fpn_channels" not in chosen(rules.heads, start=COCO)
+    assert chosen(model_rules.heads, machine=GPU) == {}
+    assert "fpn_channels" not in chosen(model_rules.heads, start=COCO)
 
 
 def test_the_batch_fits_the_memory():
-    assert chosen(rules.batch, crop_size=256)["batch_size"] == 4
-    assert chosen(rules.batch, machine=Machine(0, 4.0), crop_size=448)["batch_size"] == 1
-    assert chosen(rules.batch, machine=GPU, crop_size=512)["batch_size"] == 16
-    assert chosen(rules.batch, machine=Machine(1, 8.0), crop_size=1024)["batch_size"] == 1
-    assert chosen(rules.batch, machine=Machine(4, 80.0, 4), crop_size=512)["batch_size"] == 16
-    assert chosen(rules.batch, start=COCO, crop_size=448)["batch_size"] == 2
+    assert chosen(training_rules.batch, crop_size=256)["batch_size"] == 4
+    assert chosen(training_rules.batch, machine=Machine(0, 4.0), crop_size=448)["batch_size"] == 1
+    assert chosen(training_rules.batch, machine=GPU, crop_size=512)["batch_size"] == 16
+    assert chosen(training_rules.batch, machine=Machine(1, 8.0), crop_size=1024)["batch_size"] == 1
+    assert chosen(training_rules.batch, machine=Machine(4, 80.0, 4), crop_size=512)["batch_size"] == 16
+    assert chosen(training_rules.batch, start=COCO, crop_size=448)["batch_size"] == 2
 
 
 def test_steps_are_passes_over_the_images_between_a_floor_and_a_ceiling():
     def steps(images, **keywords):
-        return chosen(rules.run_length, make_facts(images=images, each=1), batch_size=4, **keywords).get("steps")
+        return chosen(training_rules.run_length, make_facts(images=images, each=1), batch_size=4, **keywords).get(
+            "steps"
+        )
 
     assert steps(10) == 600
     assert steps(200) == 1800
@@ -203,34 +205,34 @@ def test_steps_are_passes_over_the_images_between_a_floor_and_a_ceiling():
 
 def test_the_rate_follows_the_batch():
     for size, rate in ((1, 0.005), (4, 0.02), (16, 0.04)):
-        assert chosen(rules.optimizer, batch_size=size)["learning_rate"] == pytest.approx(rate)
-    assert chosen(rules.optimizer, start=COCO, batch_size=2)["learning_rate"] == pytest.approx(0.0025)
-    assert chosen(rules.optimizer)["warmup_share"] == 0.1
+        assert chosen(training_rules.optimizer, batch_size=size)["learning_rate"] == pytest.approx(rate)
+    assert chosen(training_rules.optimizer, start=COCO, batch_size=2)["learning_rate"] == pytest.approx(0.0025)
+    assert chosen(training_rules.optimizer)["warmup_share"] == 0.1
 
 
 def test_weights_are_averaged_over_a_tenth_of_the_run():
     for steps, decay in ((50, 0.9), (600, 0.9833), (10**6, 0.9998)):
-        assert chosen(rules.averages, steps=steps)["ema_decay"] == pytest.approx(decay, abs=1e-4)
-    assert chosen(rules.averages, max_minutes=20.0)["ema_decay"] == 0.999
+        assert chosen(training_rules.averages, steps=steps)["ema_decay"] == pytest.approx(decay, abs=1e-4)
+    assert chosen(training_rules.averages, max_minutes=20.0)["ema_decay"] == 0.999
 
 
 def test_rare_classes_are_sampled_more_often_where_classes_are_skewed():
     def threshold(classes):
         facts = make_facts(images=len(classes), each=1, classes=classes, class_names=("a", "b"))
-        return chosen(rules.sampling, facts).get("repeat_factor_threshold")
+        return chosen(training_rules.sampling, facts).get("repeat_factor_threshold")
 
     assert threshold([0] * 95 + [1] * 5) == pytest.approx(0.95)
     assert threshold([0] * 60 + [1] * 40) is None
-    assert chosen(rules.sampling) == {}
+    assert chosen(training_rules.sampling) == {}
 
 
 def test_evaluation_a_few_times_and_in_tiles_where_images_are_large():
-    found = chosen(rules.evaluation, steps=800)
+    found = chosen(training_rules.evaluation, steps=800)
     assert found == {"checkpoint_every": 100, "eval_every": 100, "patience": 4}
-    assert "eval_every" not in chosen(rules.evaluation, steps=800, evaluation=False)
-    assert chosen(rules.evaluation, max_minutes=20.0) == {"checkpoint_every": 200}
+    assert "eval_every" not in chosen(training_rules.evaluation, steps=800, evaluation=False)
+    assert chosen(training_rules.evaluation, max_minutes=20.0) == {"checkpoint_every": 200}
     large = make_facts(size=(2000, 3000), sides=(15, 15))
-    found = chosen(rules.evaluation, large, max_minutes=5.0, resize_mode="native")
+    found = chosen(training_rules.evaluation, large, max_minutes=5.0, resize_mode="native")
     assert found["tile_size"] == 1536
     assert found["tile_overlap"] >= 15
 

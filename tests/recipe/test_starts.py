@@ -33,7 +33,7 @@ def test_a_file_tells_its_backbone(name, tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "file.npz", a=np.zeros(1, np.float32))
-    with pytest.raises(WeightsError, match="--backbone"):
+    with pytest.raises(WeightsError, match="with `backbone`"):
         tell_backbone(tmp_path / "file.npz")
 
 

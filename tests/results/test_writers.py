@@ -100,9 +100,9 @@ def test_pictures_without_objects_are_written_too(prediction, tmp_path):
 
 
 def test_unknown_outputs_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="--outputs=overlay,gif: choose some of overlay, masks, coco, labelme, csv"):
+    with pytest.raises(ConfigError, match="outputs=overlay,gif: choose some of overlay, masks, coco, labelme, csv"):
         Writer(tmp_path, ["overlay", "gif"], LABELS)
-    with pytest.raises(ConfigError, match="--outputs="):
+    with pytest.raises(ConfigError, match="outputs="):
         Writer(tmp_path, [], LABELS)
 
 
@@ -147,12 +147,12 @@ def test_files_in_the_way_are_told_before_the_work(prediction, tmp_path):
         (tmp_path / name).write_text("mine")
     writer = Writer(tmp_path, ["overlay", "masks", "labelme"], LABELS)
     for name, is_video in (("a", False), ("b", False), ("c", False), ("d", False), ("v", True), ("x/y", False)):
-        with pytest.raises(OutputError, match="exists already"):
+        with pytest.raises(OutputError, match="already exists"):
             writer.check([(name, is_video)])
     writer.check([("v", False), ("a", True)])
-    with pytest.raises(OutputError, match=r"a\.png: exists already"):
+    with pytest.raises(OutputError, match=r"a\.png: already exists"):
         writer.add("a.png", "a", prediction)
     (tmp_path / "results.json").write_text("mine")
-    with pytest.raises(OutputError, match=r"results\.json: exists already"):
+    with pytest.raises(OutputError, match=r"results\.json: already exists"):
         Writer(tmp_path, ["coco"], LABELS)
     Writer(tmp_path, ["csv"], LABELS)

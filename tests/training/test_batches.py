@@ -109,7 +109,7 @@ def test_an_image_of_the_evaluation_set_is_named(config, tmp_path):
     _damage(Path(train_set.paths[2]))
     labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
     predictor = types.SimpleNamespace(labels=labels, predict_batch=lambda batch: [])
-    config = config.replace(eval_pictures=0, eval_batch_size=6)
+    config = config.replace(eval_overlays=0, eval_batch_size=6)
     with pytest.raises(DataError) as error:
         evaluate(predictor, train_set, config)
     assert f"image {train_set.image_ids[2]} ({train_set.paths[2]}): it cannot be decoded: " in str(error.value)

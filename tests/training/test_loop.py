@@ -12,7 +12,7 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import DataError, open_dataset
 from kmaskrcnn.errors import LOCK, TrainingError
 from kmaskrcnn.training.callbacks import logger_callbacks
-from kmaskrcnn.training.report import verdict
+from kmaskrcnn.training.run_log import verdict
 from kmaskrcnn.training.step import VALUES, TrainStep
 from kmaskrcnn.training.trainer import Trainer
 from tests.conftest import TINY
@@ -72,7 +72,7 @@ def test_patience_ends_a_run_and_is_kept_over_a_restart(tmp_path, shapes, capsys
     evaluate.resumed = True
     outcome = Trainer(config, shapes, evaluate).train()
     assert (outcome.step, outcome.interrupted) == (10, False)
-    assert "early stopping at step 10: no mask AP above 0.300 in 3 evaluations (--patience)" in capsys.readouterr().out
+    assert "early stopping at step 10: no mask AP above 0.300 in 3 evaluations (patience)" in capsys.readouterr().out
     assert Trainer(config, shapes, evaluate).train().step == 10  # the same command does not go on
     with pytest.raises(ConfigError, match="patience=3: needs an evaluation"):
         Trainer(config, shapes)
@@ -86,16 +86,16 @@ def test_epochs_are_steps(tmp_path, shapes):
 
 
 def test_a_line_after_the_first_step_then_by_time(tmp_path, shapes, capsys, monkeypatch):
-    monkeypatch.setattr("kmaskrcnn.training.report._SECONDS_BETWEEN_LINES", 1e9)
+    monkeypatch.setattr("kmaskrcnn.training.run_log._SECONDS_BETWEEN_LINES", 1e9)
     Trainer(_config(tmp_path / "a", steps=45), shapes).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/45", "45/45"]
-    assert "s with the start" in lines[0]
+    assert "s including startup" in lines[0]
     assert "ETA 0:00:00" in lines[1]
     assert "loss 22.500" in lines[1]  # of the steps 1 to 44, each its number
     rows = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     assert ['"step": 20,' in rows[0], '"step": 40,' in rows[1], len(rows)] == [True, True, 2]
-    monkeypatch.setattr("kmaskrcnn.training.report._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("kmaskrcnn.training.run_log._SECONDS_BETWEEN_LINES", 0.0)
     Trainer(_config(tmp_path / "b", steps=4), shapes).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
@@ -151,8 +151,8 @@ def test_callbacks_are_called_as_in_fit_and_can_end_the_run(tmp_path, shapes):
 @pytest.mark.parametrize(
     ("found", "epochs", "words"),
     [
-        (0.0, 1.5, ["mask AP is 0.000 after 9 steps (1.5 epochs)", "train longer (--epochs=30)", "--init_weights"]),
-        (0.0, 40.0, ["--preview_augmentations=16", "--learning_rate=0.002"]),
+        (0.0, 1.5, ["mask AP is 0.000 after 9 steps (1.5 epochs)", "train longer (epochs=30)", "(init_weights)"]),
+        (0.0, 40.0, ["preview_augmentations=16", "learning_rate=0.002"]),
         (-1.0, 40.0, ["no object of the model's classes"]),
     ],
 )

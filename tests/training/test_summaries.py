@@ -13,7 +13,7 @@ def test_rows_after_the_start_step_and_half_lines_are_dropped(tmp_path):
     summaries = Summaries(tmp_path, 0)
     for step in (1, 2, 3):
         summaries.scalars(step, {"loss": float(step), "bad": float("nan")})
-    summaries.pictures(3, {"one": np.zeros((4, 4, 3), np.uint8)})
+    summaries.overlays(3, {"one": np.zeros((4, 4, 3), np.uint8)})
     summaries.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "lo')

@@ -100,7 +100,7 @@ def test_files_of_each_format_become_models(files, tmp_path):
 
 
 def test_other_classes_on_request(files):
-    with pytest.raises(WeightsError, match=r"2 names for 90 classes; --num_classes=2 keeps everything but"):
+    with pytest.raises(WeightsError, match=r"2 names for 90 classes; num_classes=2 keeps everything but"):
         import_file(files["torchvision"], class_names=["a", "b"])
     imported = import_file(files["torchvision"], class_names=["a", "b"], num_classes=2)
     assert imported.model.config.num_classes == 2
@@ -116,7 +116,7 @@ def test_options_belong_to_formats(files):
 
 def test_a_backbone_alone_is_no_detector(tmp_path):
     write_tensors(tmp_path / "w.safetensors", {"layer1.0.conv1.weight": np.zeros(3, "float32")})
-    with pytest.raises(WeightsError, match=r"the first tensor is layer1\.0\.conv1\.weight; .* --init_weights"):
+    with pytest.raises(WeightsError, match=r"the first tensor is layer1\.0\.conv1\.weight; .* init_weights"):
         import_file(tmp_path / "w.safetensors")
 
 
@@ -151,7 +151,7 @@ def test_preset_without_a_network_says_where_to_get_it(tmp_path, monkeypatch):
         assert preset.checksum in preset.filename
     with pytest.raises(WeightsError, match=r"nonsense: no such file, folder or preset; presets are torchvision_r50"):
         MaskRCNN.from_preset("nonsense")
-    with pytest.raises(WeightsError, match=r"--init_weights=nonsense: no such .*; presets are imagenet, imagenet_v2"):
+    with pytest.raises(WeightsError, match=r"init_weights=nonsense: no such .*; presets are imagenet, imagenet_v2"):
         starting_weights("nonsense")
 
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from kmaskrcnn.config import DataConfig
 from kmaskrcnn.data.image_files import decode_file
 from kmaskrcnn.data.input.examples import ExampleMaker
-from kmaskrcnn.data.input.sampling import draw_repeats, repeat_factors
+from kmaskrcnn.data.input.repeat_sampling import draw_repeats, repeat_factors
 from kmaskrcnn.data.resize import resize
 from kmaskrcnn.data.sets.dataset import CocoDataset
 from kmaskrcnn.data.sizes import bucket_shape, network_size, whole_images

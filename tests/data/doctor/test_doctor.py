@@ -383,5 +383,5 @@ def test_a_repair_leaves_the_set_alone(tmp_path):
         write_repaired(examined, str(tmp_path / "fixed"))
     assert {p.name for p in (tmp_path / "fixed/images").iterdir()} == {"a.png", "A_2.png"}
     Image.new("RGB", (9, 9)).save(tmp_path / "fixed/images/a.png")
-    with pytest.raises(OutputError, match=r"a\.png: exists already"):
+    with pytest.raises(OutputError, match=r"a\.png: already exists"):
         write_repaired(examined, str(tmp_path / "fixed"))

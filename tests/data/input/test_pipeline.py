@@ -10,7 +10,7 @@ from PIL import Image
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import evaluation_dataset, load_coco, make_shapes, prepare_image, training_dataset
-from kmaskrcnn.data.input.sampling import draw_repeats, repeat_factors
+from kmaskrcnn.data.input.repeat_sampling import draw_repeats, repeat_factors
 from kmaskrcnn.data.sizes import bucket_shape
 
 

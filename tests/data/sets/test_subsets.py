@@ -147,7 +147,7 @@ def test_tools_leave_what_they_read_alone(tmp_path):
         (line,) = result.stderr.splitlines()
         assert words in line
     dataset = load_coco(str(tmp_path / "train.json"), str(tmp_path))
-    with pytest.raises(OutputError, match=r"instances\.json: exists already"):
+    with pytest.raises(OutputError, match=r"instances\.json: already exists"):
         write_shards(dataset, str(tmp_path))
     for _ in range(2):  # a conversion may be repeated, though not over what it reads itself
         write_shards(dataset, str(tmp_path / "shards"))

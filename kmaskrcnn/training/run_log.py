@@ -18,7 +18,7 @@ from kmaskrcnn.training.summaries import Summaries, peak_memory_gb
 _STEPS_BETWEEN_ROWS, _SECONDS_BETWEEN_LINES = 20, 10.0
 
 
-class Report:
+class RunLog:
     """Collects what steps return, and tells it.
 
     Args:
@@ -89,7 +89,7 @@ class Report:
             left = (config.steps - step) * config.batch_size / rate
         speed = f"{rate:.1f} images/s  ETA {clock(left)}"
         if self._steps == 1 and left > 0:  # most of the first step is the making of its graph
-            speed = f"{seconds:.1f} s with the start"
+            speed = f"{seconds:.1f} s including startup"
         return (
             f"step {step}{total}  {100 * share:.1f}%  loss {values['loss']:.3f}  {losses}  lr {lr:.2g}  "
             f"{speed}  {peak_memory_gb():.1f} GB"
@@ -104,14 +104,14 @@ def verdict(config: Config, step: int, epochs: float, scores: dict[str, float]) 
     if not found >= 0:
         return "the evaluation set has no object of the model's classes to score: nothing is known of how good it is"
     if epochs < 10:
-        advice = "that is short, train longer (--epochs=30)"
+        advice = "that is short, train longer (epochs=30)"
     else:
         advice = (
-            "check what the network sees (--preview_augmentations=16) and at the categories of both sets, and try a "
-            f"lower rate (--learning_rate={config.train.learning_rate / 10:g})"
+            "check what the network sees (preview_augmentations=16) and at the categories of both sets, and try a "
+            f"lower rate (learning_rate={config.train.learning_rate / 10:g})"
         )
     if config.train.init_weights in ("", "none"):
-        advice += ", and start from trained weights (--init_weights), as this run did not"
+        advice += ", and start from trained weights (init_weights), as this run did not"
     return f"mask AP is 0.000 after {step} steps ({epochs:.1f} epochs), so this model finds nothing: {advice}"
 
 

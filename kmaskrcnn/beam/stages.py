@@ -15,7 +15,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.beam.model import NAMESPACE, DetectorHandler, Outcome
+from kmaskrcnn.beam.model_handler import NAMESPACE, DetectorHandler, Outcome
 from kmaskrcnn.export.client import ImageError
 from kmaskrcnn.results.prediction import Prediction
 

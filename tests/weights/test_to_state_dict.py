@@ -9,7 +9,7 @@ from kmaskrcnn import MaskRCNN
 from kmaskrcnn.weight_files.writer import write_pth
 from kmaskrcnn.weights import WeightsError, read_tensors, write_tensors
 from kmaskrcnn.weights.convert import import_file
-from kmaskrcnn.weights.export import state_dict, write_state_dict
+from kmaskrcnn.weights.to_state_dict import state_dict, write_state_dict
 from tests.weights.state_dicts import detectron2_state, torchvision_state
 
 

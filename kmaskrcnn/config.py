@@ -80,6 +80,7 @@ class Config:
         settings = {}
         for group, members in groups.items():
             for name, value in members.items():
+                name = _RENAMED.get(name, name)
                 if name in known or not newer:
                     settings[name] = tuple(value) if isinstance(value, list) else value
                 elif group == "model" and value not in (0, "", [], None, "none"):
@@ -90,6 +91,10 @@ class Config:
                 else:
                     _log.warning("config.json of kmaskrcnn %s: %s=%r is unknown here and ignored", version, name, value)
         return cls().replace(**settings)
+
+
+# What settings were called in folders of before the first release.
+_RENAMED = {"eval_pictures": "eval_overlays"}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

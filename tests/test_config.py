@@ -71,6 +71,12 @@ def test_a_folder_without_a_version_opens_with_the_defaults_of_what_it_lacks():
     assert Config.from_json(json.dumps(tree)) == Config().replace(num_classes=3)
 
 
+def test_a_setting_by_its_earlier_name_is_read():
+    tree = json.loads(Config().replace(eval_overlays=7).to_json())
+    tree["evaluation"]["eval_pictures"] = tree["evaluation"].pop("eval_overlays")
+    assert Config.from_json(json.dumps(tree)).evaluation.eval_overlays == 7
+
+
 @pytest.mark.parametrize("version", ["9.0.0", "0.2.0.dev1"])
 def test_a_newer_folder_opens_with_what_is_known_or_names_the_version_it_needs(version, caplog):
     tree = json.loads(Config().replace(num_classes=3).to_json()) | {"version": version}

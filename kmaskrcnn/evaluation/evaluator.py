@@ -17,7 +17,7 @@ from PIL import Image
 from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
-from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
+from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, most_objects, score
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.outputs import Outputs, output_names
 from kmaskrcnn.progress import Progress, phase
@@ -36,6 +36,7 @@ class Evaluation:
         pictures: overlays of the first images by file name, (H, W, 3) uint8.
         images: number of images scored.
         seconds: time spent on predicting them.
+        limits: a line on how many detections of an image the model gave and the scores count, beside its objects.
     """
 
     box: CocoScores
@@ -44,6 +45,7 @@ class Evaluation:
     pictures: dict[str, np.ndarray]
     images: int
     seconds: float
+    limits: str = ""
 
     def scalars(self) -> dict[str, float]:
         """box_AP, mask_AP, mask_AP50, ... by name, AP of each class, and mask_overlap at each IoU counted."""
@@ -69,7 +71,7 @@ class Evaluation:
             f"{value:.3f} at {iou}" for iou, value in zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
         )
         lines.append(f"masks with a score above 0.5, TP / (TP + FP + FN): {overlaps}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.limits] if self.limits else lines)
 
     def write(self, directory: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
         """Write scores.json, results.json (COCO results) and the overlays into a folder.
@@ -173,7 +175,19 @@ def evaluate(
         box, mask = (
             score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask")
         )
-    return Evaluation(box, mask, results, pictures, count, seconds)
+    limits = _limits(most_objects(truth, ids), mask.max_detections, config)
+    return Evaluation(box, mask, results, pictures, count, seconds, limits)
+
+
+def _limits(most: int, counted: int, config: Config) -> str:
+    """How many detections of an image are counted, with the flag of each limit that is below the number of objects."""
+    line = f"at most {counted} detections counted per image; an image has up to {most} objects"
+    found, per = config.model.max_detections, "tile" if config.evaluation.tile_size else "image"
+    if counted < most:
+        line += f"; --eval_max_detections={counted} is too low for it"
+    if found < most:
+        line += f"; the model gives at most --max_detections={found} per {per}"
+    return line
 
 
 def _predictions(

@@ -68,6 +68,16 @@ def test_fewer_images_on_request(shapes):
     assert result.scalars()["mask_AP50"] == pytest.approx(1.0)
 
 
+def test_the_table_says_how_many_detections_count_and_which_setting_is_too_low(shapes):
+    most = max(np.bincount(np.repeat(np.arange(6), [r.stop - r.start for r in map(shapes.rows, range(6))])))
+    fine = evaluate(Oracle(shapes), shapes, Config().replace(resize_mode="native")).table().splitlines()[-1]
+    assert fine == f"at most 100 detections counted per image; an image has up to {most} objects"
+    low = Config().replace(resize_mode="native", max_detections=2, eval_max_detections=1)
+    line = evaluate(Oracle(shapes), shapes, low).table().splitlines()[-1]
+    assert "--eval_max_detections=1 is too low" in line
+    assert "the model gives at most --max_detections=2 per image" in line
+
+
 def test_categories_unknown_to_the_model_are_refused(shapes):
     labels = Labels(("circle", "square", "triangle"), (1, 2, 3))
     with pytest.raises(DataError, match="category 4 'star'"):
@@ -75,7 +85,7 @@ def test_categories_unknown_to_the_model_are_refused(shapes):
 
 
 def test_an_evaluation_leaves_images_and_other_files_alone(tmp_path):
-    empty = CocoScores({}, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
+    empty = CocoScores({}, 100, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
     pixels = {name: np.full((9, 9, 3), i, np.uint8) for i, name in enumerate(("cam1/1.png", "cam2/1.jpg", "2.png"))}
     result = Evaluation(empty, empty, [], pixels, 3, 1.0)
     for _ in range(2):

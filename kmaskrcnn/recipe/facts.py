@@ -66,6 +66,29 @@ class Facts:
         return np.bincount(pairs[0], minlength=len(self.class_names)) / max(self.images, 1)
 
 
+def most_in_window(facts: Facts, sides: np.ndarray) -> int:
+    """Objects with their center in one square window of some image, at most: an upper bound.
+
+    Args:
+        facts: of the set.
+        sides: (I,) side of the window in pixels of each image.
+    """
+    if not len(facts.boxes):
+        return 0
+    # A window reaches over one cell more, both ways, than its side has.
+    cells_a_side = 4
+    centers = (facts.boxes[:, :2] + facts.boxes[:, 2:]) / 2
+    places = np.floor(cells_a_side * centers / sides[facts.box_images, None]).astype(np.int64) + cells_a_side
+    rows, columns = places.max(axis=0) + 1
+    keys = (facts.box_images * rows + places[:, 0]) * columns + places[:, 1]
+    cells, counts = np.unique(keys, return_counts=True)
+    steps = np.arange(cells_a_side + 1)
+    shifts = (steps[:, None] * columns + steps).ravel()
+    reached = np.unique(cells[:, None] - shifts)[:, None] + shifts
+    found = np.minimum(np.searchsorted(cells, reached), len(cells) - 1)
+    return int(np.where(cells[found] == reached, counts[found], 0).sum(axis=1).max())
+
+
 def facts_of(dataset: CocoDataset) -> Facts:
     """Take the numbers of a training set; the same set gives the same numbers."""
     kept = np.flatnonzero(~dataset.is_crowd)

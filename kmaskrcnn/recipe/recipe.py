@@ -8,7 +8,8 @@ from typing import Any
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.recipe.facts import Facts, Machine
-from kmaskrcnn.recipe.rules import RULES, Choice, Given
+from kmaskrcnn.recipe.given import Choice, Given
+from kmaskrcnn.recipe.rules import RULES
 from kmaskrcnn.recipe.starts import Start
 
 

@@ -6,53 +6,16 @@ user chose. The order of RULES is the order in which one follows from another.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.recipe.anchors import fit_anchors
-from kmaskrcnn.recipe.facts import Facts, Machine
+from kmaskrcnn.recipe.facts import Facts, most_in_window
+from kmaskrcnn.recipe.given import Choice, Given
 from kmaskrcnn.recipe.orientation import find_orientation
-from kmaskrcnn.recipe.starts import Start
-
-
-class Choice(NamedTuple):
-    """A setting, and the fact that it follows from."""
-
-    name: str
-    value: Any
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What a rule follows from.
-
-    Attributes:
-        facts: of the training set.
-        machine: what trains.
-        start: the weights to start from.
-        config: the settings so far.
-        fixed: names of the settings that the user gave, which rules do not change.
-        has_evaluation: whether there is a set to evaluate on.
-    """
-
-    facts: Facts
-    machine: Machine
-    start: Start
-    config: Config
-    fixed: frozenset[str] = frozenset()
-    has_evaluation: bool = True
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU trains."""
-        return self.machine.gpus > 0
-
 
 # Sides in pixels. P2 has a cell every 4 pixels: an object needs two of them along each side to be told from its
 # surroundings, and half of the objects should have the 8 that a mask of 14 x 14 cells is worth its cost for.
@@ -219,16 +182,34 @@ def colors(given: Given) -> list[Choice]:
     return [Choice("color_jitter", strength, f"{images} images")]
 
 
+def tiles(given: Given) -> list[Choice]:
+    """In which pieces large images are predicted."""
+    facts, scales = given.facts, scale_of(given.facts, given.config)
+    if float((facts.image_sizes.prod(axis=1) * scales**2).max(initial=0)) <= _TILE**2:
+        return []
+    side = _round_up(_TILE / float(np.median(scales)), 32)
+    length = float(np.percentile(facts.long_sides, 95)) if len(facts.boxes) else 0.0
+    overlap = min(side // 2, max(32, _round_up(1.5 * length, 32)))
+    return [
+        Choice("tile_size", side, "images are too large to predict in one piece"),
+        Choice("tile_overlap", overlap, "objects fit into the overlap"),
+    ]
+
+
 def instances(given: Given) -> list[Choice]:
-    """Rows of ground truth and of detections: as many as the fullest image has, and room for mistakes."""
-    most = int(given.facts.per_image.max(initial=0))
-    rows = max(10, _round_up(most, 10))
-    found = max(100, _round_up(1.25 * most, 50))
+    """Rows of masks and of detections: as many objects as a crop or a tile shows, and room for mistakes."""
+    facts, data, tile = given.facts, given.config.data, given.config.evaluation.tile_size
+    most = int(facts.per_image.max(initial=0))
+    in_crop = in_tile = most
+    if data.crop_size:
+        factor = min(1.0, *data.scale_jitter) if data.scale_jitter else 1.0
+        in_crop = min(most, most_in_window(facts, data.crop_size / (scale_of(facts, given.config) * factor)))
+    if tile:
+        in_tile = min(most, most_in_window(facts, np.full(facts.images, float(tile))))
     reason = f"an image has up to {most} objects"
     return [
-        Choice("max_instances", rows, reason),
-        Choice("max_detections", found, reason),
-        Choice("eval_max_detections", max(found, given.config.model.max_detections), "as max_detections"),
+        Choice("max_instances", max(10, _round_up(in_crop, 10)), reason + f", a crop {in_crop}" * bool(data.crop_size)),
+        Choice("max_detections", max(100, _round_up(1.25 * in_tile, 50)), reason + f", a tile {in_tile}" * bool(tile)),
     ]
 
 
@@ -357,9 +338,8 @@ def sampling(given: Given) -> list[Choice]:
 
 
 def evaluation(given: Given) -> list[Choice]:
-    """When to save and to evaluate, and in which pieces large images are predicted."""
-    facts, steps = given.facts, expected_steps(given)
-    choices = []
+    """When to save and to evaluate."""
+    steps, choices = expected_steps(given), []
     if steps:
         every = max(50, _round_up(steps / 8, 10))
         choices.append(Choice("checkpoint_every", min(every, 1000), "an eighth of the run"))
@@ -370,17 +350,6 @@ def evaluation(given: Given) -> list[Choice]:
             )
     else:
         choices.append(Choice("checkpoint_every", 200, "at most a few minutes of work can be lost"))
-    scales = scale_of(facts, given.config)
-    if float((facts.image_sizes.prod(axis=1) * scales**2).max(initial=0)) > _TILE**2:
-        side = _round_up(_TILE / float(np.median(scales)), 32)
-        overlap = float(np.percentile(facts.long_sides, 95)) if len(facts.boxes) else 0.0
-        reason = "images are too large to predict in one piece"
-        choices.append(Choice("tile_size", side, reason))
-        choices.append(
-            Choice(
-                "tile_overlap", min(side // 2, max(32, _round_up(1.5 * overlap, 32))), "objects fit into the overlap"
-            )
-        )
     return choices
 
 
@@ -396,6 +365,7 @@ RULES: tuple[Callable[[Given], list[Choice]], ...] = (
     flips,
     anchors,
     colors,
+    tiles,
     instances,
     heads,
     batch,

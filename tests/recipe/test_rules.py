@@ -7,7 +7,8 @@ import pytest
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.recipe import RULES, Facts, Machine, Start, make_recipe, rules
-from kmaskrcnn.recipe.rules import Given
+from kmaskrcnn.recipe.facts import most_in_window
+from kmaskrcnn.recipe.given import Given
 
 IMAGENET = Start("imagenet", {"backbone": "mobilenet_v2", "init_weights": "imagenet"}, "here")
 COCO = Start("coco", {"backbone": "resnet50", "init_weights": "a_model"}, "here")
@@ -164,9 +165,37 @@ def test_colors_vary_less_the_more_images_there_are():
 
 def test_rows_and_detections_follow_the_fullest_image():
     few = chosen(rules.instances, make_facts(each=3))
-    assert few == {"max_instances": 10, "max_detections": 100, "eval_max_detections": 100}
+    assert few == {"max_instances": 10, "max_detections": 100}
     many = chosen(rules.instances, make_facts(each=210, images=2))
-    assert many == {"max_instances": 210, "max_detections": 300, "eval_max_detections": 300}
+    assert many == {"max_instances": 210, "max_detections": 300}
+
+
+def test_of_large_crowded_images_the_rows_are_those_of_a_crop_and_a_tile():
+    facts = make_facts(size=(2000, 3000), sides=(15, 15), each=2000, images=3)
+    whole = chosen(rules.instances, facts, resize_mode="native")
+    assert whole == {"max_instances": 2000, "max_detections": 2500}
+    found = chosen(rules.instances, facts, resize_mode="native", crop_size=448, scale_jitter=(0.8, 1.6), tile_size=1536)
+    # A crop shows 2000 * (448 / 0.8)**2 / 6e6 = 105 objects on average, the fullest one more.
+    assert 105 < found["max_instances"] <= 2 * 105
+    assert 2000 * 1536**2 / 6e6 < found["max_detections"] <= 1900
+    recipe = make_recipe(facts, GPU, IMAGENET, Config())
+    assert recipe.config.evaluation.tile_size and recipe.config.model.max_detections < 2500
+    assert recipe.config.data.max_instances < 1000  # at 112 x 112 cells 2,000 masks are 25 MB an image
+
+
+@pytest.mark.parametrize("side", [30.0, 77.0, 200.0, 5000.0])
+def test_no_window_holds_more_objects_than_the_bound(side):
+    facts = make_facts(size=(400, 600), sides=(9, 9), each=60, images=4)
+    bound = most_in_window(facts, np.full(4, side))
+    centers = (facts.boxes[:, :2] + facts.boxes[:, 2:]) / 2
+    most = 0
+    for corner, image in zip(centers - 1e-6, facts.box_images, strict=True):
+        for y in corner[0] + [0.0, -side / 2, -side + 2e-6]:
+            inside = (centers >= (y, corner[1])) & (centers < (y + side, corner[1] + side))
+            most = max(most, int((inside.all(axis=1) & (facts.box_images == image)).sum()))
+    assert most <= bound <= 60
+    assert side < 1000 or bound == 60
+    assert side > 30 or bound < 20
 
 
 def test_heads_are_narrow_on_a_processor_and_sample_by_what_a_crop_shows():
@@ -224,13 +253,17 @@ def test_rare_classes_are_sampled_more_often_where_classes_are_skewed():
     assert chosen(rules.sampling) == {}
 
 
-def test_evaluation_a_few_times_and_in_tiles_where_images_are_large():
+def test_evaluation_a_few_times():
     found = chosen(rules.evaluation, steps=800)
     assert found == {"checkpoint_every": 100, "eval_every": 100, "patience": 4}
     assert "eval_every" not in chosen(rules.evaluation, steps=800, evaluation=False)
     assert chosen(rules.evaluation, max_minutes=20.0) == {"checkpoint_every": 200}
+
+
+def test_large_images_are_predicted_in_tiles():
+    assert chosen(rules.tiles) == {}
     large = make_facts(size=(2000, 3000), sides=(15, 15))
-    found = chosen(rules.evaluation, large, max_minutes=5.0, resize_mode="native")
+    found = chosen(rules.tiles, large, resize_mode="native")
     assert found["tile_size"] == 1536
     assert found["tile_overlap"] >= 15
 

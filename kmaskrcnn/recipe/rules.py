@@ -196,6 +196,10 @@ def tiles(given: Given) -> list[Choice]:
     ]
 
 
+# Proposals for an object: twice as many find hardly more (docs/results/crowds.md), half as many lose some.
+_PROPOSALS = 4
+
+
 def instances(given: Given) -> list[Choice]:
     """Rows of masks and of detections: as many objects as a crop or a tile shows, and room for mistakes."""
     facts, data, tile = given.facts, given.config.data, given.config.evaluation.tile_size
@@ -207,10 +211,17 @@ def instances(given: Given) -> list[Choice]:
     if tile:
         in_tile = min(most, most_in_window(facts, np.full(facts.images, float(tile))))
     reason = f"an image has up to {most} objects"
-    return [
-        Choice("max_instances", max(10, _round_up(in_crop, 10)), reason + f", a crop {in_crop}" * bool(data.crop_size)),
-        Choice("max_detections", max(100, _round_up(1.25 * in_tile, 50)), reason + f", a tile {in_tile}" * bool(tile)),
+    in_crop_too, in_tile_too = f", a crop {in_crop}" * bool(data.crop_size), f", a tile {in_tile}" * bool(tile)
+    found = max(100, _round_up(1.25 * in_tile, 50))
+    choices = [
+        Choice("max_instances", max(10, _round_up(in_crop, 10)), reason + in_crop_too),
+        Choice("max_detections", found, reason + in_tile_too),
     ]
+    proposals = _round_up(_PROPOSALS * in_tile, 100)
+    if proposals > given.config.model.rpn_post_nms_top_k:
+        for name in ("rpn_pre_nms_top_k", "rpn_post_nms_top_k"):
+            choices.append(Choice(name, proposals, f"{_PROPOSALS} for each of {in_tile} objects"))
+    return choices
 
 
 def objects_in_view(given: Given) -> float:
@@ -241,11 +252,13 @@ def heads(given: Given) -> list[Choice]:
     seen, most = objects_in_view(given), int(given.facts.per_image.max(initial=0))
     rois = int(min(192, max(128, _round_up(16 * seen, 64))))  # a quarter are positives, four for an object
     reason = f"a crop holds about {seen:.0f} objects"
+    proposals = 1000 if most > 50 else 500
+    if given.config.model.rpn_post_nms_top_k <= 1000:  # `instances` has not asked for more
+        widths.append(Choice("rpn_post_nms_top_k", proposals, f"an image has up to {most} objects"))
     return [
         *widths,
         Choice("roi_batch_size", rois, reason),
         Choice("max_mask_rois", int(min(40, max(24, _round_up(4 * seen, 8)))), reason),
-        Choice("rpn_post_nms_top_k", 1000 if most > 50 else 500, f"an image has up to {most} objects"),
         Choice("mask_resolution", 56, "predicted masks are 28 x 28"),
     ]
 

@@ -173,7 +173,12 @@ def test_rows_and_detections_follow_the_fullest_image():
 def test_of_large_crowded_images_the_rows_are_those_of_a_crop_and_a_tile():
     facts = make_facts(size=(2000, 3000), sides=(15, 15), each=2000, images=3)
     whole = chosen(rules.instances, facts, resize_mode="native")
-    assert whole == {"max_instances": 2000, "max_detections": 2500}
+    assert whole == {
+        "max_instances": 2000,
+        "max_detections": 2500,
+        "rpn_pre_nms_top_k": 8000,
+        "rpn_post_nms_top_k": 8000,
+    }
     found = chosen(rules.instances, facts, resize_mode="native", crop_size=448, scale_jitter=(0.8, 1.6), tile_size=1536)
     # A crop shows 2000 * (448 / 0.8)**2 / 6e6 = 105 objects on average, the fullest one more.
     assert 105 < found["max_instances"] <= 2 * 105

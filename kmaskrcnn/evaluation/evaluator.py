@@ -182,11 +182,11 @@ def evaluate(
 def _limits(most: int, counted: int, config: Config) -> str:
     """How many detections of an image are counted, with the flag of each limit that is below the number of objects."""
     line = f"at most {counted} detections counted per image; an image has up to {most} objects"
-    found, per = config.model.max_detections, "tile" if config.evaluation.tile_size else "image"
+    found = config.model.max_detections
     if counted < most:
         line += f"; --eval_max_detections={counted} is too low for it"
-    if found < most:
-        line += f"; the model gives at most --max_detections={found} per {per}"
+    if found < most and not config.evaluation.tile_size:  # each tile has as many
+        line += f"; the model gives at most --max_detections={found}"
     return line
 
 

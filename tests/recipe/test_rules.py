@@ -59,9 +59,12 @@ def test_input_is_as_large_as_the_machine_likes():
 
 
 def test_small_objects_keep_their_pixels():
+    found = chosen(rules.input_scale, make_facts(size=(1000, 1500), sides=(15, 15)))
+    assert found["min_size"] == 1008
+    assert found["max_size"] >= 1500
+    # In tiles, which would be scaled to the size of an image, at a scale.
     found = chosen(rules.input_scale, make_facts(size=(2000, 3000), sides=(15, 15)))
-    assert found["min_size"] == 2000
-    assert found["max_size"] >= 3000
+    assert found == {"resize_mode": "native", "native_scale": 1.0}
     # The 5th percentile is never below 8 pixels, if twice the size is enough for that.
     rng = np.random.default_rng(0)
     for side in (4.5, 6, 20, 35):
@@ -184,6 +187,7 @@ def test_of_large_crowded_images_the_rows_are_those_of_a_crop_and_a_tile():
     assert 105 < found["max_instances"] <= 2 * 105
     assert 2000 * 1536**2 / 6e6 < found["max_detections"] <= 1900
     recipe = make_recipe(facts, GPU, IMAGENET, Config())
+    assert recipe.config.data.resize_mode == "native"  # a tile is seen at the scale of training
     assert recipe.config.evaluation.tile_size and recipe.config.model.max_detections < 2500
     assert recipe.config.data.max_instances < 1000  # at 112 x 112 cells 2,000 masks are 25 MB an image
 
@@ -266,7 +270,8 @@ def test_evaluation_a_few_times():
 
 
 def test_large_images_are_predicted_in_tiles():
-    assert chosen(rules.tiles) == {}
+    assert chosen(rules.tiles, resize_mode="native") == {}
+    assert chosen(rules.tiles, make_facts(size=(2000, 3000)), min_size=2000, max_size=3000) == {}
     large = make_facts(size=(2000, 3000), sides=(15, 15))
     found = chosen(rules.tiles, large, resize_mode="native")
     assert found["tile_size"] == 1536

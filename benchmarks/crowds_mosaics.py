@@ -22,8 +22,8 @@ def make_mosaics(dataset: Any, folder: Path, objects: int, count: int, side: int
     Args:
         dataset: the `CocoDataset` whose images are the cells.
         folder: for the files.
-        objects: an image has this number of objects: cells are added until it is reached, and of the last one the
-            objects beyond it are painted over.
+        objects: an image has this number of objects: cells are added until it is reached, each in its turn that has
+            no more of them than are missing; fewer where none fits.
         count: number of mosaics.
         side: cells are images scaled to this long side.
         seed: of the order of the images, and of how they are turned and mirrored.
@@ -35,15 +35,18 @@ def make_mosaics(dataset: Any, folder: Path, objects: int, count: int, side: int
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     order: list[int] = []
+    sizes = [dataset.rows(i).stop - dataset.rows(i).start for i in range(len(dataset))]
     for number in range(1, count + 1):
         cells: list[tuple[np.ndarray, list[tuple[int, np.ndarray]]]] = []
         missing = objects
         while missing:
-            order = order or rng.permutation(len(dataset)).tolist()
-            pixels, found = _cell(dataset, order.pop(), side, int(rng.integers(8)))
-            for _, mask in found[missing:]:
-                pixels[mask] = _GROUND
-            cells.append((pixels, found[:missing]))
+            if not any(sizes[i] <= missing for i in order):
+                order += [i for i in rng.permutation(len(dataset)).tolist() if sizes[i]]
+            chosen = next((i for i in order if sizes[i] <= missing), None)
+            if chosen is None:
+                break
+            order.remove(chosen)
+            cells.append(_cell(dataset, chosen, side, int(rng.integers(8))))
             missing -= len(cells[-1][1])
         picture, masks = _lay_out(cells, side)
         name = f"{number:03d}.png"

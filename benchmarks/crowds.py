@@ -22,6 +22,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 COUNTS = (100, 500, 1000, 2000)
 STEPS, WARM_UP = 6, 3
+_IN_TILE = 500  # detections of a tile of 640 pixels, which shows four images of a mosaic
 
 
 def mosaics(options: argparse.Namespace, objects: int) -> Any:
@@ -47,7 +48,8 @@ def find(options: argparse.Namespace, objects: int, tile: int) -> dict[str, Any]
     from kmaskrcnn.weights.convert import converted_folder
 
     dataset = mosaics(options, objects)
-    settings = {"resize_mode": "native", "max_detections": objects * 5 // 4, "tile_size": tile, "tile_overlap": 64}
+    most = min(objects * 5 // 4, _IN_TILE) if tile else objects * 5 // 4
+    settings = {"resize_mode": "native", "max_detections": most, "tile_size": tile, "tile_overlap": 64}
     if options.proposals:
         settings |= {"rpn_pre_nms_top_k": options.proposals, "rpn_post_nms_top_k": options.proposals}
     predictor = Predictor.from_directory(options.model_dir or converted_folder(options.preset), **settings)

@@ -204,7 +204,7 @@ def tiles(given: Given) -> list[Choice]:
     ]
 
 
-# Proposals for an object: twice as many find hardly more (docs/results/crowds.md), half as many lose some.
+# Proposals for an object: mask AP on 2,000 nuclei is 0.482 with 2.5 and 0.491 with 5 (docs/results/crowds.md).
 _PROPOSALS = 4
 
 

@@ -73,7 +73,7 @@ class Config:
         try:
             tree = json.loads(text)
             version = str(tree.pop("version", "0"))
-            groups = {name: dict(group) for name, group in tree.items()}
+            groups: dict[str, dict[str, Any]] = {name: dict(group) for name, group in tree.items()}
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"not a kmaskrcnn config.json: {error}") from None
         known, newer = fields(), _numbers(version) > _numbers(__version__)

@@ -17,6 +17,7 @@ from kmaskrcnn.layers.mask_head import MaskHead
 from kmaskrcnn.layers.roi_align import RoIAlign
 from kmaskrcnn.layers.rpn import AnchorSample, RPNHead, level_anchors, propose, rpn_losses, sample_anchors
 from kmaskrcnn.ops import losses as loss_ops
+from kmaskrcnn.ops.chunks import in_chunks
 from kmaskrcnn.ops.mask_targets import mask_targets
 from kmaskrcnn.ops.tensor import Tensor
 
@@ -25,6 +26,9 @@ __all__ = ["LOSSES", "SIZE_MULTIPLE", "MaskRCNN"]
 
 # Network sides are multiples of the stride of C5, so that every 2x upsampling of the FPN meets its lateral.
 SIZE_MULTIPLE = 32
+# In inference, RoIs that go through the box head and the mask head at a time where there may be more: at 256 channels
+# one takes 0.3 and 2 MB on its way.
+_BOXES_AT_ONCE, _MASKS_AT_ONCE = 1000, 200
 
 
 @keras.saving.register_keras_serializable(package="kmaskrcnn")
@@ -205,13 +209,38 @@ class MaskRCNN(KerasInterface):
         self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes (B, D, 4), scores (B, D), classes (B, D) and their number (B,), as for `detect`."""
-        logits, deltas = self._run_box_head(features, proposals)
+        if proposals.shape[1] <= _BOXES_AT_ONCE or self.static_shapes:
+            logits, deltas = self._run_box_head(features, proposals)
+        else:
+            logits, deltas = self._box_head_in_chunks(features, proposals)
         return detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes)
 
     def find_masks(self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
         """Mask probabilities (K, M, M) over boxes (K, 4) of classes (K,) in the images batch_indices (K,)."""
-        pooled = self.mask_roi_align.pool(features, boxes, batch_indices)
-        return ops.sigmoid(self.mask_head(pooled, classes, training=False))
+
+        def find(boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
+            pooled = self.mask_roi_align.pool(features, boxes, batch_indices)
+            return ops.sigmoid(self.mask_head(pooled, classes, training=False))
+
+        inputs = boxes, classes, batch_indices
+        if self.config.max_detections <= _MASKS_AT_ONCE or self.static_shapes:
+            return find(*inputs)
+        side = 2 * self.config.mask_pool_size
+        return in_chunks(find, inputs, _MASKS_AT_ONCE, keras.KerasTensor((side, side), "float32"))
+
+    def _box_head_in_chunks(self, features: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """`_run_box_head` in inference, in memory that does not grow with the number of RoIs (B, R, 4)."""
+
+        def run(boxes: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+            return self.box_head(self.box_roi_align.pool(features, boxes, owners), training=False)
+
+        batch, rois, outputs = ops.shape(boxes)[0], boxes.shape[1], self.config.num_classes + 1
+        owners = ops.repeat(ops.arange(batch, dtype="int32"), rois)
+        shapes = (outputs,), (outputs, 4)
+        signature = tuple(keras.KerasTensor(shape, "float32") for shape in shapes)
+        found = in_chunks(run, (ops.reshape(boxes, (-1, 4)), owners), _BOXES_AT_ONCE, signature)
+        logits, deltas = (ops.reshape(x, (batch, rois, *shape)) for x, shape in zip(found, shapes, strict=True))
+        return logits, deltas
 
     def _run_box_head(
         self, features: dict[str, Tensor], boxes: Tensor, training: bool = False

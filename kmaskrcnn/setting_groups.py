@@ -83,7 +83,11 @@ class ModelConfig:
     rpn_positive_iou: float = _setting(0.7, "Anchors with at least this IoU are positives.", **_SHARE)
     rpn_negative_iou: float = _setting(0.3, "Anchors with less than this IoU are negatives.", **_SHARE)
     rpn_pre_nms_top_k_train: int = _setting(2000, "Proposals kept on each level before NMS, in training.", **_POSITIVE)
-    rpn_pre_nms_top_k: int = _setting(1000, "Proposals kept on each level before NMS, in inference.", **_POSITIVE)
+    rpn_pre_nms_top_k: int = _setting(
+        1000,
+        "Proposals kept on each level before NMS, in inference; at least twice max_detections.",
+        **_POSITIVE,
+    )
     rpn_nms_iou: float = _setting(
         0.7, "IoU threshold of non-maximum suppression (NMS) of proposals, per level.", **_SHARE
     )
@@ -91,7 +95,9 @@ class ModelConfig:
         1000, "Proposals kept per image over all levels after NMS, in training.", **_POSITIVE
     )
     rpn_post_nms_top_k: int = _setting(
-        1000, "Proposals kept per image over all levels after NMS, in inference.", **_POSITIVE
+        1000,
+        "Proposals kept per image over all levels after NMS, in inference; at least twice max_detections.",
+        **_POSITIVE,
     )
     rpn_min_size: float = _setting(0.0, "Proposals with a side of at most this many pixels are dropped.", low=0)
     rpn_box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the RPN box loss; 0: L1.", low=0)
@@ -362,7 +368,12 @@ class EvalConfig:
 
     eval_batch_size: int = _setting(1, "Images per batch in evaluation and prediction.", **_POSITIVE)
     eval_max_images: int = _setting(0, "Evaluate on this many images, the first ones; 0: all.", low=0)
-    eval_max_detections: int = _setting(100, "Detections per image that COCO evaluation counts.", **_POSITIVE)
+    eval_max_detections: int = _setting(
+        0,
+        "Detections per image that COCO evaluation counts; 0: 100, or as many as the fullest image has objects if that "
+        "is more.",
+        low=0,
+    )
     eval_overlays: int = _setting(4, "Images drawn with their predictions after each evaluation.", low=0)
     tile_size: int = _setting(
         0, "Predict images that are larger than this in square tiles of this side, in pixels; 0: no tiles."

@@ -100,6 +100,12 @@ GROWTH = {
     "batch": (inference, "batch", (1, 4), {}),
     "classes": (inference, "num_classes", (1, 1000), {}),
     "detections": (inference, "max_detections", (10, 100, 400), {"score_threshold": 0.0}),
+    "detections in a crowd": (
+        inference,
+        "max_detections",
+        (100, 500, 2000),
+        {"height": 640, "width": 640, "score_threshold": 0.0, "nms_iou": 0.99, "rpn_nms_iou": 0.9},
+    ),
     "boxes matched with all anchors": (match_anchors, "rows", (10, 100, 1000), {}),
     "boxes in training": (training, "objects", (10, 100, 1000), {}),
     "boxes in training, masks of 100": (training, "objects", (100, 1000, 2000), {"masked": 100}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from kmaskrcnn.evaluation.coco_metrics import CocoScores, score
+from kmaskrcnn.evaluation.coco_metrics import CocoScores, default_max_detections, score
 from kmaskrcnn.evaluation.error_kinds import ImageMatches, match_images
 from kmaskrcnn.evaluation.score_thresholds import ScoreThreshold, best_thresholds
 from kmaskrcnn.evaluation.tide import TideErrors, tide_errors
@@ -57,17 +57,16 @@ class Analysis:
         return "\n".join(lines)
 
 
-def analyze(
-    ground_truth: dict, results: Sequence[dict], image_ids: Sequence[int], max_detections: int = 100
-) -> Analysis:
+def analyze(ground_truth: dict, results: Sequence[dict], image_ids: Sequence[int], max_detections: int = 0) -> Analysis:
     """Find the errors in the detections of images.
 
     Args:
         ground_truth: a COCO instances dict.
         results: detections with masks, as COCO results.
         image_ids: the images.
-        max_detections: detections per image that count for Boundary AP and TIDE, the best ones.
+        max_detections: detections per image that count for Boundary AP and TIDE, the best ones; 0: as for `score`.
     """
+    max_detections = max_detections or default_max_detections(ground_truth, image_ids)
     matches = match_images(ground_truth, results, image_ids)
     return Analysis(
         score(ground_truth, results, "boundary", max_detections, image_ids=image_ids),

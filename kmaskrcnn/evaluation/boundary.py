@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
-from pycocotools.cocoeval import COCOeval
 
+from kmaskrcnn.evaluation.sparse_eval import SparseCOCOeval
 from kmaskrcnn.results.mask_paste import rle_to_window, window_to_rle
 from kmaskrcnn.results.pasted_masks import trim_window
 
@@ -19,15 +19,14 @@ DILATION_RATIO = 0.02
 _LEAST_IOU = 0.5
 
 
-class BoundaryEval(COCOeval):
+class BoundaryEval(SparseCOCOeval):
     """COCO's evaluation of masks with the smaller of mask IoU and boundary IoU; crowds by mask IoU alone.
 
     IoUs below 0.5, at which nothing matches, are those of the masks.
     """
 
-    # The names are those of pycocotools, which calls this for each image and class.
-    def computeIoU(self, imgId: int, catId: int) -> Any:
-        ious = super().computeIoU(imgId, catId)
+    def overlaps(self, imgId: int, catId: int) -> Any:
+        ious = super().overlaps(imgId, catId)
         if not len(ious):
             return ious
         objects, detections = self._gts[imgId, catId], self._dts[imgId, catId]

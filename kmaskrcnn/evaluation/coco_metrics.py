@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from kmaskrcnn.evaluation.boundary import BoundaryEval
+from kmaskrcnn.evaluation.sparse_eval import SparseCOCOeval
 
+# Detections of an image that COCO counts; more where an image of the set has more objects.
+_COCO_DETECTIONS = 100
 # IoU thresholds at which objects are counted.
 COUNT_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -26,6 +28,7 @@ class CocoScores:
     Attributes:
         summary: AP, AP50, AP75, APs, APm, APl (areas below 32^2, below 96^2, above), AR1, AR10 and AR at the maximum
             number of detections.
+        max_detections: that number: detections of an image that count, the best ones.
         class_ap: AP by class name.
         class_summary: the columns of `summary` other than AR1 and AR10, by class name.
         counts: by IoU of 0.5 to 0.9, (TP, FP, FN) over all images of the detections above the working score.
@@ -34,6 +37,7 @@ class CocoScores:
     """
 
     summary: dict[str, float]
+    max_detections: int
     class_ap: dict[str, float]
     class_summary: dict[str, dict[str, float]]
     counts: dict[float, tuple[int, int, int]]
@@ -48,7 +52,7 @@ def score(
     ground_truth: dict,
     results: Sequence[dict],
     kind: str,
-    max_detections: int = 100,
+    max_detections: int = 0,
     working_score: float = 0.5,
     image_ids: Sequence[int] | None = None,
 ) -> CocoScores:
@@ -58,17 +62,19 @@ def score(
         ground_truth: a COCO instances dict.
         results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty.
         kind: "box", "mask", or "boundary" for masks by the smaller of mask IoU and boundary IoU (Boundary AP).
-        max_detections: detections per image that count, the best ones; 100 in COCO.
+        max_detections: detections per image that count, the best ones; 0: COCO's 100, or as many as the fullest image
+            has objects where that is more.
         working_score: detections above this score enter the counts.
         image_ids: score only these images; default: all.
     """
     if kind not in ("box", "mask", "boundary"):
         raise ValueError(f"kind={kind!r}: choose box, mask or boundary")
+    max_detections = max_detections or default_max_detections(ground_truth, image_ids)
     with contextlib.redirect_stdout(io.StringIO()):
         # pycocotools marks what is not matched by 0, so ids start from 1.
         truth = _index(ground_truth, [{**a, "id": i} for i, a in enumerate(ground_truth["annotations"], 1)])
         detections = _index(ground_truth, _annotations(results, kind))
-        evaluator = BoundaryEval if kind == "boundary" else COCOeval
+        evaluator = BoundaryEval if kind == "boundary" else SparseCOCOeval
         coco_eval = evaluator(truth, detections, "bbox" if kind == "box" else "segm")
         coco_eval.params.maxDets = sorted({min(1, max_detections), min(10, max_detections), max_detections})
         if image_ids is not None:
@@ -87,7 +93,19 @@ def score(
     }
     class_ap = {name: values["AP"] for name, values in class_summary.items()}
     counts = _counts(coco_eval, working_score)
-    return CocoScores(summary, class_ap, class_summary, counts, precision[:, :, :, 0, -1])
+    return CocoScores(summary, max_detections, class_ap, class_summary, counts, precision[:, :, :, 0, -1])
+
+
+def default_max_detections(ground_truth: dict, image_ids: Sequence[int] | None = None) -> int:
+    """Detections of an image that count: COCO's 100, or as many as the fullest image has objects where that is more."""
+    return max(_COCO_DETECTIONS, most_objects(ground_truth, image_ids))
+
+
+def most_objects(ground_truth: dict, image_ids: Sequence[int] | None = None) -> int:
+    """Objects of the fullest of these images (default: of all) of a COCO instances dict, crowd regions left out."""
+    wanted = None if image_ids is None else set(image_ids)
+    owners = (a["image_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
+    return max(collections.Counter(i for i in owners if wanted is None or i in wanted).values(), default=0)
 
 
 def _names(categories: Sequence[dict]) -> dict[int, str]:
@@ -138,7 +156,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else -1.0
 
 
-def _counts(coco_eval: COCOeval, working_score: float) -> dict[float, tuple[int, int, int]]:
+def _counts(coco_eval: SparseCOCOeval, working_score: float) -> dict[float, tuple[int, int, int]]:
     """(TP, FP, FN) by IoU. Matching goes by decreasing score, so what lies below working_score changes nothing."""
     params = coco_eval.params
     rows = [int(np.argmin(np.abs(params.iouThrs - iou))) for iou in COUNT_IOUS]

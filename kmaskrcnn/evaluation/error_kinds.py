@@ -100,7 +100,8 @@ def _match(image: dict, annotations: list[dict], results: list[dict]) -> ImageMa
         rles = [to_rle(a, image) for a in objects + crowds]
         flags = [0] * len(objects) + [1] * len(crowds)
         overlap = np.array(mask_utils.iou([to_rle(r, image) for r in results], rles, flags)).reshape(len(results), -1)
-        same = np.array([[r["category_id"] == a["category_id"] for a in objects + crowds] for r in results])
+        theirs, own = (np.array([a["category_id"] for a in some]) for some in (objects + crowds, results))
+        same = own[:, None] == theirs
         free = np.ones(len(objects), bool)
         for i in range(len(results)):
             values = np.where(same[i, : len(objects)] & free, overlap[i, : len(objects)], 0)

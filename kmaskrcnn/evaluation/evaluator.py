@@ -18,7 +18,7 @@ from kmaskrcnn.cluster import Cluster
 from kmaskrcnn.config import Config
 from kmaskrcnn.data import CocoDataset, DataError, evaluation_dataset
 from kmaskrcnn.evaluation.analysis import Analysis, analyze
-from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, score
+from kmaskrcnn.evaluation.coco_metrics import COUNT_IOUS, CocoScores, most_objects, score
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.outputs import Outputs, output_names
 from kmaskrcnn.progress import Progress, phase
@@ -37,6 +37,7 @@ class Evaluation:
         overlays: the first images with their predictions, by file name, (H, W, 3) uint8.
         images: number of images scored.
         seconds: time spent on predicting them.
+        limits: a line on how many detections of an image the model gave and the scores count, beside its objects.
         analysis: errors by kind, Boundary AP and score thresholds; None where `evaluate` was not asked for it.
     """
 
@@ -46,6 +47,7 @@ class Evaluation:
     overlays: dict[str, np.ndarray]
     images: int
     seconds: float
+    limits: str = ""
     analysis: Analysis | None = None
 
     def scalars(self) -> dict[str, float]:
@@ -76,6 +78,7 @@ class Evaluation:
             f"{value:.3f} at {iou}" for iou, value in zip(COUNT_IOUS, self.mask.overlap_scores(), strict=True)
         )
         lines.append(f"masks with a score above 0.5, TP / (TP + FP + FN): {overlaps}")
+        lines += [self.limits] if self.limits else []
         return "\n".join([*lines, *([self.analysis.table()] if self.analysis else [])])
 
     def write(self, directory: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
@@ -185,8 +188,20 @@ def evaluate(
         box, mask = (
             score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask")
         )
-        errors = analyze(truth, results, ids, settings.eval_max_detections) if analysis else None
-    return Evaluation(box, mask, results, overlays, count, seconds, errors)
+        errors = analyze(truth, results, ids, mask.max_detections) if analysis else None
+    limits = _limits(most_objects(truth, ids), mask.max_detections, config)
+    return Evaluation(box, mask, results, overlays, count, seconds, limits, errors)
+
+
+def _limits(most: int, counted: int, config: Config) -> str:
+    """How many detections of an image are counted, with each setting that is below the number of objects."""
+    line = f"at most {counted} detections counted per image; an image has up to {most} objects"
+    found = config.model.max_detections
+    if counted < most:
+        line += f"; eval_max_detections={counted} is too low for it"
+    if found < most and not config.evaluation.tile_size:  # each tile has as many
+        line += f"; the model gives at most max_detections={found}"
+    return line
 
 
 def _predictions(

@@ -69,7 +69,7 @@ def write_report(
     dataset: CocoDataset,
     labels: Labels,
     name: str,
-    max_detections: int = 100,
+    max_detections: int = 0,
     compare: str | Path = "",
     read: Iterable[str | Path] = (),
 ) -> Path:

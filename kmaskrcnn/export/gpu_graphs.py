@@ -28,7 +28,7 @@ from kmaskrcnn.export import tflite
 from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
 from kmaskrcnn.layers.normalization import apply_norm
 from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
-from kmaskrcnn.layers.rpn import LEVELS, STRIDES
+from kmaskrcnn.layers.rpn import LEVELS, STRIDES, num_proposals
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops.anchors import cell_anchors
@@ -62,7 +62,7 @@ class GpuFunctions:
         box, mask = config.box_pool_size, config.mask_pool_size
         signatures = {
             "pyramid": spec("images", 1, height, width, 3),
-            "boxes": spec("pooled", config.rpn_post_nms_top_k, box, box, channels),
+            "boxes": spec("pooled", num_proposals(config)[1], box, box, channels),
             "masks": spec("pooled", config.max_detections, mask, mask, channels),
         }
         self.functions = {
@@ -155,14 +155,15 @@ def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:
         strides = [height // rows, width // columns] if config.fit_anchor_strides else [stride, stride]
         anchors = cell_anchors(size, config.anchor_aspect_ratios, config.round_anchors)
         levels.append({"name": name, "height": rows, "width": columns, "strides": strides, "anchors": anchors.tolist()})
+    pre_nms, post_nms = num_proposals(config)
     return {
         "height": height,
         "width": width,
         "channels": config.fpn_channels,
         "num_classes": config.num_classes,
         "levels": levels,
-        "rpn_pre_nms_top_k": config.rpn_pre_nms_top_k,
-        "rpn_post_nms_top_k": config.rpn_post_nms_top_k,
+        "rpn_pre_nms_top_k": pre_nms,
+        "rpn_post_nms_top_k": post_nms,
         "rpn_nms_iou": config.rpn_nms_iou,
         "rpn_min_size": config.rpn_min_size,
         "box_pool_size": config.box_pool_size,

@@ -1,9 +1,10 @@
 """Prediction of large images tile by tile, and the putting together of what the tiles saw.
 
 Neighboring tiles overlap. Two tiles that saw one object agree on it where both looked, so two detections are views of
-one object if their masks have an IoU of at least one half inside the overlap of their tiles. Of the views of an object
-the best one that its tile did not cut is taken; where every tile cut it, the union of the views. Memory goes with the
-objects and one tile, not with objects times pixels of the image.
+one object if their masks have an IoU of at least one half inside the overlap of their tiles; without overlap, along the
+two lines of pixels where they touch. Of the views of an object the best one that its tile did not cut is taken;
+where every tile cut it, the union of the views. Memory goes with the objects and one tile, not with objects times
+pixels of the image.
 """
 
 from __future__ import annotations
@@ -73,9 +74,8 @@ def predict_tiles(
         seen.append(_views(found, tile, height, width))
         groups.add(seen[-1])
         for other in range(number):
-            shared = np.concatenate([np.maximum(tile[:2], tiles[other, :2]), np.minimum(tile[2:], tiles[other, 2:])])
-            if (shared[2:] > shared[:2]).all():
-                for i, j in _same_objects(seen[other], seen[number], shared):
+            if (parts := _shared(tiles[other], tile, touching=not overlap)) is not None:
+                for i, j in _same_objects(seen[other], seen[number], *parts):
                     groups.join(seen[other][i], seen[number][j])
         progress.step()
     progress.clear()
@@ -112,26 +112,50 @@ def _views(found: Prediction, tile: np.ndarray, height: int, width: int) -> list
     return views
 
 
-def _same_objects(some: list[_View], others: list[_View], shared: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of indices of views from two tiles that show one object, as far as can be seen in the shared rectangle."""
+def _shared(first: np.ndarray, second: np.ndarray, touching: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """What two tiles see alike: a rectangle (4,) of each; None where nothing is.
+
+    It is their overlap, or of tiles that touch, where `touching` asks for it, the last line of pixels of one and the
+    first of the other. Where tiles overlap, those that touch have another one between them.
+    """
+    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
+    touch = low == high
+    if (low > high).any() or touch.all() or (touch.any() and not touching):
+        return None
+    after = np.where(second[:2] == low, touch, 0)  # the side on which the second tile goes on
+    before = touch - after
+    return (
+        np.concatenate([low - after, high + before]),
+        np.concatenate([low - before, high + after]),
+    )
+
+
+def _same_objects(
+    some: list[_View], others: list[_View], part: np.ndarray, other_part: np.ndarray
+) -> list[tuple[int, int]]:
+    """Pairs of indices of views from two tiles that show one object, as far as can be seen in a rectangle of each."""
     if not some or not others:
         return []
-    overlap = _overlaps(np.array([v.box for v in some]), np.array([v.box for v in others]), shared)
+    inside, other_inside = (
+        _clipped(np.array([v.box for v in views]), frame) for views, frame in ((some, part), (others, other_part))
+    )
+    other_inside = other_inside - np.tile(other_part[:2] - part[:2], 2)
+    low = np.maximum(inside[:, None, :2], other_inside[None, :, :2])
+    high = np.minimum(inside[:, None, 2:], other_inside[None, :, 2:])
     same_class = np.array([v.number for v in some])[:, None] == np.array([v.number for v in others])
     pairs = []
-    for i, j in np.argwhere(overlap & same_class):
-        first, second = (cut_window(v.window(), *shared.tolist()) for v in (some[i], others[j]))
+    for i, j in np.argwhere((high > low).all(-1) & same_class):
+        first = cut_window(some[i].window(), *part.tolist())
+        second = cut_window(others[j].window(), *other_part.tolist())
         union = np.count_nonzero(first | second)
         if union and np.count_nonzero(first & second) >= _SAME_IOU * union:
             pairs.append((int(i), int(j)))
     return pairs
 
 
-def _overlaps(some: np.ndarray, others: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """(S, O) bool, which of boxes (S, 4) and (O, 4) overlap inside a rectangle (4,)."""
-    low = np.maximum(np.maximum(some[:, None, :2], others[None, :, :2]), shared[:2])
-    high = np.minimum(np.minimum(some[:, None, 2:], others[None, :, 2:]), shared[2:])
-    return (high > low).all(-1)
+def _clipped(boxes: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) cut to a rectangle (4,)."""
+    return np.concatenate([np.maximum(boxes[:, :2], frame[:2]), np.minimum(boxes[:, 2:], frame[2:])], axis=1)
 
 
 class _Groups:

@@ -111,6 +111,18 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, ops.minimum(indices, last)
 
 
+def num_proposals(config: ModelConfig, training: bool = False) -> tuple[int, int]:
+    """Proposals kept on each level before NMS, and over all levels after it.
+
+    Neighboring proposals become one detection: with no more of them than there are objects, a crowded image would lose
+    objects whatever max_detections says, so in inference there are at least twice as many as detections.
+    """
+    if training:
+        return config.rpn_pre_nms_top_k_train, config.rpn_post_nms_top_k_train
+    least = 2 * config.max_detections
+    return max(config.rpn_pre_nms_top_k, least), max(config.rpn_post_nms_top_k, least)
+
+
 def propose(
     outputs: dict[str, tuple[Tensor, Tensor]],
     anchors: dict[str, Tensor],
@@ -124,14 +136,13 @@ def propose(
         outputs: what `RPNHead` returned for each level.
         anchors: of each level, (N, 4) yxyx pixels.
         image_shapes: (B, 2), height and width that proposals are clipped to.
-        config: rpn_pre_nms_top_k, rpn_nms_iou, rpn_post_nms_top_k, rpn_min_size.
+        config: rpn_nms_iou, rpn_min_size, and what `num_proposals` looks at.
         training: choose the *_train numbers.
 
     Returns:
         boxes (B, P, 4) yxyx pixels by decreasing score, and their objectness logits (B, P), -inf where a row is empty.
     """
-    pre_nms = config.rpn_pre_nms_top_k_train if training else config.rpn_pre_nms_top_k
-    post_nms = config.rpn_post_nms_top_k_train if training else config.rpn_post_nms_top_k
+    pre_nms, post_nms = num_proposals(config, training)
     all_boxes, all_scores = [], []
     for level, (logits, deltas) in outputs.items():
         scores, indices = _top(logits, pre_nms)

@@ -82,9 +82,11 @@ def main(inputs: Sequence[str]) -> int:
                     path, name, predictor.predict, select, min([MIN_SCORE.value, *thresholds.values()]), writer
                 )
             else:
-                prediction = select(predictor.predict(path))
+                found = predictor.predict(path)
+                prediction = select(found)
                 written = writer.add(path, name, prediction)
-                line = f"{len(prediction)} objects" + (f" -> {', '.join(map(str, written))}" if written else "")
+                line = count_line(found, prediction, predictor.config.model.max_detections, MIN_SCORE.value)
+                line += f" -> {', '.join(map(str, written))}" if written else ""
         except OSError as error:
             line, failed = f"error: {error}", failed + 1
         else:
@@ -96,6 +98,13 @@ def main(inputs: Sequence[str]) -> int:
     sums = [str(path) for path in writer.close()] or [OUTPUT.value]
     print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
     return 1 if failed else 0
+
+
+def count_line(found: Any, shown: Any, limit: int, min_score: float) -> str:
+    """How many objects are shown, and whether max_detections (`limit`) may have cost some; it counts per tile."""
+    if found.pasted is not None or len(found) < limit or found.scores.min() < min_score:
+        return f"{len(shown)} objects"
+    return f"{len(shown)} objects; --max_detections={limit} is reached, and there may be more"
 
 
 def _model_folder(settings: Mapping[str, Any]) -> str:

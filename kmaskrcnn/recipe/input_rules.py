@@ -14,6 +14,8 @@ _LEAST_SIDE, _WANTED_SIDE = 8.0, 32.0
 _CPU_SHORT_SIDE, _GPU_SHORT_SIDE = 480, 800
 _MOST_ENLARGED = 2.0
 _SMALLEST_PERCENTILE = 5
+# An image with more pixels than this is predicted in tiles of this side.
+_TILE = 1536
 
 
 def input_scale(given: Given) -> list[Choice]:
@@ -40,6 +42,12 @@ def input_scale(given: Given) -> list[Choice]:
         why = f"5% of the objects are smaller than {small:.0f} pixels, {small * native:.0f} when resized"
         return [Choice("resize_mode", "native", reason), Choice("native_scale", round(native, 3), why)]
     short = max(32, round_up(fitted * float(np.median(shorts)), 16))
+    if not varied and float((areas * (short / shorts) ** 2).max()) > _TILE**2:
+        # By its short side a tile would be scaled to the size of a whole image, and show its objects larger.
+        scale = round(short / float(np.median(shorts)), 3)
+        reason = "images have about the same size, and are predicted in tiles"
+        why = f"5% of the objects are smaller than {small:.0f} pixels, {small * scale:.0f} when resized"
+        return [Choice("resize_mode", "native", reason), Choice("native_scale", scale, why)]
     aspect = float(np.percentile(facts.image_sizes.max(axis=1) / shorts, 95))
     small = float(np.percentile(relative, _SMALLEST_PERCENTILE)) * short / float(np.median(shorts))
     reason = f"the short sides are {np.median(shorts):.0f} pixels; resized, 5% of the objects are below {small:.0f}"
@@ -107,3 +115,19 @@ def colors(given: Given) -> list[Choice]:
     images = given.facts.images
     strength = 0.3 if images < 2000 else 0.2 if images < 20000 else 0.0
     return [Choice("color_jitter", strength, f"{images} images")]
+
+
+def tiles(given: Given) -> list[Choice]:
+    """In which pieces large images are predicted, at the scale of training: not where images are scaled to a size."""
+    if given.config.data.resize_mode != "native":
+        return []
+    facts, scales = given.facts, scale_of(given.facts, given.config)
+    if float((facts.image_sizes.prod(axis=1) * scales**2).max(initial=0)) <= _TILE**2:
+        return []
+    side = round_up(_TILE / float(np.median(scales)), 32)
+    length = float(np.percentile(facts.long_sides, 95)) if len(facts.boxes) else 0.0
+    overlap = min(side // 2, max(32, round_up(1.5 * length, 32)))
+    return [
+        Choice("tile_size", side, "images are too large to predict in one piece"),
+        Choice("tile_overlap", overlap, "objects fit into the overlap"),
+    ]

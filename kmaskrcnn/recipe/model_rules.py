@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kmaskrcnn.recipe.anchor_fit import fit_anchors
+from kmaskrcnn.recipe.facts import most_in_window
 from kmaskrcnn.recipe.given import Choice, Given, round_up, scale_of
 
 
@@ -57,17 +58,32 @@ def anchors(given: Given) -> list[Choice]:
     ]
 
 
+# Proposals for an object: mask AP on 2,000 nuclei is 0.482 with 2.5 and 0.491 with 5 (docs/results/crowds.md).
+_PROPOSALS = 4
+
+
 def instances(given: Given) -> list[Choice]:
-    """Rows of ground truth and of detections: as many as the fullest image has, and room for mistakes."""
-    most = int(given.facts.per_image.max(initial=0))
-    rows = max(10, round_up(most, 10))
-    found = max(100, round_up(1.25 * most, 50))
+    """Rows of masks and of detections: as many objects as a crop or a tile shows, and room for mistakes."""
+    facts, data, tile = given.facts, given.config.data, given.config.evaluation.tile_size
+    most = int(facts.per_image.max(initial=0))
+    in_crop = in_tile = most
+    if data.crop_size:
+        factor = min(1.0, *data.scale_jitter) if data.scale_jitter else 1.0
+        in_crop = min(most, most_in_window(facts, data.crop_size / (scale_of(facts, given.config) * factor)))
+    if tile:
+        in_tile = min(most, most_in_window(facts, np.full(facts.images, float(tile))))
     reason = f"an image has up to {most} objects"
-    return [
-        Choice("max_instances", rows, reason),
-        Choice("max_detections", found, reason),
-        Choice("eval_max_detections", max(found, given.config.model.max_detections), "as max_detections"),
+    in_crop_too, in_tile_too = f", a crop {in_crop}" * bool(data.crop_size), f", a tile {in_tile}" * bool(tile)
+    found = max(100, round_up(1.25 * in_tile, 50))
+    choices = [
+        Choice("max_instances", max(10, round_up(in_crop, 10)), reason + in_crop_too),
+        Choice("max_detections", found, reason + in_tile_too),
     ]
+    proposals = round_up(_PROPOSALS * in_tile, 100)
+    if proposals > given.config.model.rpn_post_nms_top_k:
+        for name in ("rpn_pre_nms_top_k", "rpn_post_nms_top_k"):
+            choices.append(Choice(name, proposals, f"{_PROPOSALS} for each of {in_tile} objects"))
+    return choices
 
 
 def objects_in_view(given: Given) -> float:
@@ -98,10 +114,12 @@ def heads(given: Given) -> list[Choice]:
     seen, most = objects_in_view(given), int(given.facts.per_image.max(initial=0))
     rois = int(min(192, max(128, round_up(16 * seen, 64))))  # a quarter are positives, four for an object
     reason = f"a crop holds about {seen:.0f} objects"
+    proposals = 1000 if most > 50 else 500
+    if given.config.model.rpn_post_nms_top_k <= 1000:  # `instances` has not asked for more
+        widths.append(Choice("rpn_post_nms_top_k", proposals, f"an image has up to {most} objects"))
     return [
         *widths,
         Choice("roi_batch_size", rois, reason),
         Choice("max_mask_rois", int(min(40, max(24, round_up(4 * seen, 8)))), reason),
-        Choice("rpn_post_nms_top_k", 1000 if most > 50 else 500, f"an image has up to {most} objects"),
         Choice("mask_resolution", 56, "predicted masks are 28 x 28"),
     ]

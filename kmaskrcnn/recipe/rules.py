@@ -20,6 +20,7 @@ RULES: tuple[Callable[[Given], list[Choice]], ...] = (
     input_rules.flips,
     model_rules.anchors,
     input_rules.colors,
+    input_rules.tiles,
     model_rules.instances,
     model_rules.heads,
     training_rules.batch,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from kmaskrcnn.recipe.given import Choice, Given, round_up, scale_of
 
 # GB that training takes beside the images, and for a million pixels of them (measured on the recipes of configs/).
@@ -97,14 +95,11 @@ def sampling(given: Given) -> list[Choice]:
 
 # Evaluations without a better score after which a run ends.
 _PATIENCE = 4
-# An image with more pixels than this is evaluated in tiles of this side.
-_TILE = 1536
 
 
 def evaluation(given: Given) -> list[Choice]:
-    """When to save and to evaluate, and in which pieces large images are predicted."""
-    facts, steps = given.facts, expected_steps(given)
-    choices = []
+    """When to save and to evaluate."""
+    steps, choices = expected_steps(given), []
     if steps:
         every = max(50, round_up(steps / 8, 10))
         choices.append(Choice("checkpoint_every", min(every, 1000), "an eighth of the run"))
@@ -115,13 +110,4 @@ def evaluation(given: Given) -> list[Choice]:
             )
     else:
         choices.append(Choice("checkpoint_every", 200, "at most a few minutes of work can be lost"))
-    scales = scale_of(facts, given.config)
-    if float((facts.image_sizes.prod(axis=1) * scales**2).max(initial=0)) > _TILE**2:
-        side = round_up(_TILE / float(np.median(scales)), 32)
-        overlap = float(np.percentile(facts.long_sides, 95)) if len(facts.boxes) else 0.0
-        reason = "images are too large to predict in one piece"
-        choices.append(Choice("tile_size", side, reason))
-        choices.append(
-            Choice("tile_overlap", min(side // 2, max(32, round_up(1.5 * overlap, 32))), "objects fit into the overlap")
-        )
     return choices

@@ -31,8 +31,7 @@ def caption_font(text: str, size: int, font: str = "") -> tuple[ImageFont.FreeTy
     """
     text = unicodedata.normalize("NFC", text)
     if not font and text.isascii() and text.isprintable():
-        # With a size it is never the bitmap font that the type names besides.
-        return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size)), text
+        return _own_font(size), text
     characters = frozenset(text)
     path = font or _installed_font(characters)
     missing = characters - _glyphs(path)
@@ -40,6 +39,12 @@ def caption_font(text: str, size: int, font: str = "") -> tuple[ImageFont.FreeTy
         _warn(path)
     shown = "".join(c.encode("unicode_escape").decode() if c in missing else c for c in text)
     return _load(path, size), shown
+
+
+@functools.lru_cache(maxsize=256)
+def _own_font(size: int) -> ImageFont.FreeTypeFont:
+    # With a size it is never the bitmap font that the type names besides.
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kmaskrcnn.evaluation import score
+from kmaskrcnn.evaluation.sparse_eval import SparseCOCOeval
 
 SIDE = 128
 
@@ -89,6 +91,66 @@ def test_equals_pycocotools_summary(kind, iou_type):
     assert 0.05 < ours["AP"] < 0.95
 
 
+def _crowded_case(seed):
+    """Scores, overlaps and areas with many ties, crowd and ignored objects, and images of nothing."""
+    rng = np.random.default_rng(seed)
+
+    def box():
+        w, h = rng.choice([4, 8, 40, 100], 2)
+        return [int(rng.integers(0, (SIDE - w) // 4 + 1)) * 4, int(rng.integers(0, (SIDE - h) // 4 + 1)) * 4, w, h]
+
+    images = {i: [(int(rng.choice([3, 7])), box()) for _ in range(30 * (i < 4))] for i in range(1, 6)}
+    # The first detection is as near to one object as to the other, and the second one is the other.
+    images[6] = [(3, (0, 0, 40, 10)), (3, (20, 0, 40, 10))]
+    truth = _truth(images)
+    results = [_result(6, 3, (10, 0, 40, 10), 0.9), _result(6, 3, (20, 0, 40, 10), 0.8)]
+    for annotation in truth["annotations"][:-2]:
+        annotation["iscrowd"] = int(rng.random() < 0.1)
+        for _ in range(2):
+            x, y, w, h = annotation["bbox"]
+            near = (x, y, w, max(4, h - 4 * int(rng.integers(0, 3))))
+            results.append(_result(annotation["image_id"], annotation["category_id"], near, rng.integers(1, 5) / 4))
+    results += [_result(5, 3, box(), 0.75) for _ in range(3)]
+    return truth, results
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("kind", "iou_type"), [("box", "bbox"), ("mask", "segm")])
+def test_sparse_matching_equals_pycocotools_to_the_last_bit(kind, iou_type, seed):
+    truth, results = _crowded_case(seed)
+    evals = []
+    for evaluation in (COCOeval, SparseCOCOeval):
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO()
+            coco.dataset = {"info": {}, **truth}
+            coco.createIndex()
+            keep = ("image_id", "category_id", "score", "bbox" if kind == "box" else "segmentation")
+            one = evaluation(coco, coco.loadRes([{k: r[k] for k in keep} for r in results]), iou_type)
+            one.params.maxDets = [1, 10, 25]
+            one.evaluate()
+            one.accumulate()
+        evals.append(one)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(evals[0].eval[name], evals[1].eval[name])
+    matches = 0
+    for theirs, ours in zip(*(e.evalImgs for e in evals), strict=True):
+        assert (theirs is None) == (ours is None)
+        if ours:
+            np.testing.assert_array_equal(theirs["dtMatches"] > 0, ours["dtMatches"])
+            np.testing.assert_array_equal(theirs["dtIgnore"], ours["dtIgnore"])
+            matches += ours["dtMatches"].sum()
+    assert matches
+
+
+def test_an_image_of_two_thousand_objects_is_scored_in_a_second():
+    grid = [(3, (x, y, 2, 2)) for x in range(0, 120, 3) for y in range(0, 120, 3)]
+    truth = _truth({1: grid + [(7, (x, y, 3, 3)) for _, (x, y, _, _) in grid[:400]]})
+    results = [_result(1, a["category_id"], a["bbox"], 0.9) for a in truth["annotations"]]
+    begin = time.process_time()
+    assert score(truth, results, "mask").summary["AP"] == pytest.approx(1.0)
+    assert time.process_time() - begin < 5  # pycocotools: some 20 s
+
+
 def test_perfect_results_score_one_and_count_every_object():
     truth = _truth({1: [(3, (5, 5, 30, 40)), (7, (60, 60, 20, 20))], 2: [(3, (10, 10, 100, 90))]})
     results = [_result(a["image_id"], a["category_id"], a["bbox"], 0.9) for a in truth["annotations"]]
@@ -130,8 +192,13 @@ def test_more_than_a_hundred_detections_count_where_asked():
     boxes = [(3, (x, y, 4, 4)) for x in range(0, 120, 8) for y in range(0, 120, 8)]  # 225 objects
     truth = _truth({1: boxes})
     results = [_result(1, 3, box, 0.9) for _, box in boxes]
-    assert score(truth, results, "mask").summary["AR"] == pytest.approx(100 / 225)
-    assert score(truth, results, "mask", max_detections=300).summary["AR"] == pytest.approx(1.0)
+    cut = score(truth, results, "mask", max_detections=100)
+    assert cut.max_detections == 100
+    assert cut.summary["AR"] == pytest.approx(100 / 225)
+    every = score(truth, results, "mask")  # as many as the image has objects
+    assert every.max_detections == 225
+    assert every.summary["AR"] == pytest.approx(1.0)
+    assert score(truth, results, "mask", image_ids=[]).max_detections == 100
 
 
 def test_only_the_images_asked_for_are_scored():

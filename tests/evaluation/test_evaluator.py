@@ -83,6 +83,21 @@ def test_fewer_images_on_request(shapes):
     assert result.scalars()["mask_AP50"] == pytest.approx(1.0)
 
 
+def test_the_table_says_how_many_detections_count_and_which_setting_is_too_low(shapes):
+    most = max(np.bincount(np.repeat(np.arange(6), [r.stop - r.start for r in map(shapes.rows, range(6))])))
+
+    def line_of(config):
+        table = evaluate(Oracle(shapes), shapes, config).table()
+        return next(line for line in table.splitlines() if line.startswith("at most"))
+
+    fine = line_of(Config().replace(resize_mode="native"))
+    assert fine == f"at most 100 detections counted per image; an image has up to {most} objects"
+    low = Config().replace(resize_mode="native", max_detections=2, eval_max_detections=1)
+    line = line_of(low)
+    assert "eval_max_detections=1 is too low" in line
+    assert line.endswith("the model gives at most max_detections=2")
+
+
 def test_categories_unknown_to_the_model_are_refused(shapes):
     labels = Labels(("circle", "square", "triangle"), (1, 2, 3))
     with pytest.raises(DataError, match="category 4 'star'"):
@@ -90,7 +105,7 @@ def test_categories_unknown_to_the_model_are_refused(shapes):
 
 
 def test_an_evaluation_leaves_images_and_other_files_alone(tmp_path):
-    empty = CocoScores({}, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
+    empty = CocoScores({}, 100, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
     pixels = {name: np.full((9, 9, 3), i, np.uint8) for i, name in enumerate(("cam1/1.png", "cam2/1.jpg", "2.png"))}
     result = Evaluation(empty, empty, [], pixels, 3, 1.0)
     for _ in range(2):

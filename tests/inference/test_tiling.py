@@ -183,3 +183,46 @@ def test_impossible_tiles_are_refused():
 
 
 LABELS3 = Labels(("a", "b", "c"), (1, 2, 3))
+
+
+# Tiles of 256 pixels with 32 shared lie at x = 0, 215, 429, 644 and y = 0, 172, 344; of 300, side by side.
+@pytest.mark.parametrize(
+    ("size", "overlap", "tiles", "disc"),
+    [
+        (256, 32, 2, (86, 450, 80)),
+        (256, 32, 2, (214, 130, 80)),
+        (256, 32, 4, (214, 450, 80)),
+        (256, 32, 6, (300, 450, 190)),
+        (300, 0, 2, (150, 300, 80)),
+        (300, 0, 2, (300, 150, 80)),
+        (300, 0, 4, (300, 600, 80)),
+        (300, 0, 6, (300, 450, 190)),
+    ],
+)
+def test_an_object_that_every_tile_cuts_is_one_object_and_whole(size, overlap, tiles, disc):
+    image = _canvas([disc])
+    seen = []
+
+    def oracle(tile):
+        seen.append(len(found := _oracle()(tile)))
+        return found
+
+    found = predict_tiles(oracle, image, size, overlap)
+    assert sum(seen) >= tiles
+    _check(image, 1, found)
+    y, x, radius = disc
+    assert found.boxes[0] == pytest.approx([y - radius, x - radius, y + radius, x + radius], abs=1.0)
+
+
+def test_neighbors_at_a_border_of_tiles_that_only_touch_are_not_joined():
+    # Two discs that meet at the border of the tiles from both sides, in one point.
+    image = _canvas([(150, 300 - 60, 59), (150, 300 + 60, 59)], 300, 600)
+    assert len(predict_tiles(_oracle(), image, 300, 0)) == 2
+
+
+def test_a_long_thin_object_across_many_tiles_is_one():
+    image = np.zeros((600, 900, 3), np.uint8)
+    y, x = np.mgrid[:600, :900]
+    image[(np.abs(y - 0.6 * x - 20) < 6) & (x < 880)] = (1, 0, 0)
+    for size, overlap in ((256, 32), (300, 0), (200, 80)):
+        _check(image, 1, predict_tiles(_oracle(), image, size, overlap))

@@ -293,3 +293,16 @@ def test_a_number_of_steps_beside_a_number_of_minutes_is_not_left_out_in_silence
     result = run_program("train.py", *arguments)
     assert ("--max_minutes=1.5 sets the length of training, so --steps=5 is not used" in result.stdout) is told
     assert result.returncode == 2 and "no.json" in result.stderr
+
+
+def test_a_limit_that_may_have_cost_objects_is_said():
+    from kmaskrcnn.programs.predict import count_line
+    from kmaskrcnn.results.labels import Labels
+    from kmaskrcnn.results.prediction import Prediction
+
+    scores = np.linspace(0.9, 0.6, 5, dtype=np.float32)
+    boxes, masks = np.tile(np.float32([0, 0, 4, 4]), (5, 1)), np.ones((5, 2, 2), np.float32)
+    found = Prediction(9, 9, boxes, scores, np.ones(5, np.int32), masks, Labels(("thing",), (1,)))
+    assert "5 objects; --max_detections=5 is reached" in count_line(found, found, 5, 0.5)
+    assert count_line(found, found, 6, 0.5) == "5 objects"
+    assert count_line(found, found.select(0.7), 5, 0.7) == "4 objects"  # what was left out scores lower still

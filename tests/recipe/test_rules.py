@@ -7,6 +7,7 @@ import pytest
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.recipe import RULES, Facts, Machine, Start, input_rules, make_recipe, model_rules, training_rules
+from kmaskrcnn.recipe.facts import most_in_window
 from kmaskrcnn.recipe.given import Given, scale_of
 
 IMAGENET = Start("imagenet", {"backbone": "mobilenet_v2", "init_weights": "imagenet"}, "here")
@@ -58,9 +59,12 @@ def test_input_is_as_large_as_the_machine_likes():
 
 
 def test_small_objects_keep_their_pixels():
+    found = chosen(input_rules.input_scale, make_facts(size=(1000, 1500), sides=(15, 15)))
+    assert found["min_size"] == 1008
+    assert found["max_size"] >= 1500
+    # In tiles, which would be scaled to the size of an image, at a scale.
     found = chosen(input_rules.input_scale, make_facts(size=(2000, 3000), sides=(15, 15)))
-    assert found["min_size"] == 2000
-    assert found["max_size"] >= 3000
+    assert found == {"resize_mode": "native", "native_scale": 1.0}
     # The 5th percentile is never below 8 pixels, if twice the size is enough for that.
     rng = np.random.default_rng(0)
     for side in (4.5, 6, 20, 35):
@@ -164,9 +168,45 @@ def test_colors_vary_less_the_more_images_there_are():
 
 def test_rows_and_detections_follow_the_fullest_image():
     few = chosen(model_rules.instances, make_facts(each=3))
-    assert few == {"max_instances": 10, "max_detections": 100, "eval_max_detections": 100}
+    assert few == {"max_instances": 10, "max_detections": 100}
     many = chosen(model_rules.instances, make_facts(each=210, images=2))
-    assert many == {"max_instances": 210, "max_detections": 300, "eval_max_detections": 300}
+    assert many == {"max_instances": 210, "max_detections": 300}
+
+
+def test_of_large_crowded_images_the_rows_are_those_of_a_crop_and_a_tile():
+    facts = make_facts(size=(2000, 3000), sides=(15, 15), each=2000, images=3)
+    whole = chosen(model_rules.instances, facts, resize_mode="native")
+    assert whole == {
+        "max_instances": 2000,
+        "max_detections": 2500,
+        "rpn_pre_nms_top_k": 8000,
+        "rpn_post_nms_top_k": 8000,
+    }
+    found = chosen(
+        model_rules.instances, facts, resize_mode="native", crop_size=448, scale_jitter=(0.8, 1.6), tile_size=1536
+    )
+    # A crop shows 2000 * (448 / 0.8)**2 / 6e6 = 105 objects on average, the fullest one more.
+    assert 105 < found["max_instances"] <= 2 * 105
+    assert 2000 * 1536**2 / 6e6 < found["max_detections"] <= 1900
+    recipe = make_recipe(facts, GPU, IMAGENET, Config())
+    assert recipe.config.data.resize_mode == "native"  # a tile is seen at the scale of training
+    assert recipe.config.evaluation.tile_size and recipe.config.model.max_detections < 2500
+    assert recipe.config.data.max_instances < 1000  # at 112 x 112 cells 2,000 masks are 25 MB an image
+
+
+@pytest.mark.parametrize("side", [30.0, 77.0, 200.0, 5000.0])
+def test_no_window_holds_more_objects_than_the_bound(side):
+    facts = make_facts(size=(400, 600), sides=(9, 9), each=60, images=4)
+    bound = most_in_window(facts, np.full(4, side))
+    centers = (facts.boxes[:, :2] + facts.boxes[:, 2:]) / 2
+    most = 0
+    for corner, image in zip(centers - 1e-6, facts.box_images, strict=True):
+        for y in corner[0] + [0.0, -side / 2, -side + 2e-6]:
+            inside = (centers >= (y, corner[1])) & (centers < (y + side, corner[1] + side))
+            most = max(most, int((inside.all(axis=1) & (facts.box_images == image)).sum()))
+    assert most <= bound <= 60
+    assert side < 1000 or bound == 60
+    assert side > 30 or bound < 20
 
 
 def test_heads_are_narrow_on_a_processor_and_sample_by_what_a_crop_shows():
@@ -226,13 +266,18 @@ def test_rare_classes_are_sampled_more_often_where_classes_are_skewed():
     assert chosen(training_rules.sampling) == {}
 
 
-def test_evaluation_a_few_times_and_in_tiles_where_images_are_large():
+def test_evaluation_a_few_times():
     found = chosen(training_rules.evaluation, steps=800)
     assert found == {"checkpoint_every": 100, "eval_every": 100, "patience": 4}
     assert "eval_every" not in chosen(training_rules.evaluation, steps=800, evaluation=False)
     assert chosen(training_rules.evaluation, max_minutes=20.0) == {"checkpoint_every": 200}
+
+
+def test_large_images_are_predicted_in_tiles():
+    assert chosen(input_rules.tiles, resize_mode="native") == {}
+    assert chosen(input_rules.tiles, make_facts(size=(2000, 3000)), min_size=2000, max_size=3000) == {}
     large = make_facts(size=(2000, 3000), sides=(15, 15))
-    found = chosen(training_rules.evaluation, large, max_minutes=5.0, resize_mode="native")
+    found = chosen(input_rules.tiles, large, resize_mode="native")
     assert found["tile_size"] == 1536
     assert found["tile_overlap"] >= 15
 

@@ -67,16 +67,7 @@ class ExampleMaker:
         most = int(counts.max(initial=0))
         # No object is left out: one without a row would be taught as background.
         self.rows = max(config.max_instances, 2 * most if config.copy_paste_probability else most)
-        if most > config.max_instances:
-            logging.getLogger(__name__).warning(
-                "%d of %d images have more than max_instances=%d objects (up to %d): all boxes are trained on, and the "
-                "masks of a random %d per image in each epoch",
-                int((counts > config.max_instances).sum()),
-                len(dataset),
-                config.max_instances,
-                most,
-                config.max_instances,
-            )
+        self._warned = False
         self._columns = [tf.constant(c) for c in (dataset.paths, dataset.by_pillow, dataset.spans, dataset.turns)]
 
     def draw(self, index: int, epoch: int, repeat: int = 0) -> Drawn:
@@ -114,12 +105,22 @@ class ExampleMaker:
         rows = self.dataset.rows(index)
         objects = self.dataset.boxes[rows][~self.dataset.is_crowd[rows]]
         transform = augment.draw_transform(height, width, objects, self.config, rng)
-        return transform, transform_instances(self.dataset.instances(index, self.config.mask_resolution), transform)
+        # Masks of what the crop shows alone: those of all objects of a large image take longer than a training step.
+        instances = self.dataset.instances(index, self.config.mask_resolution, transform.window)
+        return transform, transform_instances(instances, transform)
 
     def _masked_first(self, instances: Instances, rng: np.random.Generator) -> Instances:
         """Masks and frames of at most max_instances objects, drawn where there are more; boxes of all, these first."""
         most = self.config.max_instances
         if len(instances["boxes"]) > most:
+            if not self._warned:
+                self._warned = True
+                logging.getLogger(__name__).warning(
+                    "a training image shows %d objects, more than max_instances=%d: all boxes are trained on, and the "
+                    "masks of so many of them, drawn anew in each epoch",
+                    len(instances["boxes"]),
+                    most,
+                )
             real = np.flatnonzero(~instances["is_crowd"])
             chosen = np.sort(rng.choice(real, min(most, len(real)), replace=False))
             order = np.concatenate([chosen, np.setdiff1d(np.arange(len(instances["boxes"])), chosen)])

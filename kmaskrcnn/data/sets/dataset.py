@@ -97,20 +97,32 @@ class CocoDataset:
                 masks[i] = rasterize_polygons(segmentation, frame, mask_resolution)
         return masks
 
-    def instances(self, index: int, mask_resolution: int = 112) -> dict[str, np.ndarray]:
+    def instances(
+        self, index: int, mask_resolution: int = 112, window: tuple[int, int, int, int] | None = None
+    ) -> dict[str, np.ndarray]:
         """Ground truth of one image in its own pixels.
+
+        Args:
+            index: of the image.
+            mask_resolution: m.
+            window: (y, x, height, width) of the part of the image that objects must reach into; default: all of it.
 
         Returns:
             boxes (N, 4) float32 yxyx, classes (N,) int32 in 1..C, is_crowd (N,) bool, masks (N, m, m) uint8 coverage
             0..255 of the cells of mask_frames (N, 4) float32 yxyx.
         """
-        rows = self.rows(index)
+        own = self.rows(index)
+        rows = np.arange(own.start, own.stop)
+        if window is not None:
+            y, x, height, width = window
+            boxes = self.boxes[rows]
+            rows = rows[((boxes[:, 2:] > (y, x)) & (boxes[:, :2] < (y + height, x + width))).all(axis=1)]
         return {
-            "boxes": self.boxes[rows].copy(),
-            "classes": self.classes[rows].copy(),
-            "is_crowd": self.is_crowd[rows].copy(),
-            "masks": self.masks(np.arange(rows.start, rows.stop), mask_resolution),
-            "mask_frames": self.frames[rows].copy(),
+            "boxes": self.boxes[rows],
+            "classes": self.classes[rows],
+            "is_crowd": self.is_crowd[rows],
+            "masks": self.masks(rows, mask_resolution),
+            "mask_frames": self.frames[rows],
         }
 
     def image(self, index: int) -> np.ndarray:

@@ -115,3 +115,13 @@ def test_cache_gives_the_same_crops_within_its_limit():
             frame = np.array([2.0, 3.0, 20.0, 23.0])
             np.testing.assert_array_equal(cache.crop(key, rle, frame), mask[2:20, 3:23])
     assert 0 < cache.used_bytes <= 200
+
+
+def test_a_crop_is_decoded_from_the_runs_of_its_columns_alone(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = [rng.random((40, 60)) > 0.5, np.ones((40, 60)), np.pad(np.ones((10, 12)), ((13, 17), (20, 28)))]
+    rles = [mask_utils.encode(np.asfortranarray(mask, np.uint8)) for mask in shapes]
+    monkeypatch.setattr(mask_utils, "decode", None)  # which would make an array of the image's size
+    for mask, rle in zip(shapes, rles, strict=True):
+        for y0, x0, y1, x1 in ((0, 0, 40, 60), (13, 20, 23, 32), (39, 59, 40, 60), (0, 5, 40, 6)):
+            np.testing.assert_array_equal(decode_crop(rle, np.array([y0, x0, y1, x1])), mask[y0:y1, x0:x1])

@@ -103,12 +103,18 @@ class MaskRCNN(KerasInterface):
             config.box_conv_channels,
             config.box_fc_channels,
             config.head_norm,
+            config.box_class_agnostic,
             dtype=policy,
             name="box_head",
         )
         self.box_head.build((None, config.box_pool_size, config.box_pool_size, config.fpn_channels))
         self.mask_head = MaskHead(
-            config.num_classes, config.mask_conv_channels, config.head_norm, dtype=policy, name="mask_head"
+            config.num_classes,
+            config.mask_conv_channels,
+            config.head_norm,
+            config.mask_class_agnostic,
+            dtype=policy,
+            name="mask_head",
         )
         self.mask_head.build((None, config.mask_pool_size, config.mask_pool_size, config.fpn_channels))
         self.built = True

@@ -124,6 +124,7 @@ class ModelConfig:
     box_fc_channels: tuple[int, ...] = _setting(
         (1024, 1024), "Units of the box head's fully connected layers.", **_POSITIVE
     )
+    box_class_agnostic: bool = _setting(False, "The box head predicts one box per RoI, whatever its class.")
     box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the box head's loss; 0: L1.", low=0)
     mask_pool_size: int = _setting(
         14, "Side of the RoIAlign output for the mask head; masks are twice that.", **_POSITIVE
@@ -131,6 +132,7 @@ class ModelConfig:
     mask_conv_channels: tuple[int, ...] = _setting(
         (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions.", **_POSITIVE
     )
+    mask_class_agnostic: bool = _setting(False, "The mask head predicts one mask per RoI, whatever its class.")
     head_norm: str = _setting("none", "Normalization in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
     binary_mask_targets: bool = _setting(
         True, "Mask targets are thresholded at one half (Detectron2); False leaves them soft (torchvision)."

@@ -84,15 +84,21 @@ class GpuFunctions:
     def boxes(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
         """The box head."""
         logits, deltas = self.model.box_head(pooled)
-        return {"scores": ops.softmax(logits, axis=-1), "deltas": ops.reshape(deltas, (-1, 4 * logits.shape[-1]))}
+        deltas = ops.reshape(deltas, (-1, 4 * deltas.shape[1]))
+        if self.model.config.box_class_agnostic:  # the host reads those of each class; GPUs take products, not tiling
+            deltas = ops.matmul(deltas, ops.tile(ops.eye(4), (1, logits.shape[-1])))
+        return {"scores": ops.softmax(logits, axis=-1), "deltas": deltas}
 
     def masks(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
         """The mask head as the paper draws it: MaskHead computes one class's mask by a product GPUs do not take."""
         head = self.model.mask_head
         for conv, norm in zip(head.convs, head.norms, strict=True):
             pooled = ops.relu(apply_norm(norm, conv(pooled), training=False))
-        kernel = ops.transpose(head.logits_kernel)[None, None]  # (C + 1, F) -> (1, 1, F, C + 1)
-        return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + head.logits_bias)}
+        kernel, bias = ops.convert_to_tensor(head.logits_kernel), ops.convert_to_tensor(head.logits_bias)
+        if head.class_agnostic:  # the host reads the one of each object's class
+            kernel, bias = (ops.repeat(x, head.num_classes + 1, axis=0) for x in (kernel, bias))
+        kernel = ops.transpose(kernel)[None, None]  # (C + 1, F) -> (1, 1, F, C + 1)
+        return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + bias)}
 
 
 def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") -> tuple[bytes, str]:

@@ -25,13 +25,16 @@ _CLASS_SCORES, _OFFSETS = "roi_heads.box_predictor.cls_score.weight", "roi_heads
 _MASKS = ("roi_heads.mask_predictor.mask_fcn_logits.weight", "roi_heads.mask_head.predictor.weight")
 
 
-def check_architecture(tensors: Mapping[str, np.ndarray], source: str, fresh_masks: bool = False) -> None:
+def check_architecture(
+    tensors: Mapping[str, np.ndarray], source: str, fresh_masks: bool = False, class_agnostic: bool = False
+) -> None:
     """Raise WeightsError, with what it is, for a detector that is no Mask R-CNN of ours.
 
     Args:
         tensors: of a file of torchvision or Detectron2, under its own names.
         source: the file, for messages.
         fresh_masks: a Faster R-CNN is wanted, with a new mask head.
+        class_agnostic: heads that are so can be read.
     """
     for pattern, what in _OTHERS:
         if any(re.match(pattern, name) for name in tensors):
@@ -39,15 +42,12 @@ def check_architecture(tensors: Mapping[str, np.ndarray], source: str, fresh_mas
                 raise WeightsError(f"{source}: is {what}; only Mask R-CNN with a feature pyramid can be read")
             break
     scores, offsets = tensors.get(_CLASS_SCORES), tensors.get(_OFFSETS)
-    if scores is not None and offsets is not None and len(scores) > 2 and len(offsets) == 4:
-        raise WeightsError(
-            f"{source}: its boxes are class-agnostic, one for all classes; only those per class can be read"
-        )
     masks = next((tensors[name] for name in _MASKS if name in tensors), None)
-    if masks is not None and scores is not None and len(scores) > 2 and len(masks) == 1:
-        raise WeightsError(
-            f"{source}: its masks are class-agnostic, one for all classes; only those per class can be read"
-        )
+    for what, rows, one in (("boxes", offsets, 4), ("masks", masks, 1)):
+        if scores is not None and len(scores) > 2 and rows is not None and len(rows) == one and not class_agnostic:
+            raise WeightsError(
+                f"{source}: its {what} are class-agnostic, one for all classes; they are read from Detectron2 alone"
+            )
     if scores is not None and masks is None and not fresh_masks:
         raise WeightsError(f"{source}: is a Faster R-CNN, without masks; --fresh_masks loads it with a new mask head")
     if masks is not None and fresh_masks:

@@ -1,7 +1,8 @@
 """Weights of Detectron2's Mask R-CNN models with a ResNet-FPN: the model zoo's .pkl, and .pth of its trainer.
 
 What the conversion takes care of: BGR pixels become RGB, the background class moves from the end to the front, and
-the box offsets and masks, which the background has none of there, get a row of zeros for it.
+the box offsets and masks, which the background has none of there, get a row of zeros for it unless there is one row for
+all classes.
 
 What stays different (see `DIFFERENCES`): the number of RoIAlign samples, which Detectron2 lets grow with the RoI.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kmaskrcnn.config import ModelConfig
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
 from kmaskrcnn.weights.architectures import check_architecture
@@ -37,6 +39,8 @@ DETECTRON2_SEMANTICS = {
     "roi_aligned": True,
     "roi_sampling_ratio": 0,
     "binary_mask_targets": True,
+    "box_class_agnostic": False,
+    "mask_class_agnostic": False,
 }
 DIFFERENCES = (
     "training masks are thresholded crops of the stored masks; Detectron2 rasterizes the polygons in each RoI",
@@ -58,12 +62,12 @@ def _background_first(x: np.ndarray) -> np.ndarray:
     return np.roll(x, 1, axis=0)  # rows 1..C, 0 -> 0..C
 
 
-def _with_background(rows: int) -> Transform:
+def _with_background(rows: int, class_agnostic: bool) -> Transform:
     """Zeros in front, for the rows that the background has in torchvision and not here."""
-    return lambda x: np.concatenate([np.zeros((rows, *x.shape[1:]), x.dtype), x])
+    return _same if class_agnostic else lambda x: np.concatenate([np.zeros((rows, *x.shape[1:]), x.dtype), x])
 
 
-def _spelling(rgb: bool, heads: Mapping[str, str]) -> Any:
+def _spelling(rgb: bool, heads: Mapping[str, str], config: ModelConfig) -> Any:
     def spell(name: str) -> tuple[tuple[str, ...], Transform]:
         module, _, leaf = name.rpartition(".")
         if module == "backbone.body.conv1":
@@ -71,9 +75,9 @@ def _spelling(rgb: bool, heads: Mapping[str, str]) -> Any:
         if module == "roi_heads.box_predictor.cls_score":
             return (name,), _background_first
         if module == "roi_heads.box_predictor.bbox_pred":
-            return (name,), _with_background(4)
+            return (name,), _with_background(4, config.box_class_agnostic)
         if module == "roi_heads.mask_predictor.mask_fcn_logits":
-            return (f"roi_heads.mask_head.predictor.{leaf}",), _with_background(1)
+            return (f"{_module(module, heads)}.{leaf}",), _with_background(1, config.mask_class_agnostic)
         return (f"{_module(module, heads)}.{leaf}",), _same
 
     return spell
@@ -99,6 +103,7 @@ def _module(name: str, heads: Mapping[str, str]) -> str:
         "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
         "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
         "roi_heads.mask_predictor.conv5_mask": "roi_heads.mask_head.deconv",
+        "roi_heads.mask_predictor.mask_fcn_logits": "roi_heads.mask_head.predictor",
     }
     return fixed.get(name, name)
 
@@ -158,7 +163,7 @@ def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> d
     """
     source = os.fspath(path)
     tensors = read_tensors(source)
-    check_architecture(tensors, source, fresh_masks)
+    check_architecture(tensors, source, fresh_masks, class_agnostic=True)
     caffe = _is_caffe(tensors)
     has_counters = any(name.startswith(_STEM) and name.endswith("num_batches_tracked") for name in tensors)
     if f"{_STEM}.norm.running_mean" not in tensors and f"{_STEM}.norm.weight" in tensors:
@@ -187,6 +192,7 @@ def _sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
         "backbone.fpn.inner_blocks.0.1",
         "rpn.head.cls_logits",
         "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
         "roi_heads.mask_predictor.conv5_mask",
         "roi_heads.mask_predictor.mask_fcn_logits",
         *(f"roi_heads.mask_head.{i}.{part}" for i in range(masks) for part in (0, 1)),
@@ -244,7 +250,7 @@ def detectron2_entries(model: MaskRCNN, rgb: bool) -> list[Entry]:
     """An entry for every weight of the model, by the tensors of Detectron2."""
     config = model.config
     heads = _head_modules(config.rpn_conv_layers, len(config.box_conv_channels), len(config.box_fc_channels))
-    return respelled(torchvision_entries(model), _spelling(rgb, heads))
+    return respelled(torchvision_entries(model), _spelling(rgb, heads, config))
 
 
 def load_detectron2(

@@ -18,8 +18,6 @@ _MUST_BE = (
     ("MODEL.MASK_ON", True, "masks are off: --fresh_masks loads a Faster R-CNN;"),
     ("MODEL.KEYPOINT_ON", False, "keypoints"),
     ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "the heads"),
-    ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "class-agnostic boxes"),
-    ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "class-agnostic masks"),
     ("MODEL.RESNETS.NUM_GROUPS", 1, "ResNeXt groups"),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0, "the offset of the anchors"),
 )
@@ -98,6 +96,8 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
             "anchor_sizes": tuple(float(level[0]) for level in sizes),
             "anchor_aspect_ratios": _floats(ratios[0]),
             "roi_aligned": get("MODEL.ROI_BOX_HEAD.POOLER_TYPE") == "ROIAlignV2",
+            "box_class_agnostic": bool(get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")),
+            "mask_class_agnostic": bool(get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")),
         }
         return SourceConfig(settings, rgb, int(get("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")))
     except (TypeError, ValueError) as error:

@@ -44,6 +44,7 @@ _BODY = "backbone.body."
 _COUNTER = ".num_batches_tracked"  # PyTorch counts the batches a normalization has seen; that is no weight
 # Of MobileNetV2's blocks 0 to 17.
 _MOBILENET_WIDTHS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
+_MASK_LOGITS = "roi_heads.mask_predictor.mask_fcn_logits.weight"
 _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
 # What the classifier that became the backbone may have left behind.
 _SPARE = re.compile(r"backbone\.body\.(fc|classifier|18)\.")
@@ -167,7 +168,8 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
         name = f"roi_heads.box_head.{len(box.convs) + 1 + 2 * i}" if box.convs else f"roi_heads.box_head.fc{6 + i}"
         layer(name, fc, _flattened(pool, pool) if i == 0 else _dense)
     layer("roi_heads.box_predictor.cls_score", box.class_logits, _dense, last=True)
-    layer("roi_heads.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same), last=True)
+    last = not box.class_agnostic
+    layer("roi_heads.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same), last)
 
     mask = model.mask_head
     for i, conv in enumerate(mask.convs):
@@ -175,8 +177,8 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
         norm(f"roi_heads.mask_head.{i}.1", mask.norms[i])
     layer("roi_heads.mask_predictor.conv5_mask", mask.deconv, _conv)
     logits = "roi_heads.mask_predictor.mask_fcn_logits"
-    add(f"{logits}.weight", mask.logits_kernel, lambda x: x[:, :, 0, 0], last=True)
-    add(f"{logits}.bias", mask.logits_bias, _same, last=True)
+    add(f"{logits}.weight", mask.logits_kernel, lambda x: x[:, :, 0, 0], last=not mask.class_agnostic)
+    add(f"{logits}.bias", mask.logits_bias, _same, last=not mask.class_agnostic)
     return entries
 
 
@@ -297,17 +299,21 @@ def head_sizes(tensors: Mapping[str, np.ndarray], source: str, background: bool 
         "box_pool_size": math.isqrt(size(first_fc, 1) // (convs[-1] if convs else channels)),
         "box_conv_channels": convs,
         "box_fc_channels": fcs,
+        # Of one class both kinds are the same.
+        "box_class_agnostic": classes > 2 and size("roi_heads.box_predictor.bbox_pred.weight") == 4,
+        "mask_class_agnostic": classes > 2 and len(tensors.get(_MASK_LOGITS, ())) == 1,
         "mask_conv_channels": widths(r"roi_heads\.mask_head\.(\d+)\.0\.weight"),
         "head_norm": norm_at("roi_heads.mask_head.0.1"),
     }
     if not any("mask" in name for name in tensors):  # a Faster R-CNN, whose mask head will be a new one
         settings |= {"mask_conv_channels": (channels,) * 4, "head_norm": norm_at("roi_heads.box_head.0.1")}
-    check_shapes(tensors, _head_shapes(settings, rpn, classes - (not background)), source)
+    rows = 1 if settings["mask_class_agnostic"] else classes - (not background)
+    check_shapes(tensors, _head_shapes(settings, rpn, rows), source)
     return settings
 
 
 def _head_shapes(settings: Mapping[str, Any], rpn: int, rows: int) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of the heads' kernels by `head_sizes`' settings, with so many rows for box offsets and masks."""
+    """The shapes of the heads' kernels by `head_sizes`' settings, with so many rows for masks."""
     channels, convs, fcs = settings["fpn_channels"], settings["box_conv_channels"], settings["box_fc_channels"]
     masks, pool = settings["mask_conv_channels"], settings["box_pool_size"]
     chains = {"rpn.head.conv": (rpn,) * settings["rpn_conv_layers"], "roi_heads.box_head": convs}
@@ -325,7 +331,7 @@ def _head_shapes(settings: Mapping[str, Any], rpn: int, rows: int) -> dict[str, 
         "rpn.head.cls_logits.weight": (None, rpn, 1, 1),
         "roi_heads.box_predictor.cls_score.weight": (settings["num_classes"] + 1, fcs[-1] if fcs else flat),
         "roi_heads.mask_predictor.conv5_mask.weight": (last, None, 2, 2),
-        "roi_heads.mask_predictor.mask_fcn_logits.weight": (rows, last, 1, 1),
+        _MASK_LOGITS: (rows, last, 1, 1),
     }
 
 

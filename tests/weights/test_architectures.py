@@ -46,16 +46,16 @@ def test_a_c4_model_has_no_pyramid_to_tell_it_by(tmp_path):
         detect_format(saved(tmp_path, state))
 
 
-def test_class_agnostic_heads_are_named(tmp_path):
-    state = detectron2_state()
-    for name in ("weight", "bias"):
-        state[f"roi_heads.box_predictor.bbox_pred.{name}"] = state[f"roi_heads.box_predictor.bbox_pred.{name}"][:4]
-    with pytest.raises(WeightsError, match="its boxes are class-agnostic"):
-        detectron2_settings(saved(tmp_path, state))
-    state = detectron2_state()
-    state["roi_heads.mask_head.predictor.weight"] = state["roi_heads.mask_head.predictor.weight"][:1]
-    with pytest.raises(WeightsError, match="its masks are class-agnostic"):
-        detectron2_settings(saved(tmp_path, state))
+def test_class_agnostic_heads_of_torchvision_are_named(tmp_path):
+    for name, rows, words in (
+        ("box_predictor.bbox_pred", 4, "its boxes are class-agnostic, .* read from Detectron2 alone"),
+        ("mask_predictor.mask_fcn_logits", 1, "its masks are class-agnostic, .* read from Detectron2 alone"),
+    ):
+        state = torchvision_state()
+        state[f"roi_heads.{name}.weight"] = state[f"roi_heads.{name}.weight"][:rows]
+        write_tensors(tmp_path / "w.safetensors", state)
+        with pytest.raises(WeightsError, match=words):
+            torchvision_settings(tmp_path / "w.safetensors")
 
 
 def test_a_faster_rcnn_loads_on_request_with_a_fresh_mask_head(tmp_path):

@@ -106,6 +106,41 @@ def test_scores_follow_the_classes(tmp_path):
     assert not np.asarray(deltas)[0, 0].any() and np.asarray(deltas)[0, 1:].all()
 
 
+def class_agnostic(state):
+    """The same with one box and one mask for all classes."""
+    rows = {"roi_heads.box_predictor.bbox_pred": 4, "roi_heads.mask_head.predictor": 1}
+    return {name: value[: rows.get(name.rpartition(".")[0])] for name, value in state.items()}
+
+
+def test_class_agnostic_heads(tmp_path):
+    state = class_agnostic(detectron2_state())
+    model, report = opened(tmp_path, state)
+    assert report.unused == report.untouched == ()
+    assert model.config.box_class_agnostic and model.config.mask_class_agnostic
+    # Detectron2's are dx, dy, dw, dh.
+    rows = state["roi_heads.box_predictor.bbox_pred.weight"][[1, 0, 3, 2]]
+    np.testing.assert_array_equal(model.box_head.deltas.kernel.numpy(), rows.T)
+    mask = state["roi_heads.mask_head.predictor.weight"][:, :, 0, 0]
+    np.testing.assert_array_equal(model.mask_head.logits_kernel.numpy(), mask)
+    # Their last layers but the scores serve other classes too.
+    path = saved(tmp_path, state)
+    other = MaskRCNN(**detectron2_settings(path) | {"num_classes": 7})
+    assert load_detectron2(other, path, new_classes=True).untouched == (
+        "box_head/class_logits/kernel",
+        "box_head/class_logits/bias",
+    )
+
+
+def test_of_one_class_both_kinds_are_the_same(tmp_path):
+    path = saved(tmp_path, detectron2_state(classes=1))
+    model, agnostic = (MaskRCNN(**detectron2_settings(path) | {"box_class_agnostic": k}) for k in (False, True))
+    assert not MaskRCNN(**detectron2_settings(path)).config.box_class_agnostic
+    for each in (model, agnostic):
+        load_detectron2(each, path)
+    found, expected = (m.box_head(np.ones((1, 7, 7, 8), "float32"))[1] for m in (agnostic, model))
+    np.testing.assert_array_equal(found[:, 0], expected[:, 1])
+
+
 def test_misfits_name_detectron2s_tensors(tmp_path):
     state = detectron2_state()
     del state["proposal_generator.rpn_head.anchor_deltas.bias"]

@@ -94,7 +94,9 @@ class ModelConfig:
         1000, "Proposals kept per image over all levels after NMS, in inference.", **_POSITIVE
     )
     rpn_min_size: float = _setting(0.0, "Proposals with a side of at most this many pixels are dropped.", low=0)
+    rpn_box_loss: str = _setting("smooth_l1", "Box loss of the RPN: of offsets, or of boxes.", ("smooth_l1", "giou"))
     rpn_box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the RPN box loss; 0: L1.", low=0)
+    rpn_box_loss_weight: float = _setting(1.0, "Weight of the RPN box loss in the total loss.", **_POSITIVE)
     rpn_loss_normalizer: str = _setting(
         "batch_size",
         "RPN losses are divided by rpn_batch_size (Detectron2) or by the number of anchors sampled (torchvision).",
@@ -125,7 +127,11 @@ class ModelConfig:
         (1024, 1024), "Units of the box head's fully connected layers.", **_POSITIVE
     )
     box_class_agnostic: bool = _setting(False, "The box head predicts one box per RoI, whatever its class.")
+    box_loss: str = _setting(
+        "smooth_l1", "Box loss of the box head: of offsets, or of boxes (GIoU).", ("smooth_l1", "giou")
+    )
     box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the box head's loss; 0: L1.", low=0)
+    box_loss_weight: float = _setting(1.0, "Weight of the box head's box loss in the total loss.", **_POSITIVE)
     mask_pool_size: int = _setting(
         14, "Side of the RoIAlign output for the mask head; masks are twice that.", **_POSITIVE
     )

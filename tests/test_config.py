@@ -47,6 +47,12 @@ def test_field_names_are_unique_and_documented():
         ({"learning_rate": float("nan")}, "learning_rate=nan: must be above 0"),
         ({"drop_at": (0.9, 0.6)}, "drop_at=.*increasing"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
+        ({"box_loss": "diou"}, "box_loss='diou': choose one of smooth_l1, giou"),
+        ({"rpn_box_loss": "iou"}, "rpn_box_loss='iou': choose one of smooth_l1, giou"),
+        ({"box_loss_weight": 0.0}, "box_loss_weight=0.0: must be above 0"),
+        ({"rpn_box_loss_weight": -1.0}, "rpn_box_loss_weight=-1.0: must be above 0"),
+        ({"box_class_agnostic": 1}, "box_class_agnostic=1: expected bool"),
+        ({"mask_class_agnostic": "no"}, "mask_class_agnostic='no': expected bool"),
         ({"dtype": "float16"}, "dtype='float16': choose one of auto, float32"),
     ],
 )

@@ -182,20 +182,23 @@ def box_head_losses(
         sample: the RoIs.
         gt_boxes: (B, N, 4) yxyx pixels.
         normalizer: what both sums are divided by, the number of all sampled RoIs.
-        config: box_loss_beta.
+        config: box_loss, box_loss_beta, box_loss_weight.
     """
     valid = ops.cast(sample.is_valid, "float32")
     positive = ops.cast(sample.is_positive, "float32")
     class_loss = ops.sum(loss_ops.softmax_cross_entropy(logits, sample.classes) * valid) / normalizer
-    targets = box_ops.encode(box_ops.take_rows(gt_boxes, sample.matched), sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS)
+    targets = box_ops.take_rows(gt_boxes, sample.matched)  # (B, R, 4)
     if deltas.shape[2] == 1:
         own = deltas[:, :, 0]
     else:
         # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B, R, 4)
         own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(sample.classes, (-1, 1)))
         own = ops.reshape(own, ops.shape(targets))
-    box = loss_ops.smooth_l1(own, targets, config.box_loss_beta) * positive[..., None]
-    return {"class": class_loss, "box": ops.sum(box) / normalizer}
+    box = loss_ops.box_regression(
+        own, sample.boxes, targets, box_ops.BOX_HEAD_CODING_WEIGHTS, config.box_loss, config.box_loss_beta
+    )
+    box_loss = ops.sum(box * positive[..., None]) / normalizer
+    return {"class": class_loss, "box": config.box_loss_weight * box_loss}
 
 
 def detect_boxes(

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 DETECTRON2_SEMANTICS = {
     "round_anchors": False,
     "fit_anchor_strides": False,
+    "rpn_box_loss": "smooth_l1",
     "rpn_box_loss_beta": 0.0,
+    "box_loss": "smooth_l1",
     "box_loss_beta": 0.0,
     "rpn_loss_normalizer": "batch_size",
     "rpn_post_nms_top_k_train": 1000,

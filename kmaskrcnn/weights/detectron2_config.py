@@ -64,10 +64,12 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
     """
     tree, source = _tree(path), os.fspath(path)
 
-    def get(name: str) -> Any:
+    def get(name: str, *default: Any) -> Any:
         value: Any = tree
         for key in name.split("."):
             if not isinstance(value, Mapping) or key not in value:
+                if default:
+                    return default[0]
                 raise WeightsError(f"{source}: has no {name}; give the whole config.yaml that training wrote")
             value = value[key]
         return value
@@ -99,6 +101,11 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
             "box_class_agnostic": bool(get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")),
             "mask_class_agnostic": bool(get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")),
         }
+        for ours, theirs in (("box_loss", "MODEL.ROI_BOX_HEAD"), ("rpn_box_loss", "MODEL.RPN")):
+            # Versions before 2020 have neither; of the losses of boxes this one is here.
+            if get(f"{theirs}.BBOX_REG_LOSS_TYPE", "smooth_l1") == "giou":
+                settings[ours] = "giou"
+            settings[f"{ours}_weight"] = float(get(f"{theirs}.BBOX_REG_LOSS_WEIGHT", 1.0))
         return SourceConfig(settings, rgb, int(get("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{source}: a setting of another kind than expected ({reason(error)})") from None

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 TORCHVISION_SEMANTICS = {
     "round_anchors": True,
     "fit_anchor_strides": True,
+    "rpn_box_loss": "smooth_l1",
     "rpn_box_loss_beta": 1 / 9,
+    "box_loss": "smooth_l1",
     "box_loss_beta": 1 / 9,
     "rpn_loss_normalizer": "sampled",
     "rpn_post_nms_top_k_train": 2000,

@@ -150,6 +150,7 @@ def test_source_config_settles_what_the_file_leaves_open(tmp_path):
     # A list that stands in two places is written once, as in Detectron2's own files.
     tree["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"] = weights = [10.0, 10.0, 5.0, 5.0]
     tree["MODEL"]["ROI_BOX_CASCADE_HEAD"] = {"BBOX_REG_WEIGHTS": [weights]}
+    tree["MODEL"]["ROI_BOX_HEAD"] |= {"BBOX_REG_LOSS_TYPE": "giou", "BBOX_REG_LOSS_WEIGHT": 10.0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert "&id001" in (tmp_path / "config.yaml").read_text()
     path = saved(tmp_path, detectron2_state(caffe=False))
@@ -157,6 +158,8 @@ def test_source_config_settles_what_the_file_leaves_open(tmp_path):
     config = imported.config
     assert config.model.backbone_norm == "sync_bn" and config.model.image_std == (58.395, 57.12, 57.375)
     assert config.model.anchor_sizes == (16, 32, 64, 128, 256) and config.data.min_size == 640
+    assert (config.model.box_loss, config.model.box_loss_weight) == ("giou", 10.0)
+    assert (config.model.rpn_box_loss, config.model.rpn_box_loss_weight) == ("smooth_l1", 1.0)
     assert config.model.nms_iou == 0.4 and config.model.max_detections == 50
     bgr = import_file(path, options={"rgb": False}, image_std=(1.0, 1.0, 1.0), backbone_stride_in_1x1=False)
     ours, theirs = (m.backbone.get_layer("conv1").kernel.numpy() for m in (imported.model, bgr.model))

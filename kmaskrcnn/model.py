@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from kmaskrcnn import backbones
 from kmaskrcnn.backbones.folding import fold_normalization
 from kmaskrcnn.keras_interface import LOSSES, KerasInterface, num_replicas
 from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
+from kmaskrcnn.layers.cascade import Cascade, scale_gradient
 from kmaskrcnn.layers.fpn import FPN
 from kmaskrcnn.layers.mask_head import MaskHead
 from kmaskrcnn.layers.roi_align import RoIAlign
@@ -98,16 +100,14 @@ class MaskRCNN(KerasInterface):
         }
         self.box_roi_align = RoIAlign(config.box_pool_size, name="box_roi_align", **pool)
         self.mask_roi_align = RoIAlign(config.mask_pool_size, name="mask_roi_align", **pool)
-        self.box_head = BoxHead(
-            config.num_classes,
-            config.box_conv_channels,
-            config.box_fc_channels,
-            config.head_norm,
-            config.box_class_agnostic,
-            dtype=policy,
-            name="box_head",
-        )
-        self.box_head.build((None, config.box_pool_size, config.box_pool_size, config.fpn_channels))
+        head = (config.num_classes, config.box_conv_channels, config.box_fc_channels, config.head_norm)
+        pooled = (None, config.box_pool_size, config.box_pool_size, config.fpn_channels)
+        stages = len(config.cascade_ious)
+        self.box_head = BoxHead(*head, config.box_class_agnostic or stages > 0, dtype=policy, name="box_head")
+        self.box_head.build(pooled)
+        self.cascade = Cascade(stages, *head, dtype=policy, name="cascade") if stages else None
+        if self.cascade is not None:
+            self.cascade.build(pooled)
         self.mask_head = MaskHead(
             config.num_classes,
             config.mask_conv_channels,
@@ -141,8 +141,12 @@ class MaskRCNN(KerasInterface):
             return counts
         normalizers = inputs["normalizers"] if "normalizers" in inputs else _over_replicas(counts)
         losses = rpn_losses(rpn_outputs, anchors, anchor_sample, gt_boxes, normalizers[0], self.config)
-        logits, deltas = self._run_box_head(features, sample.boxes, training)
+        run = functools.partial(self._run_box_head, features, training)
+        logits, deltas = run(self.box_head, sample.boxes)
         losses |= box_head_losses(logits, deltas, sample, gt_boxes, normalizers[1], self.config)
+        if self.cascade is not None:
+            truth = (gt_boxes, gt_classes, gt_valid, gt_crowd)
+            losses |= self.cascade.stage_losses(run, deltas, sample, truth, image_shapes, normalizers[1], self.config)
         masks, frames = inputs["masks"], inputs["mask_frames"]
         losses["mask"] = self._mask_loss(features, sample, masks, frames, normalizers[2], training)
         return losses
@@ -211,7 +215,10 @@ class MaskRCNN(KerasInterface):
         self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes (B, D, 4), scores (B, D), classes (B, D) and their number (B,), as for `detect`."""
-        logits, deltas = self._run_box_head(features, proposals)
+        run = functools.partial(self._run_box_head, features, False)
+        logits, deltas = run(self.box_head, proposals)
+        if self.cascade is not None:
+            logits, deltas, proposals = self.cascade.refine(run, logits, deltas, proposals, image_shapes)
         return detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes)
 
     def find_masks(self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
@@ -220,12 +227,14 @@ class MaskRCNN(KerasInterface):
         return ops.sigmoid(self.mask_head(pooled, classes, training=False))
 
     def _run_box_head(
-        self, features: dict[str, Tensor], boxes: Tensor, training: bool = False
+        self, features: dict[str, Tensor], training: bool, head: BoxHead, boxes: Tensor
     ) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_align(features, boxes)  # (B, R, S, S, C)
+        if training and self.cascade is not None:  # all stages together teach the pyramid as much as one box head does
+            pooled = scale_gradient(pooled, 1.0 / len(self.config.cascade_ious))
         rois = boxes.shape[1]
         pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
-        logits, deltas = self.box_head(pooled, training=training)
+        logits, deltas = head(pooled, training=training)
         logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
         return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
 

@@ -127,6 +127,12 @@ class ModelConfig:
         (1024, 1024), "Units of the box head's fully connected layers.", **_POSITIVE
     )
     box_class_agnostic: bool = _setting(False, "The box head predicts one box per RoI, whatever its class.")
+    cascade_ious: tuple[float, ...] = _setting(
+        (),
+        "Cascade R-CNN: from which IoU on RoIs are positives, for each box head in a row, e.g. 0.5,0.6,0.7; all are "
+        "class-agnostic. Empty: one box head.",
+        **_SHARE,
+    )
     box_loss: str = _setting(
         "smooth_l1", "Box loss of the box head: of offsets, or of boxes (GIoU).", ("smooth_l1", "giou")
     )

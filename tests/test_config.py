@@ -53,6 +53,11 @@ def test_field_names_are_unique_and_documented():
         ({"rpn_box_loss_weight": -1.0}, "rpn_box_loss_weight=-1.0: must be above 0"),
         ({"box_class_agnostic": 1}, "box_class_agnostic=1: expected bool"),
         ({"mask_class_agnostic": "no"}, "mask_class_agnostic='no': expected bool"),
+        ({"cascade_ious": (0.5,)}, "cascade_ious=.*a cascade has at least two box heads"),
+        ({"cascade_ious": (0.5, 0.7, 0.6)}, "cascade_ious=.*must be in increasing order"),
+        ({"cascade_ious": (0.5, 60.0)}, r"cascade_ious=.*every number must lie in 0\.\.1"),
+        ({"cascade_ious": (0.6, 0.7)}, "cascade_ious=.*the first must be roi_positive_iou"),
+        ({"cascade_ious": 3}, "cascade_ious=3: expected a tuple"),
         ({"dtype": "float16"}, "dtype='float16': choose one of auto, float32"),
     ],
 )

@@ -113,7 +113,7 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         The flatbuffer, and by what it was found to be fully accelerated, as for `check_accelerated`.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, another quantization, class_agnostic_nms, or a
+        ConfigError: a size that is no multiple of 32, another quantization, a cascade, class_agnostic_nms, or a
             roi_sampling_ratio of 0.
         ExportError: a graph is not fully accelerated; the message says by what that was found.
     """
@@ -121,6 +121,8 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)} for the GPU")
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
         raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
+    if model.config.cascade_ious:
+        raise ConfigError("cascade_ious: the host's steps have one box head; export a cascade as .tflite for the CPU")
     if model.config.class_agnostic_nms:
         raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
     if not model.config.roi_sampling_ratio:

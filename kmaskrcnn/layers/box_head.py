@@ -172,7 +172,13 @@ def sample_rois(
 
 
 def box_head_losses(
-    logits: Tensor, deltas: Tensor, sample: RoISample, gt_boxes: Tensor, normalizer: Tensor, config: ModelConfig
+    logits: Tensor,
+    deltas: Tensor,
+    sample: RoISample,
+    gt_boxes: Tensor,
+    normalizer: Tensor,
+    config: ModelConfig,
+    weights: tuple[float, ...] = box_ops.BOX_HEAD_CODING_WEIGHTS,
 ) -> dict[str, Tensor]:
     """Scalars `class` and `box` (Fast R-CNN, equation 1).
 
@@ -183,6 +189,7 @@ def box_head_losses(
         gt_boxes: (B, N, 4) yxyx pixels.
         normalizer: what both sums are divided by, the number of all sampled RoIs.
         config: box_loss, box_loss_beta, box_loss_weight.
+        weights: of the coding of the deltas.
     """
     valid = ops.cast(sample.is_valid, "float32")
     positive = ops.cast(sample.is_positive, "float32")
@@ -194,9 +201,7 @@ def box_head_losses(
         # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B, R, 4)
         own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(sample.classes, (-1, 1)))
         own = ops.reshape(own, ops.shape(targets))
-    box = loss_ops.box_regression(
-        own, sample.boxes, targets, box_ops.BOX_HEAD_CODING_WEIGHTS, config.box_loss, config.box_loss_beta
-    )
+    box = loss_ops.box_regression(own, sample.boxes, targets, weights, config.box_loss, config.box_loss_beta)
     box_loss = ops.sum(box * positive[..., None]) / normalizer
     return {"class": class_loss, "box": config.box_loss_weight * box_loss}
 

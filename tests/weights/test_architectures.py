@@ -11,7 +11,7 @@ from kmaskrcnn.weights.convert import detect_format, import_file
 from kmaskrcnn.weights.detectron2 import detectron2_settings, open_questions
 from kmaskrcnn.weights.detectron2_config import read_source_config
 from kmaskrcnn.weights.torchvision import torchvision_settings
-from tests.weights.state_dicts import detectron2_state, torchvision_state
+from tests.weights.state_dicts import cascade_state, detectron2_state, torchvision_state
 
 ONE = np.zeros((4, 4), "float32")
 
@@ -29,7 +29,7 @@ def without_masks(state):
     ("extra", "words"),
     [
         ("roi_heads.keypoint_head.conv_fcn1.weight", "a Keypoint R-CNN"),
-        ("roi_heads.box_predictor.0.cls_score.weight", "a Cascade R-CNN"),
+        ("roi_heads.box_predictor.0.cls_score.weight", "a Cascade R-CNN of 1 stages; 2 to 5 can be read"),
         ("sem_seg_head.p2.0.weight", "a Panoptic FPN"),
         ("roi_heads.res5.0.conv1.weight", "a C4 model"),
     ],
@@ -168,10 +168,31 @@ def test_source_config_settles_what_the_file_leaves_open(tmp_path):
     assert "nms_iou=0.5 (usual for detectron2)" in bgr.assumptions
 
 
+def test_the_source_config_of_a_cascade(tmp_path):
+    tree, heads = config_tree(), {"IOUS": [0.4, 0.6], "BBOX_REG_WEIGHTS": [[10, 10, 5, 5], [20, 20, 10, 10]]}
+    tree["MODEL"]["ROI_HEADS"]["NAME"], tree["MODEL"]["ROI_BOX_CASCADE_HEAD"] = "CascadeROIHeads", heads
+    tree["MODEL"]["ROI_BOX_HEAD"]["CLS_AGNOSTIC_BBOX_REG"] = True
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    model = import_file(saved(tmp_path, cascade_state(2)), source_config=path).config.model
+    assert (model.cascade_ious, model.roi_positive_iou, model.box_class_agnostic) == ((0.4, 0.6), 0.4, True)
+    heads["BBOX_REG_WEIGHTS"][1] = [10, 10, 5, 5]
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(WeightsError, match="BBOX_REG_WEIGHTS are not 10,10,5,5 times 1, 2, 3"):
+        read_source_config(path)
+
+
+def test_files_of_programs_without_cascades_have_one_box_head(tmp_path):
+    write_tensors(tmp_path / "w.safetensors", torchvision_state())
+    with pytest.raises(WeightsError, match=r"w\.safetensors: has one box head and no cascade_ious; convert it without"):
+        import_file(tmp_path / "w.safetensors", cascade_ious=(0.5, 0.6))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"KEYPOINT_ON": True}, "keypoints cannot be read"),
+        ({"ROI_HEADS": {"NAME": "Res5ROIHeads"}}, "ROI_HEADS.NAME is 'Res5ROIHeads', known are Standard"),
         ({"RESNETS": {**config_tree()["MODEL"]["RESNETS"], "NORM": "LN"}}, "RESNETS.NORM is 'LN', known are"),
         ({"PIXEL_STD": ["a", 1, 1]}, "a setting of another kind than expected"),
         ({"RPN": {}}, r"has no MODEL\.RPN\.NMS_THRESH; give the whole config\.yaml"),

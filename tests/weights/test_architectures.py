@@ -174,7 +174,9 @@ def test_the_source_config_of_a_cascade(tmp_path):
     tree["MODEL"]["ROI_BOX_HEAD"]["CLS_AGNOSTIC_BBOX_REG"] = True
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
-    model = import_file(saved(tmp_path, cascade_state(2)), source_config=path).config.model
+    imported = import_file(saved(tmp_path, cascade_state(2)), source_config=path)
+    assert "cascade_ious=0.4,0.6 (known of this file)" in imported.assumptions
+    model = imported.config.model
     assert (model.cascade_ious, model.roi_positive_iou, model.box_class_agnostic) == ((0.4, 0.6), 0.4, True)
     heads["BBOX_REG_WEIGHTS"][1] = [10, 10, 5, 5]
     path.write_text(yaml.safe_dump(tree))

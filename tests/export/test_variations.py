@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 64, 96
 SETTINGS = TINY | {
     "backbone_norm": "frozen_bn",
     "score_threshold": 0.0,
-    "cascade_ious": (0.5, 0.6, 0.7),
+    "cascade_ious": (0.5, 0.6),
     "mask_class_agnostic": True,
 }
 

@@ -170,6 +170,11 @@ def validate(config: Config) -> None:
     require(
         values["rpn_negative_iou"] <= values["rpn_positive_iou"], "rpn_negative_iou", "must not exceed rpn_positive_iou"
     )
+    cascade = list(values["cascade_ious"])
+    require(len(cascade) != 1, "cascade_ious", "a cascade has at least two box heads")
+    require(cascade == sorted(cascade), "cascade_ious", "must be in increasing order")
+    why = "the first must be roi_positive_iou, by which RoIs are sampled"
+    require(not cascade or cascade[0] == values["roi_positive_iou"], "cascade_ious", why)
     jitter = values["scale_jitter"]
     require(not jitter or jitter[0] <= jitter[1], "scale_jitter", "the smaller factor must come first")
     require(values["crop_size"] % 32 == 0, "crop_size", "must be a multiple of 32 (the stride of C5)")

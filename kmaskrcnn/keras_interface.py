@@ -17,7 +17,7 @@ from kmaskrcnn.ops.tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., None])
 
-LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
+LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")  # and two more for each further stage of a cascade
 _D = ModelConfig  # whose fields are the defaults
 
 
@@ -70,7 +70,9 @@ class KerasInterface(keras.Model):
         rpn_post_nms_top_k_train: int = _D.rpn_post_nms_top_k_train,
         rpn_post_nms_top_k: int = _D.rpn_post_nms_top_k,
         rpn_min_size: float = _D.rpn_min_size,
+        rpn_box_loss: str = _D.rpn_box_loss,
         rpn_box_loss_beta: float = _D.rpn_box_loss_beta,
+        rpn_box_loss_weight: float = _D.rpn_box_loss_weight,
         rpn_loss_normalizer: str = _D.rpn_loss_normalizer,
         roi_batch_size: int = _D.roi_batch_size,
         roi_positive_fraction: float = _D.roi_positive_fraction,
@@ -81,9 +83,14 @@ class KerasInterface(keras.Model):
         box_pool_size: int = _D.box_pool_size,
         box_conv_channels: tuple[int, ...] = _D.box_conv_channels,
         box_fc_channels: tuple[int, ...] = _D.box_fc_channels,
+        box_class_agnostic: bool = _D.box_class_agnostic,
+        cascade_ious: tuple[float, ...] = _D.cascade_ious,
+        box_loss: str = _D.box_loss,
         box_loss_beta: float = _D.box_loss_beta,
+        box_loss_weight: float = _D.box_loss_weight,
         mask_pool_size: int = _D.mask_pool_size,
         mask_conv_channels: tuple[int, ...] = _D.mask_conv_channels,
+        mask_class_agnostic: bool = _D.mask_class_agnostic,
         head_norm: str = _D.head_norm,
         binary_mask_targets: bool = _D.binary_mask_targets,
         mask_target_samples: int = _D.mask_target_samples,
@@ -109,7 +116,9 @@ class KerasInterface(keras.Model):
         self.supports_jit = keras.backend.backend() != "tensorflow"  # the TensorFlow NMS kernel has no XLA form
         # Whether the mask branch runs on every RoI, padded rows too, so that no shape depends on the data.
         self.static_shapes = keras.backend.backend() != "tensorflow"
-        self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in LOSSES}
+        stages = range(2, len(self.config.cascade_ious) + 1)
+        self.loss_names = (*LOSSES, *(f"{loss}_stage{stage}" for stage in stages for loss in ("class", "box")))
+        self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
         self._in_evaluation = False
         self._batch_is_checked = False
         self._build_layers()
@@ -130,14 +139,14 @@ class KerasInterface(keras.Model):
 
         tf.distribute adds the gradients of the replicas up, so without the division the step would grow with them.
         """
-        if y_pred is None or set(y_pred) != set(LOSSES):
+        if y_pred is None or set(y_pred) != set(self.loss_names):
             raise ValueError(
                 "MaskRCNN trains on batches that hold the ground truth (boxes, classes, is_crowd, masks, mask_frames); "
                 f"this batch gave {sorted(y_pred or ())}"
             )
         for name, tracker in self.loss_trackers.items():
             tracker.update_state(y_pred[name])
-        return sum(y_pred[name] for name in LOSSES) / num_replicas()
+        return sum(y_pred[name] for name in self.loss_names) / num_replicas()
 
     # Keras' own loops. Their first batch is looked at before a graph is made of it.
 
@@ -201,7 +210,8 @@ class KerasInterface(keras.Model):
 
     def _named_layers(self) -> dict[str, keras.layers.Layer]:
         """The model, its parts and their layers, from the outside in."""
-        parts = (self.backbone, self.fpn, self.rpn_head, self.box_head, self.mask_head)
+        parts = (self.backbone, self.fpn, self.rpn_head, self.box_head, self.cascade, self.mask_head)
+        parts = tuple(part for part in parts if part is not None)
         inner = {f"{part.name}/{layer.name}": layer for part in parts for layer in part._flatten_layers()}
         return {"": self, **{part.name: part for part in parts}, **inner}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from kmaskrcnn import backbones
 from kmaskrcnn.backbones.folding import fold_normalization
 from kmaskrcnn.keras_interface import LOSSES, KerasInterface, num_replicas
 from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
+from kmaskrcnn.layers.cascade import Cascade, scale_gradient
 from kmaskrcnn.layers.fpn import FPN
 from kmaskrcnn.layers.mask_head import MaskHead
 from kmaskrcnn.layers.roi_align import RoIAlign
@@ -102,17 +104,21 @@ class MaskRCNN(KerasInterface):
         }
         self.box_roi_align = RoIAlign(config.box_pool_size, name="box_roi_align", **pool)
         self.mask_roi_align = RoIAlign(config.mask_pool_size, name="mask_roi_align", **pool)
-        self.box_head = BoxHead(
-            config.num_classes,
-            config.box_conv_channels,
-            config.box_fc_channels,
-            config.head_norm,
-            dtype=policy,
-            name="box_head",
-        )
-        self.box_head.build((None, config.box_pool_size, config.box_pool_size, config.fpn_channels))
+        head = (config.num_classes, config.box_conv_channels, config.box_fc_channels, config.head_norm)
+        pooled = (None, config.box_pool_size, config.box_pool_size, config.fpn_channels)
+        stages = len(config.cascade_ious)
+        self.box_head = BoxHead(*head, config.box_class_agnostic or stages > 0, dtype=policy, name="box_head")
+        self.box_head.build(pooled)
+        self.cascade = Cascade(stages, *head, dtype=policy, name="cascade") if stages else None
+        if self.cascade is not None:
+            self.cascade.build(pooled)
         self.mask_head = MaskHead(
-            config.num_classes, config.mask_conv_channels, config.head_norm, dtype=policy, name="mask_head"
+            config.num_classes,
+            config.mask_conv_channels,
+            config.head_norm,
+            config.mask_class_agnostic,
+            dtype=policy,
+            name="mask_head",
         )
         self.mask_head.build((None, config.mask_pool_size, config.mask_pool_size, config.fpn_channels))
         self.built = True
@@ -139,8 +145,12 @@ class MaskRCNN(KerasInterface):
             return counts
         normalizers = inputs["normalizers"] if "normalizers" in inputs else _over_replicas(counts)
         losses = rpn_losses(rpn_outputs, anchors, anchor_sample, gt_boxes, normalizers[0], self.config)
-        logits, deltas = self._run_box_head(features, sample.boxes, training)
+        run = functools.partial(self._run_box_head, features, training)
+        logits, deltas = run(self.box_head, sample.boxes)
         losses |= box_head_losses(logits, deltas, sample, gt_boxes, normalizers[1], self.config)
+        if self.cascade is not None:
+            truth = (gt_boxes, gt_classes, gt_valid, gt_crowd)
+            losses |= self.cascade.stage_losses(run, deltas, sample, truth, image_shapes, normalizers[1], self.config)
         masks, frames = inputs["masks"], inputs["mask_frames"]
         losses["mask"] = self._mask_loss(features, sample, masks, frames, normalizers[2], training)
         return losses
@@ -209,10 +219,10 @@ class MaskRCNN(KerasInterface):
         self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes (B, D, 4), scores (B, D), classes (B, D) and their number (B,), as for `detect`."""
-        if proposals.shape[1] <= _BOXES_AT_ONCE or self.static_shapes:
-            logits, deltas = self._run_box_head(features, proposals)
-        else:
-            logits, deltas = self._box_head_in_chunks(features, proposals)
+        run = functools.partial(self._run_box_head, features, False)
+        logits, deltas = run(self.box_head, proposals)
+        if self.cascade is not None:
+            logits, deltas, proposals = self.cascade.refine(run, logits, deltas, proposals, image_shapes)
         return detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes)
 
     def find_masks(self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
@@ -228,29 +238,33 @@ class MaskRCNN(KerasInterface):
         side = 2 * self.config.mask_pool_size
         return in_chunks(find, inputs, _MASKS_AT_ONCE, keras.KerasTensor((side, side), "float32"))
 
-    def _box_head_in_chunks(self, features: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_box_head(
+        self, features: dict[str, Tensor], training: bool, head: BoxHead, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if boxes.shape[1] > _BOXES_AT_ONCE and not (training or self.static_shapes):
+            return self._box_head_in_chunks(features, head, boxes)
+        pooled = self.box_roi_align(features, boxes)  # (B, R, S, S, C)
+        if training and self.cascade is not None:  # all stages together teach the pyramid as much as one box head does
+            pooled = scale_gradient(pooled, 1.0 / len(self.config.cascade_ious))
+        rois = boxes.shape[1]
+        pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
+        logits, deltas = head(pooled, training=training)
+        logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
+        return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
+
+    def _box_head_in_chunks(self, features: dict[str, Tensor], head: BoxHead, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """`_run_box_head` in inference, in memory that does not grow with the number of RoIs (B, R, 4)."""
 
         def run(boxes: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-            return self.box_head(self.box_roi_align.pool(features, boxes, owners), training=False)
+            return head(self.box_roi_align.pool(features, boxes, owners), training=False)
 
-        batch, rois, outputs = ops.shape(boxes)[0], boxes.shape[1], self.config.num_classes + 1
+        batch, rois = ops.shape(boxes)[0], boxes.shape[1]
         owners = ops.repeat(ops.arange(batch, dtype="int32"), rois)
-        shapes = (outputs,), (outputs, 4)
+        shapes = (self.config.num_classes + 1,), (head.num_boxes, 4)
         signature = tuple(keras.KerasTensor(shape, "float32") for shape in shapes)
         found = in_chunks(run, (ops.reshape(boxes, (-1, 4)), owners), _BOXES_AT_ONCE, signature)
         logits, deltas = (ops.reshape(x, (batch, rois, *shape)) for x, shape in zip(found, shapes, strict=True))
         return logits, deltas
-
-    def _run_box_head(
-        self, features: dict[str, Tensor], boxes: Tensor, training: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        pooled = self.box_roi_align(features, boxes)  # (B, R, S, S, C)
-        rois = boxes.shape[1]
-        pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
-        logits, deltas = self.box_head(pooled, training=training)
-        logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
-        return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
 
     # Training
 

@@ -100,7 +100,9 @@ class ModelConfig:
         **_POSITIVE,
     )
     rpn_min_size: float = _setting(0.0, "Proposals with a side of at most this many pixels are dropped.", low=0)
+    rpn_box_loss: str = _setting("smooth_l1", "Box loss of the RPN: of offsets, or of boxes.", ("smooth_l1", "giou"))
     rpn_box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the RPN box loss; 0: L1.", low=0)
+    rpn_box_loss_weight: float = _setting(1.0, "Weight of the RPN box loss in the total loss.", **_POSITIVE)
     rpn_loss_normalizer: str = _setting(
         "batch_size",
         "RPN losses are divided by rpn_batch_size (Detectron2) or by the number of anchors sampled (torchvision).",
@@ -130,13 +132,25 @@ class ModelConfig:
     box_fc_channels: tuple[int, ...] = _setting(
         (1024, 1024), "Units of the box head's fully connected layers.", **_POSITIVE
     )
+    box_class_agnostic: bool = _setting(False, "The box head predicts one box per RoI, whatever its class.")
+    cascade_ious: tuple[float, ...] = _setting(
+        (),
+        "Cascade R-CNN: from which IoU on RoIs are positives, for each box head in a row, e.g. 0.5,0.6,0.7; all are "
+        "class-agnostic. Empty: one box head.",
+        **_SHARE,
+    )
+    box_loss: str = _setting(
+        "smooth_l1", "Box loss of the box head: of offsets, or of boxes (GIoU).", ("smooth_l1", "giou")
+    )
     box_loss_beta: float = _setting(0.0, "Smooth-L1 beta of the box head's loss; 0: L1.", low=0)
+    box_loss_weight: float = _setting(1.0, "Weight of the box head's box loss in the total loss.", **_POSITIVE)
     mask_pool_size: int = _setting(
         14, "Side of the RoIAlign output for the mask head; masks are twice that.", **_POSITIVE
     )
     mask_conv_channels: tuple[int, ...] = _setting(
         (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions.", **_POSITIVE
     )
+    mask_class_agnostic: bool = _setting(False, "The mask head predicts one mask per RoI, whatever its class.")
     head_norm: str = _setting("none", "Normalization in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
     binary_mask_targets: bool = _setting(
         True, "Mask targets are thresholded at one half (Detectron2); False leaves them soft (torchvision)."

@@ -28,9 +28,14 @@ def test_proposals_of_one_level_are_as_many_as_asked_for():
     assert np.isfinite(scores).sum() == 1200
 
 
-def test_many_detections_are_found_in_chunks_as_they_are_at_once(tiny_settings, batch, monkeypatch):
+@pytest.mark.parametrize(
+    "heads", [{}, {"cascade_ious": (0.5, 0.6)}, {"box_class_agnostic": True, "mask_class_agnostic": True}]
+)
+def test_many_detections_are_found_in_chunks_as_they_are_at_once(heads, tiny_settings, batch, monkeypatch):
     keras.utils.set_random_seed(7)
-    settings = tiny_settings | {"max_detections": 90, "score_threshold": 0.0, "rpn_nms_iou": 0.95, "nms_iou": 0.9}
+    settings = (
+        tiny_settings | heads | {"max_detections": 90, "score_threshold": 0.0, "rpn_nms_iou": 0.95, "nms_iou": 0.9}
+    )
     model = MaskRCNN(**settings)
     run = tf.function(lambda images: model(images, training=False), [tf.TensorSpec((None, None, None, 3))])
     once = run(batch["images"])

@@ -3,7 +3,8 @@
     PYTHONPATH=CHECKOUT python -m benchmarks.parity.detectron2_side MODEL FOLDER --checkout=CHECKOUT --coco=DIR
 
 CHECKOUT is Detectron2's source; its FPN models need no compiled operator. Writes MODEL's weights as model.pth, its
-settings as config.yaml, and what its own predictor finds on photographs as photographs.npz.
+settings as config.yaml, and what its own predictor finds on photographs as photographs.npz; of a cascade also the
+losses of its stages as losses.npz.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from detectron2.config import get_cfg  # isort: skip
 from detectron2.data import detection_utils, transforms  # isort: skip
 from detectron2.layers import FrozenBatchNorm2d  # isort: skip
 from detectron2.modeling import build_model  # isort: skip
+from detectron2.structures import Boxes, Instances  # isort: skip
+from detectron2.utils.events import EventStorage  # isort: skip
 
 MIN_SIZE, MAX_SIZE = 256, 448
 # As the recipes with large-scale jitter are: RGB, trained normalization everywhere, two RPN layers, 4conv1fc.
@@ -38,12 +41,15 @@ LSJ = {
     "MODEL.ROI_BOX_HEAD.NORM": "SyncBN",
     "MODEL.ROI_MASK_HEAD.NORM": "SyncBN",
 }
+AGNOSTIC = {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True}
 # Name -> the file of its settings in the checkout, and what is changed of them.
 MODELS = {
     "R50 1x": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", {}),
     "R101": ("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", {}),
     "R50 GN": ("Misc/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml", {}),
     "R50 LSJ": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml", LSJ),
+    "R50 Cascade": ("Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml", {}),
+    "R50 class-agnostic": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml", AGNOSTIC),
 }
 STATISTICS = (FrozenBatchNorm2d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
 NORMS = (*STATISTICS, torch.nn.GroupNorm)
@@ -103,14 +109,54 @@ def calibrate(model):
     standardize(head.anchor_deltas, maps, 0.25)
     boxes = [p.proposal_boxes for p in model.proposal_generator(images, features)[0]]
     maps = [features[name] for name in heads.box_in_features]
-    pooled = heads.box_head(heads.box_pooler(maps, boxes))
-    standardize(heads.box_predictor.cls_score, [pooled], 2.5)
-    standardize(heads.box_predictor.bbox_pred, [pooled], 0.6)
+    is_cascade = isinstance(heads.box_head, torch.nn.ModuleList)
+    stages = [(heads.box_head, heads.box_predictor)]
+    if is_cascade:
+        stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
+    for head, predictor in stages:
+        pooled = head(heads.box_pooler(maps, boxes))
+        standardize(predictor.cls_score, [pooled], 2.5)
+        standardize(predictor.bbox_pred, [pooled], 0.6)
+        if is_cascade:
+            moved = predictor.box2box_transform.apply_deltas(predictor(pooled)[1], torch.cat([b.tensor for b in boxes]))
+            proposals = heads._create_proposals_from_boxes(moved.split([len(b) for b in boxes]), images.image_sizes)
+            boxes = [p.proposal_boxes for p in proposals]
     pooled = heads.mask_pooler(maps, [b[:60] for b in boxes])
     for name, layer in heads.mask_head.named_children():
         if name != "predictor":
             pooled = layer(pooled)
     standardize(heads.mask_head.predictor, [pooled], 2.0, 1.5)
+
+
+def first_losses(model):
+    """The losses of a cascade's stages on RoIs that its own sampler draws, and their gradient at the pyramid."""
+    images = model.preprocess_image(as_inputs(model, make_images([(608, 832), (576, 640)], 5)[0]))
+    features = {name: map_.detach().requires_grad_() for name, map_ in model.backbone(images.tensor).items()}
+    random, targets, proposals = np.random.default_rng(6), [], []
+    for size in images.image_sizes:
+        start, sides = random.uniform(0, 0.2, (6, 2)), random.uniform(0.05, 0.8, (6, 2))
+        boxes = torch.tensor(np.concatenate([start, start + sides], -1) * (size[::-1] * 2), dtype=torch.float32)
+        targets.append(Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor(random.integers(0, 80, 6))))
+        noise = random.normal(0, 0.25, (600, 4)) * np.tile(np.repeat(sides * size[::-1], 100, 0), 2)
+        near = Boxes(boxes.repeat_interleave(100, 0) + torch.tensor(noise, dtype=torch.float32))
+        near.clip(size)
+        near = near[near.nonempty()]
+        proposals.append(Instances(size, proposal_boxes=near, objectness_logits=torch.zeros(len(near))))
+    heads = model.roi_heads.train()
+    heads.batch_size_per_image = 128  # of which there are enough in each image
+    with EventStorage():
+        sampled = heads.label_and_sample_proposals(proposals, targets)
+        losses = heads._forward_box(features, sampled, targets)
+    sum(losses.values()).backward()
+    results = {f"loss_{name}": value.detach().numpy() for name, value in losses.items()}
+    for name in heads.box_in_features:
+        results[name] = features[name].detach().numpy().transpose(0, 2, 3, 1)
+        results[f"gradient_{name}"] = features[name].grad.numpy().transpose(0, 2, 3, 1)
+    results["rois"] = np.stack([yxyx(s.proposal_boxes.tensor) for s in sampled])
+    results["roi_classes"] = np.stack([(s.gt_classes.numpy() + 1) % 81 for s in sampled])
+    results["boxes"] = np.stack([yxyx(t.gt_boxes.tensor) for t in targets])
+    results["classes"] = np.stack([t.gt_classes.numpy() + 1 for t in targets])
+    return results | {"shapes": np.array(images.image_sizes)}
 
 
 @torch.no_grad()
@@ -147,6 +193,8 @@ def main():
     DetectionCheckpointer(model, str(options.folder)).save("model")
     (options.folder / "config.yaml").write_text(settings.dump())
     np.savez(options.folder / "photographs.npz", **find(model, settings, options.coco, options.images))
+    if settings.MODEL.ROI_HEADS.NAME == "CascadeROIHeads":
+        np.savez(options.folder / "losses.npz", **first_losses(model))
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     (options.folder / "versions.json").write_text(json.dumps(versions))
 

@@ -96,7 +96,7 @@ def compare_case(table, name, model, dump):
     proposals = tf.constant(stack(dump, "proposals"))
     counts = [len(dump[f"proposals{i}"]) for i in range(len(images))]
     scores = np.where(np.arange(proposals.shape[1]) < np.array(counts)[:, None], 0.0, -np.inf).astype(np.float32)
-    logits, deltas = model._run_box_head(features, proposals)
+    logits, deltas = model._run_box_head(features, False, model.box_head, proposals)
     for i, count in enumerate(counts):
         kept = len(dump[f"pooled{i}"])
         pooled = model.box_roi_align.pool(features, proposals[i, :kept], np.full(kept, i, np.int32))

@@ -18,13 +18,14 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.parity.cascade import compare_losses
 from benchmarks.parity.compare import Table
 from benchmarks.parity.photographs import compare_files
 from kmaskrcnn.weights.convert import import_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = 60
-MODELS = ("R50 1x", "R101", "R50 GN", "R50 LSJ")
+MODELS = ("R50 1x", "R101", "R50 GN", "R50 LSJ", "R50 Cascade", "R50 class-agnostic")
 WITHOUT_CONFIG = "R50 1x"
 
 
@@ -56,6 +57,9 @@ def main():
                 dump = dict(file)
             imported = import_file(folder / "model.pth", source_config=folder / "config.yaml")
             compare_files(table, name, imported, dump, options.coco)
+            if imported.model.cascade is not None:
+                with np.load(folder / "losses.npz") as file:
+                    compare_losses(table, name, imported.model, dict(file))
             if name == WITHOUT_CONFIG:
                 sizes = {key: getattr(imported.config.data, key) for key in ("min_size", "max_size")}
                 imported = import_file(folder / "model.pth", rpn_post_nms_top_k=300, **sizes)

@@ -84,15 +84,21 @@ class GpuFunctions:
     def boxes(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
         """The box head."""
         logits, deltas = self.model.box_head(pooled)
-        return {"scores": ops.softmax(logits, axis=-1), "deltas": ops.reshape(deltas, (-1, 4 * logits.shape[-1]))}
+        deltas = ops.reshape(deltas, (-1, 4 * deltas.shape[1]))
+        if self.model.config.box_class_agnostic:  # the host reads those of each class; GPUs take products, not tiling
+            deltas = ops.matmul(deltas, ops.tile(ops.eye(4), (1, logits.shape[-1])))
+        return {"scores": ops.softmax(logits, axis=-1), "deltas": deltas}
 
     def masks(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
         """The mask head as the paper draws it: MaskHead computes one class's mask by a product GPUs do not take."""
         head = self.model.mask_head
         for conv, norm in zip(head.convs, head.norms, strict=True):
             pooled = ops.relu(apply_norm(norm, conv(pooled), training=False))
-        kernel = ops.transpose(head.logits_kernel)[None, None]  # (C + 1, F) -> (1, 1, F, C + 1)
-        return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + head.logits_bias)}
+        kernel, bias = ops.convert_to_tensor(head.logits_kernel), ops.convert_to_tensor(head.logits_bias)
+        if head.class_agnostic:  # the host reads the one of each object's class
+            kernel, bias = (ops.repeat(x, head.num_classes + 1, axis=0) for x in (kernel, bias))
+        kernel = ops.transpose(kernel)[None, None]  # (C + 1, F) -> (1, 1, F, C + 1)
+        return {"masks": ops.sigmoid(ops.conv(head.deconv(pooled), kernel, padding="same") + bias)}
 
 
 def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") -> tuple[bytes, str]:
@@ -107,7 +113,7 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         The flatbuffer, and by what it was found to be fully accelerated, as for `check_accelerated`.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, another quantization, class_agnostic_nms, or a
+        ConfigError: a size that is no multiple of 32, another quantization, a cascade, class_agnostic_nms, or a
             roi_sampling_ratio of 0.
         ExportError: a graph is not fully accelerated; the message says by what that was found.
     """
@@ -115,6 +121,8 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)} for the GPU")
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
         raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
+    if model.config.cascade_ious:
+        raise ConfigError("cascade_ious: the host's steps have one box head; export a cascade as .tflite for the CPU")
     if model.config.class_agnostic_nms:
         raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
     if not model.config.roi_sampling_ratio:

@@ -1,4 +1,4 @@
-"""The box head: classes and class-specific box offsets of each RoI (Fast R-CNN; FPN, section 4.2)."""
+"""The box head: classes and box offsets of each RoI (Fast R-CNN; FPN, section 4.2)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class BoxHead(keras.layers.Layer):
     """Optional 3x3 convolutions, then fully connected layers, then the class logits and the box offsets.
 
     Call with pooled features (K, S, S, C); returns class logits (K, num_classes + 1), of which 0 is the background,
-    and deltas (K, num_classes + 1, 4), both float32.
+    and deltas (K, num_classes + 1, 4), both float32. Class-agnostic, the deltas are (K, 1, 4).
 
     Args:
         num_classes: object classes, background not counted.
         conv_channels: widths of the 3x3 convolutions; (256,) * 4 with one fully connected layer is 4conv1fc.
         fc_channels: widths of the fully connected layers.
         norm: normalization after the convolutions, which then have no bias.
+        class_agnostic: one set of offsets for all classes.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class BoxHead(keras.layers.Layer):
         conv_channels: Sequence[int] = (),
         fc_channels: Sequence[int] = (1024, 1024),
         norm: str = "none",
+        class_agnostic: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_classes, self.norm = num_classes, norm
+        self.num_classes, self.norm, self.class_agnostic = num_classes, norm, class_agnostic
+        self.num_boxes = 1 if class_agnostic else num_classes + 1
         self.conv_channels, self.fc_channels = tuple(conv_channels), tuple(fc_channels)
         policy = self.dtype_policy
         self.convs, self.norms = [], []
@@ -71,7 +74,7 @@ class BoxHead(keras.layers.Layer):
             name="class_logits",
         )
         self.deltas = keras.layers.Dense(
-            (num_classes + 1) * 4,
+            self.num_boxes * 4,
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
             dtype=policy,
             name="deltas",
@@ -99,7 +102,7 @@ class BoxHead(keras.layers.Layer):
         x = ops.reshape(features, (-1, height * width * channels))  # (K, S, S, C) -> (K, S * S * C)
         for fc in self.fcs:
             x = fc(x)
-        deltas = ops.reshape(self.deltas(x), (-1, self.num_classes + 1, 4))  # (K, (C + 1) * 4) -> (K, C + 1, 4)
+        deltas = ops.reshape(self.deltas(x), (-1, self.num_boxes, 4))  # (K, (C + 1) * 4) -> (K, C + 1, 4)
         return ops.cast(self.class_logits(x), "float32"), ops.cast(deltas, "float32")
 
     def get_config(self) -> dict:
@@ -108,6 +111,7 @@ class BoxHead(keras.layers.Layer):
             "conv_channels": self.conv_channels,
             "fc_channels": self.fc_channels,
             "norm": self.norm,
+            "class_agnostic": self.class_agnostic,
         }
         return {**super().get_config(), **config}
 
@@ -168,27 +172,38 @@ def sample_rois(
 
 
 def box_head_losses(
-    logits: Tensor, deltas: Tensor, sample: RoISample, gt_boxes: Tensor, normalizer: Tensor, config: ModelConfig
+    logits: Tensor,
+    deltas: Tensor,
+    sample: RoISample,
+    gt_boxes: Tensor,
+    normalizer: Tensor,
+    config: ModelConfig,
+    weights: tuple[float, ...] = box_ops.BOX_HEAD_CODING_WEIGHTS,
 ) -> dict[str, Tensor]:
     """Scalars `class` and `box` (Fast R-CNN, equation 1).
 
     Args:
         logits: (B, R, C + 1).
-        deltas: (B, R, C + 1, 4).
+        deltas: (B, R, C + 1, 4), or (B, R, 1, 4) where they are class-agnostic.
         sample: the RoIs.
         gt_boxes: (B, N, 4) yxyx pixels.
         normalizer: what both sums are divided by, the number of all sampled RoIs.
-        config: box_loss_beta.
+        config: box_loss, box_loss_beta, box_loss_weight.
+        weights: of the coding of the deltas.
     """
     valid = ops.cast(sample.is_valid, "float32")
     positive = ops.cast(sample.is_positive, "float32")
     class_loss = ops.sum(loss_ops.softmax_cross_entropy(logits, sample.classes) * valid) / normalizer
-    targets = box_ops.encode(box_ops.take_rows(gt_boxes, sample.matched), sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS)
-    # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B, R, 4)
-    own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(sample.classes, (-1, 1)))
-    own = ops.reshape(own, ops.shape(targets))
-    box = loss_ops.smooth_l1(own, targets, config.box_loss_beta) * positive[..., None]
-    return {"class": class_loss, "box": ops.sum(box) / normalizer}
+    targets = box_ops.take_rows(gt_boxes, sample.matched)  # (B, R, 4)
+    if deltas.shape[2] == 1:
+        own = deltas[:, :, 0]
+    else:
+        # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B, R, 4)
+        own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(sample.classes, (-1, 1)))
+        own = ops.reshape(own, ops.shape(targets))
+    box = loss_ops.box_regression(own, sample.boxes, targets, weights, config.box_loss, config.box_loss_beta)
+    box_loss = ops.sum(box * positive[..., None]) / normalizer
+    return {"class": class_loss, "box": config.box_loss_weight * box_loss}
 
 
 def detect_boxes(
@@ -203,7 +218,7 @@ def detect_boxes(
     """Detections from all (RoI, class) pairs: threshold, NMS of each class, the best over all classes.
 
     Args:
-        logits, deltas: (B, P, C + 1), (B, P, C + 1, 4), of the box head.
+        logits, deltas: (B, P, C + 1), (B, P, C + 1, 4) or (B, P, 1, 4), of the box head.
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
         config: score_threshold, nms_iou, box_min_size, class_agnostic_nms, max_detections.
@@ -214,10 +229,13 @@ def detect_boxes(
     """
     scores = ops.softmax(logits, axis=-1)[..., 1:]
     scores = ops.where(proposal_scores[..., None] > -float("inf"), scores, 0.0)
-    boxes = box_ops.decode(deltas[:, :, 1:], proposals[:, :, None], box_ops.BOX_HEAD_CODING_WEIGHTS)
+    deltas = deltas if deltas.shape[2] == 1 else deltas[:, :, 1:]
+    boxes = box_ops.decode(deltas, proposals[:, :, None], box_ops.BOX_HEAD_CODING_WEIGHTS)
     boxes = box_ops.clip(boxes, image_shapes)
     if config.box_min_size:
         scores = ops.where(ops.all(box_ops.sides(boxes) >= config.box_min_size, axis=-1), scores, 0.0)
+    if boxes.shape[2] < scores.shape[2]:
+        boxes = ops.repeat(boxes, scores.shape[2], axis=2)  # (B, P, 1, 4) -> (B, P, C, 4)
     boxes, scores, classes, _, count = multiclass_nms(
         boxes,
         scores,

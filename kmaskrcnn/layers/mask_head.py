@@ -16,6 +16,8 @@ from kmaskrcnn.ops.tensor import Tensor
 class MaskHead(keras.layers.Layer):
     """3x3 convolutions with ReLU, a 2x2 stride-2 deconvolution with ReLU, a 1x1 convolution to one mask a class.
 
+    Class-agnostic, there is one mask for all classes, and `classes` is not read.
+
     Call with pooled features (K, S, S, C) and the class of each RoI (K,) in 0..num_classes; returns the logits
     (K, 2 * S, 2 * S), float32, of that class's mask alone: no other class's mask is ever used, neither by the loss
     nor by inference, so none is computed.
@@ -24,13 +26,20 @@ class MaskHead(keras.layers.Layer):
         num_classes: object classes, background not counted (its output, row 0, exists as in the published weights).
         conv_channels: widths of the 3x3 convolutions; the deconvolution is as wide as the last.
         norm: normalization after the 3x3 convolutions, which then have no bias.
+        class_agnostic: one mask for all classes.
     """
 
     def __init__(
-        self, num_classes: int, conv_channels: Sequence[int] = (256, 256, 256, 256), norm: str = "none", **kwargs: Any
+        self,
+        num_classes: int,
+        conv_channels: Sequence[int] = (256, 256, 256, 256),
+        norm: str = "none",
+        class_agnostic: bool = False,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_classes, self.norm, self.conv_channels = num_classes, norm, tuple(conv_channels)
+        self.class_agnostic = class_agnostic
         policy = self.dtype_policy
 
         self.convs, self.norms = [], []
@@ -65,12 +74,13 @@ class MaskHead(keras.layers.Layer):
         )
         self.deconv.build((None, height, width, channels))
         # The 1x1 convolution, (class, C): a row a class, so that a RoI takes its class's row.
+        masks = 1 if self.class_agnostic else self.num_classes + 1
         self.logits_kernel = self.add_weight(
             name="logits_kernel",
-            shape=(self.num_classes + 1, channels),
+            shape=(masks, channels),
             initializer=keras.initializers.RandomNormal(stddev=0.001),
         )
-        self.logits_bias = self.add_weight(name="logits_bias", shape=(self.num_classes + 1,), initializer="zeros")
+        self.logits_bias = self.add_weight(name="logits_bias", shape=(masks,), initializer="zeros")
         self.built = True
 
     def call(self, features: Tensor, classes: Tensor, training: bool | None = None) -> Tensor:
@@ -79,6 +89,7 @@ class MaskHead(keras.layers.Layer):
         _, height, width, channels = features.shape
         features = self._deconvolve(ops.reshape(features, (-1, channels)))  # (K * SS, C) -> (K * SS, 4 * C)
         features = ops.reshape(features, (-1, height * width * 4, self.deconv.filters))  # -> (K, SS4, C)
+        classes = ops.zeros_like(classes) if self.class_agnostic else classes
         kernel = ops.cast(ops.take(self.logits_kernel, classes, axis=0), features.dtype)
         logits = ops.matmul(features, kernel[:, :, None])  # (K, SS4, C) x (K, C, 1) -> (K, SS4, 1)
         logits = ops.cast(ops.reshape(logits, (-1, height, width, 2, 2)), "float32")
@@ -96,5 +107,10 @@ class MaskHead(keras.layers.Layer):
         return ops.relu(ops.add(ops.matmul(cells, kernel), ops.tile(self.deconv.bias, (4,))))
 
     def get_config(self) -> dict:
-        config = {"num_classes": self.num_classes, "conv_channels": self.conv_channels, "norm": self.norm}
+        config = {
+            "num_classes": self.num_classes,
+            "conv_channels": self.conv_channels,
+            "norm": self.norm,
+            "class_agnostic": self.class_agnostic,
+        }
         return {**super().get_config(), **config}

@@ -219,7 +219,7 @@ def rpn_losses(
         sample: the anchors.
         gt_boxes: (B, M, 4) yxyx pixels.
         normalizer: what both sums are divided by.
-        config: rpn_box_loss_beta.
+        config: rpn_box_loss, rpn_box_loss_beta, rpn_box_loss_weight.
     """
     logits = ops.concatenate([outputs[level][0] for level in outputs], axis=1)  # (B, N)
     deltas = ops.concatenate([outputs[level][1] for level in outputs], axis=1)  # (B, N, 4)
@@ -228,7 +228,13 @@ def rpn_losses(
     sampled_logits = box_ops.take_rows(logits, sample.indices)
     objectness = ops.sum(loss_ops.binary_cross_entropy(sampled_logits, positive) * valid)
 
-    targets = box_ops.encode(box_ops.take_rows(gt_boxes, sample.matched), ops.take(boxes, sample.indices, axis=0))
-    sampled_deltas = box_ops.take_rows(deltas, sample.indices)
-    box = loss_ops.smooth_l1(sampled_deltas, targets, config.rpn_box_loss_beta) * positive[..., None]
-    return {"rpn_objectness": objectness / normalizer, "rpn_box": ops.sum(box) / normalizer}
+    box = loss_ops.box_regression(
+        box_ops.take_rows(deltas, sample.indices),
+        ops.take(boxes, sample.indices, axis=0),
+        box_ops.take_rows(gt_boxes, sample.matched),
+        box_ops.RPN_CODING_WEIGHTS,
+        config.rpn_box_loss,
+        config.rpn_box_loss_beta,
+    )
+    box_loss = ops.sum(box * positive[..., None]) / normalizer
+    return {"rpn_objectness": objectness / normalizer, "rpn_box": config.rpn_box_loss_weight * box_loss}

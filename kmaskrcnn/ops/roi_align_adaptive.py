@@ -90,7 +90,7 @@ def _axis_taps(start: Tensor, bin_size: Tensor, length: Tensor, size: int) -> tu
     share = ops.cast(used, "float32") / ops.maximum(count, 1.0)[:, None, None]
     offsets = ops.cast(ops.concatenate([low, high], axis=-1) - first, "int32")  # (K, P, 2 * S)
     values = ops.concatenate([(1.0 - fraction) * share, fraction * share], axis=-1)
-    cells = ops.max(offsets, axis=-1) + 1
+    cells = ops.max(offsets, axis=-1, initial=0) + 1  # of no RoI too: a level may have none
     width = ops.max(ops.concatenate([ops.reshape(cells, (-1,)), ops.ones((1,), "int32")]))
     bins = ops.reshape(ops.arange(ops.size(cells), dtype="int32"), ops.shape(cells))
     places = ops.reshape(bins[..., None] * width + offsets, (-1,))

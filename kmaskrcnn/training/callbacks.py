@@ -10,8 +10,7 @@ import keras
 import numpy as np
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.model import LOSSES
-from kmaskrcnn.training.step import VALUES
+from kmaskrcnn.training.step import AFTER_LOSSES
 
 
 class _Model:
@@ -51,7 +50,7 @@ class Callbacks:
             epochs = -(-steps // steps_per_epoch)
             self._list.set_params({"verbose": 0, "epochs": epochs, "steps": steps_per_epoch})
             self._list.set_model(self.model)
-        self._rows: list[np.ndarray] = []
+        self._rows: list[dict[str, float]] = []
         self._scores: dict[str, float] = {}
         self._epoch: int | None = None
 
@@ -60,8 +59,8 @@ class Callbacks:
         if self._list:
             self._list.on_train_begin()
 
-    def step(self, step: int, values: np.ndarray) -> None:
-        """A step was taken, `step` being those before it, and returned VALUES."""
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """A step was taken, `step` being those before it, and returned these values."""
         if not self._list:
             return
         epoch, batch = divmod(step, self._steps_per_epoch)
@@ -93,12 +92,13 @@ class Callbacks:
 
     def _end_epoch(self) -> None:
         if self._list and self._epoch is not None:
-            self._list.on_epoch_end(self._epoch, _logs(np.mean(self._rows, axis=0)) | self._scores)
+            means = {name: float(np.mean([row[name] for row in self._rows])) for name in self._rows[0]}
+            self._list.on_epoch_end(self._epoch, _logs(means) | self._scores)
         self._rows, self._scores = [], {}
 
 
-def _logs(values: np.ndarray) -> dict[str, float]:
-    return {name: float(values[VALUES.index(name)]) for name in (*LOSSES, "loss", "gradient_norm")}
+def _logs(values: dict[str, float]) -> dict[str, float]:
+    return {name: v for name, v in values.items() if name in ("loss", "gradient_norm") or name not in AFTER_LOSSES}
 
 
 def logger_callbacks(config: Config) -> list[keras.callbacks.Callback]:

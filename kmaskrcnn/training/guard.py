@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from kmaskrcnn.errors import TrainingError
-from kmaskrcnn.model import LOSSES
-from kmaskrcnn.training.step import VALUES
+from kmaskrcnn.training.step import AFTER_LOSSES
 
 # Steps in a row with a non-finite loss or gradient after which going on is pointless.
 _MAX_SKIPPED = 10
@@ -43,17 +42,18 @@ class Guard:
         self.stops, self.folder, self.worker, self.batch_of, self.newest = stops, folder, worker, batch_of, newest
         self.skipped_in_a_row = 0
 
-    def check(self, step: int, values: np.ndarray) -> None:
-        """Look at the values of a step, VALUES.
+    def check(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at the values of a step by name.
 
         Raises:
             TrainingError: this step was not finite and on_nonfinite is "stop", or ten in a row were not.
         """
-        if not values[VALUES.index("skipped")]:
+        if not values["skipped"]:
             self.skipped_in_a_row = 0
             return
         self.skipped_in_a_row += 1
-        numbers = ", ".join(f"{name} {values[VALUES.index(name)]:g}" for name in (*LOSSES, "gradient_norm"))
+        told = [name for name in values if name == "gradient_norm" or name not in AFTER_LOSSES]
+        numbers = ", ".join(f"{name} {values[name]:g}" for name in told)
         images, file = self._keep_batch(step)
         kept = f", kept in {file}" if file else ""
         line = f"step {step} was skipped, not finite ({numbers}); its images are {images}{kept}"

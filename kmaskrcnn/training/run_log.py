@@ -9,9 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from kmaskrcnn.config import Config, TrainConfig
-from kmaskrcnn.model import LOSSES
 from kmaskrcnn.progress import clock
-from kmaskrcnn.training.step import VALUES
+from kmaskrcnn.training.step import AFTER_LOSSES
 from kmaskrcnn.training.summaries import Summaries, peak_memory_gb
 
 # Where log_every is 0: steps between rows, and seconds between lines.
@@ -33,8 +32,8 @@ class RunLog:
         self._steps = 0
         self._told = time.monotonic()
 
-    def add(self, values: np.ndarray) -> None:
-        """Take what a step returned, VALUES."""
+    def add(self, values: dict[str, float]) -> None:
+        """Take what a step returned."""
         self._line.add(values)
         self._row.add(values)
 
@@ -82,7 +81,7 @@ class RunLog:
     ) -> str:
         config = self.config
         total = "" if config.max_minutes else f"/{config.steps}"
-        losses = "  ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name not in AFTER_LOSSES)
         if config.max_minutes:
             left = 60 * config.max_minutes - elapsed
         else:
@@ -124,22 +123,20 @@ class _Window:
 
     def restart(self) -> None:
         """Forget the steps so far."""
-        self._rows: list[np.ndarray] = []
+        self._rows: list[dict[str, float]] = []
         self._start = time.monotonic()
 
-    def add(self, row: np.ndarray) -> None:
+    def add(self, row: dict[str, float]) -> None:
         """Take what a step returned."""
         self._rows.append(row)
 
     def take(self) -> tuple[dict[str, float], float, float]:
         """Means of the steps that were taken, the number of others, images a second, and the seconds."""
-        rows = np.stack(self._rows)  # (steps, len(VALUES))
-        lost = {name: rows[:, VALUES.index(name)] for name in ("skipped", "overflowed")}
-        taken = rows[(lost["skipped"] + lost["overflowed"]) == 0]
-        means = taken.mean(axis=0) if len(taken) else np.full(len(VALUES), math.nan)
-        values = dict(zip(VALUES, map(float, means), strict=True)) | {k: float(v.sum()) for k, v in lost.items()}
-        values = {name: values[name] for name in (*LOSSES, "loss", "gradient_norm", "skipped", "overflowed")}
+        taken = [row for row in self._rows if not (row["skipped"] or row["overflowed"])]
+        names = [name for name in self._rows[0] if name not in ("stop", "clock")]
+        values = {name: float(np.mean([row[name] for row in taken])) if taken else math.nan for name in names}
+        values |= {name: sum(row[name] for row in self._rows) for name in ("skipped", "overflowed")}
         seconds = time.monotonic() - self._start
-        rate = len(rows) * self.batch_size / seconds
+        rate = len(self._rows) * self.batch_size / seconds
         self.restart()
         return values, rate, seconds

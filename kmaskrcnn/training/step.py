@@ -9,13 +9,13 @@ import keras
 import tensorflow as tf
 
 from kmaskrcnn.config import ConfigError, TrainConfig
-from kmaskrcnn.model import LOSSES, MaskRCNN
+from kmaskrcnn.model import MaskRCNN
 
 NORM_WEIGHTS = ("gamma", "beta")
-# What a step returns, in order. `overflowed` is a step that only the loss scale of mixed_float16 spoilt, which then
-# halves; `stop` and `clock` are what the workers said they want and have, the sum and the first one's.
-VALUES = (*LOSSES, "loss", "gradient_norm", "skipped", "overflowed", "stop", "clock")
-_NORM = VALUES.index("gradient_norm")
+# What a step returns after the losses, in order. `overflowed` is a step that only the loss scale of mixed_float16
+# spoilt, which then halves; `stop` and `clock` are what the workers said they want and have, the sum and the first
+# one's.
+AFTER_LOSSES = ("loss", "gradient_norm", "skipped", "overflowed", "stop", "clock")
 # The loss scale of mixed_float16: where it starts, and the steps without an overflow after which it doubles.
 _FIRST_SCALE, _STEPS_TO_DOUBLE = 2.0**15, 2000
 
@@ -56,6 +56,8 @@ class TrainStep:
         config: optimizer, weight_decay, norm_weight_decay, clip_norm, ema_decay, accumulate_steps, dtype.
 
     Attributes:
+        losses: the names of the losses.
+        names: of what a step returns: the losses, then AFTER_LOSSES.
         averages: the moving averages of the trainable weights, in their order; empty where ema_decay is 0.
         loss_scale: the loss scale and the steps since it was set, (2,); none but with mixed_float16.
     """
@@ -64,6 +66,8 @@ class TrainStep:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.strategy = tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
+        self.losses = tuple(model.loss_names)
+        self.names = (*self.losses, *AFTER_LOSSES)
         self.variables = model.trainable_variables
         # Each replica holds the sum over the replicas already, which Keras would add up once more.
         assert hasattr(optimizer, "_all_reduce_sum_gradients"), "Keras has changed how optimizers sum gradients"
@@ -82,7 +86,7 @@ class TrainStep:
             tf.function(f, autograph=False) for f in (self._whole, self._count, self._part, self._sum_of_parts)
         )
         if config.accumulate_steps > 1:
-            shapes = [(len(LOSSES),), *(v.shape for v in self.variables)]
+            shapes = [(len(self.losses),), *(v.shape for v in self.variables)]
             self._sums = [
                 tf.Variable(
                     tf.zeros(shape),
@@ -96,7 +100,7 @@ class TrainStep:
     def __call__(
         self, parts: Sequence[Batch], rate: float, step: int, stop: bool = False, clock: float = 0.0
     ) -> tf.Tensor:
-        """Take a step; returns VALUES, float32, without waiting for them.
+        """Take a step; returns the values of `names`, float32, without waiting for them.
 
         Args:
             parts: the batch of this step, in accumulate_steps parts of equal size.
@@ -155,7 +159,7 @@ class TrainStep:
         return self._finish(self.strategy.run(run, args=(control,)), before, rate, step)
 
     def _local(self, batch: Batch) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """In a replica: its losses (5,), and its gradients of the total divided by the number of replicas."""
+        """In a replica: its losses, and its gradients of the total divided by the number of replicas."""
         scale = None if self.loss_scale is None else self.loss_scale[0]
         with tf.GradientTape() as tape:
             losses = self.model(batch, training=True)
@@ -165,7 +169,7 @@ class TrainStep:
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, self.variables)]
         if scale is not None:
             gradients = [g / scale for g in gradients]
-        return tf.stack([losses[name] for name in LOSSES]), gradients
+        return tf.stack([losses[name] for name in self.losses]), gradients
 
     def _over_replicas(
         self, losses: tf.Tensor, gradients: list[tf.Tensor], control: tf.Tensor
@@ -177,7 +181,7 @@ class TrainStep:
         statistics = [v / self.replicas for v in self._statistics]
         told, *reduced = replica.all_reduce(tf.distribute.ReduceOp.SUM, [told, *gradients, *statistics])
         gradients, statistics = reduced[: len(gradients)], reduced[len(gradients) :]
-        losses, control = told[: len(LOSSES)], told[len(LOSSES) :]
+        losses, control = told[: len(self.losses)], told[len(self.losses) :]
         norm = tf.linalg.global_norm(gradients)
         values = tf.concat([losses, [tf.reduce_sum(losses), norm], control], axis=0)
         return values, self._prepare(gradients, norm), statistics
@@ -207,7 +211,7 @@ class TrainStep:
         values, gradients, statistics = results
         values = self._first(values)
         statistics = [self._first(s) for s in statistics]
-        values, control = values[: _NORM + 1], values[_NORM + 1 :]
+        values, control = values[: len(self.losses) + 2], values[len(self.losses) + 2 :]
         finite = tf.reduce_all(tf.math.is_finite(values))
         self.optimizer.learning_rate.assign(rate)
 
@@ -232,7 +236,7 @@ class TrainStep:
         if self.loss_scale is None:
             return tf.constant(False)
         scale, steps = self.loss_scale[0], self.loss_scale[1] + 1.0
-        losses_finite = tf.reduce_all(tf.math.is_finite(values[:_NORM]))
+        losses_finite = tf.reduce_all(tf.math.is_finite(values[: len(self.losses) + 1]))
         overflowed = tf.logical_and(tf.logical_not(finite), tf.logical_and(losses_finite, scale > 1.0))
         doubles = steps >= _STEPS_TO_DOUBLE
         grown, steps = tf.where(doubles, 2.0 * scale, scale), tf.where(doubles, 0.0, steps)

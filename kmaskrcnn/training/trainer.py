@@ -26,7 +26,7 @@ from kmaskrcnn.training.run_log import RunLog
 from kmaskrcnn.training.schedules import learning_rate, scaled_rate
 from kmaskrcnn.training.signals import StopSignals
 from kmaskrcnn.training.state import TrainingState
-from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
+from kmaskrcnn.training.step import TrainStep, build_optimizer
 from kmaskrcnn.training.summaries import Summaries
 
 # (model, step) -> scores by name, and images by name
@@ -224,11 +224,11 @@ class Trainer:
         def settle(left: int = 0) -> None:
             while len(results) > left:
                 number, result = results.pop(0)
-                values = result.numpy()
+                values = dict(zip(self.step_function.names, map(float, result.numpy()), strict=True))
                 guard.check(number, values)
                 run_log.add(values)
                 self._callbacks.step(number, values)
-                agreed.update({name: float(values[VALUES.index(name)]) for name in agreed})
+                agreed.update({name: values[name] for name in agreed})
 
         while True:
             if not stopping() and self._evaluation_due(step):

@@ -179,7 +179,7 @@ def _assumptions(
     mean, std = pixel_statistics(config.model.backbone)
     values |= {"image_mean": values["image_mean"] or mean, "image_std": values["image_std"] or std}
     lines = []
-    for name in _UNTOLD:
+    for name in (*_UNTOLD, *(("cascade_ious",) if config.model.cascade_ious else ())):
         origin = "given" if name in given else "known of this file" if name in known else f"usual for {file_format}"
         value = values[name]
         text = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value

@@ -1,7 +1,8 @@
 """Weights of Detectron2's Mask R-CNN models with a ResNet-FPN: the model zoo's .pkl, and .pth of its trainer.
 
 What the conversion takes care of: BGR pixels become RGB, the background class moves from the end to the front, and
-the box offsets and masks, which the background has none of there, get a row of zeros for it.
+the box offsets and masks, which the background has none of there, get a row of zeros for it unless there is one row for
+all classes.
 
 What stays different (see `DIFFERENCES`): the number of RoIAlign samples, which Detectron2 lets grow with the RoI.
 """
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 DETECTRON2_SEMANTICS = {
     "round_anchors": False,
     "fit_anchor_strides": False,
+    "rpn_box_loss": "smooth_l1",
     "rpn_box_loss_beta": 0.0,
+    "box_loss": "smooth_l1",
     "box_loss_beta": 0.0,
     "rpn_loss_normalizer": "batch_size",
     "rpn_post_nms_top_k_train": 1000,
@@ -37,6 +40,9 @@ DETECTRON2_SEMANTICS = {
     "roi_aligned": True,
     "roi_sampling_ratio": 0,
     "binary_mask_targets": True,
+    "box_class_agnostic": False,
+    "mask_class_agnostic": False,
+    "cascade_ious": (),
 }
 DIFFERENCES = (
     "training masks are thresholded crops of the stored masks; Detectron2 rasterizes the polygons in each RoI",
@@ -47,6 +53,9 @@ _TORCHVISION_STD = (58.395, 57.12, 57.375)
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 _PIXELS = ("pixel_mean", "pixel_std")
 _SIZED = ("weight", "running_mean")
+# Of a cascade Detectron2's IoUs, which are in no tensor; models with more box heads than these are not known.
+_CASCADE_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+_MOST_STAGES = len(_CASCADE_IOUS)
 _STEM = "backbone.bottom_up.stem.conv1"
 
 
@@ -58,22 +67,30 @@ def _background_first(x: np.ndarray) -> np.ndarray:
     return np.roll(x, 1, axis=0)  # rows 1..C, 0 -> 0..C
 
 
-def _with_background(rows: int) -> Transform:
+def _with_background(rows: int, class_agnostic: bool) -> Transform:
     """Zeros in front, for the rows that the background has in torchvision and not here."""
-    return lambda x: np.concatenate([np.zeros((rows, *x.shape[1:]), x.dtype), x])
+    return _same if class_agnostic else lambda x: np.concatenate([np.zeros((rows, *x.shape[1:]), x.dtype), x])
 
 
-def _spelling(rgb: bool, heads: Mapping[str, str]) -> Any:
+def _spelling(model: MaskRCNN, rgb: bool, heads: Mapping[str, str]) -> Any:
     def spell(name: str) -> tuple[tuple[str, ...], Transform]:
+        match = re.fullmatch(r"roi_heads\.stage(\d+)\.(.*)", name)
+        (spelled,), transform = spell_one(f"roi_heads.{match[2]}" if match else name)
+        if model.cascade is not None:
+            stage = int(match[1]) - 1 if match else 0
+            spelled = re.sub(r"^(roi_heads\.box_(head|predictor))\.", rf"\g<1>.{stage}.", spelled)
+        return (spelled,), transform
+
+    def spell_one(name: str) -> tuple[tuple[str, ...], Transform]:
         module, _, leaf = name.rpartition(".")
         if module == "backbone.body.conv1":
             return (f"{_STEM}.{leaf}",), _same if rgb else lambda x: x[:, ::-1]
         if module == "roi_heads.box_predictor.cls_score":
             return (name,), _background_first
         if module == "roi_heads.box_predictor.bbox_pred":
-            return (name,), _with_background(4)
+            return (name,), _with_background(4, model.box_head.class_agnostic)
         if module == "roi_heads.mask_predictor.mask_fcn_logits":
-            return (f"roi_heads.mask_head.predictor.{leaf}",), _with_background(1)
+            return (f"{_module(module, heads)}.{leaf}",), _with_background(1, model.mask_head.class_agnostic)
         return (f"{_module(module, heads)}.{leaf}",), _same
 
     return spell
@@ -99,6 +116,7 @@ def _module(name: str, heads: Mapping[str, str]) -> str:
         "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
         "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
         "roi_heads.mask_predictor.conv5_mask": "roi_heads.mask_head.deconv",
+        "roi_heads.mask_predictor.mask_fcn_logits": "roi_heads.mask_head.predictor",
     }
     return fixed.get(name, name)
 
@@ -113,6 +131,19 @@ def _head_modules(rpn_convs: int, box_convs: int, box_fcs: int) -> dict[str, str
         theirs = box_convs + 1 + 2 * i if box_convs else f"fc{6 + i}"
         modules[f"roi_heads.box_head.{theirs}"] = f"roi_heads.box_head.fc{i + 1}"
     return modules
+
+
+def _stages(tensors: Mapping[str, Any], source: str) -> int:
+    """The box heads of a cascade, 0 for a file of another kind."""
+    count = _count(tensors, r"roi_heads\.box_predictor\.\d+\.cls_score\.weight")
+    if count == 1 or count > _MOST_STAGES:
+        raise WeightsError(f"{source}: is a Cascade R-CNN of {count} stages; 2 to {_MOST_STAGES} can be read")
+    return count
+
+
+def _first_stage(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A cascade's tensors, those of its first box head under the names that the only one has."""
+    return {re.sub(r"^(roi_heads\.box_(head|predictor))\.0\.", r"\g<1>.", name): x for name, x in tensors.items()}
 
 
 def _count(tensors: Mapping[str, Any], pattern: str) -> int:
@@ -147,7 +178,8 @@ def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> d
     Strides and pixels are not in the weights. Frozen normalizations with means of 0 tell of a backbone from MSRA's
     weights, which strides in its 1x1 convolutions and takes pixels that are not divided; any other is taken for
     torchvision's (`open_questions` says what is taken for granted so). Where the file has pixel_mean and pixel_std,
-    these count, and where it has anchors, those.
+    these count, and where it has anchors, those. The IoUs of a cascade, by which it was trained, are taken for 0.5,
+    0.6, 0.7 and so on.
 
     Args:
         path: the file.
@@ -158,7 +190,8 @@ def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> d
     """
     source = os.fspath(path)
     tensors = read_tensors(source)
-    check_architecture(tensors, source, fresh_masks)
+    stages, tensors = _stages(tensors, source), _first_stage(tensors)
+    check_architecture(tensors, source, fresh_masks, class_agnostic=True)
     caffe = _is_caffe(tensors)
     has_counters = any(name.startswith(_STEM) and name.endswith("num_batches_tracked") for name in tensors)
     if f"{_STEM}.norm.running_mean" not in tensors and f"{_STEM}.norm.weight" in tensors:
@@ -173,6 +206,7 @@ def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> d
         "backbone_stride_in_1x1": caffe and bottleneck,
         "image_mean": _MEAN_RGB,
         "image_std": (1.0, 1.0, 1.0) if caffe else _TORCHVISION_STD,
+        "cascade_ious": _CASCADE_IOUS[:stages],
     }
     settings |= _stored_pixels(tensors) | _stored_anchors(tensors, source)
     return settings | _sizes(tensors, source)
@@ -187,6 +221,7 @@ def _sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
         "backbone.fpn.inner_blocks.0.1",
         "rpn.head.cls_logits",
         "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
         "roi_heads.mask_predictor.conv5_mask",
         "roi_heads.mask_predictor.mask_fcn_logits",
         *(f"roi_heads.mask_head.{i}.{part}" for i in range(masks) for part in (0, 1)),
@@ -244,7 +279,7 @@ def detectron2_entries(model: MaskRCNN, rgb: bool) -> list[Entry]:
     """An entry for every weight of the model, by the tensors of Detectron2."""
     config = model.config
     heads = _head_modules(config.rpn_conv_layers, len(config.box_conv_channels), len(config.box_fc_channels))
-    return respelled(torchvision_entries(model), _spelling(rgb, heads))
+    return respelled(torchvision_entries(model), _spelling(model, rgb, heads))
 
 
 def load_detectron2(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kmaskrcnn.errors import WeightsError, reason
+from kmaskrcnn.layers.cascade import coding_weights
 
 _NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "naiveSyncBN": "sync_bn"}
 _NORMS |= {"GN": "gn"}
@@ -17,9 +18,6 @@ _MUST_BE = (
     ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "the architecture"),
     ("MODEL.MASK_ON", True, "masks are off: fresh_masks=True loads a Faster R-CNN;"),
     ("MODEL.KEYPOINT_ON", False, "keypoints"),
-    ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "the heads"),
-    ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "class-agnostic boxes"),
-    ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "class-agnostic masks"),
     ("MODEL.RESNETS.NUM_GROUPS", 1, "ResNeXt groups"),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0, "the offset of the anchors"),
 )
@@ -66,10 +64,12 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
     """
     tree, source = _tree(path), os.fspath(path)
 
-    def get(name: str) -> Any:
+    def get(name: str, *default: Any) -> Any:
         value: Any = tree
         for key in name.split("."):
             if not isinstance(value, Mapping) or key not in value:
+                if default:
+                    return default[0]
                 raise WeightsError(f"{source}: has no {name}; give the whole config.yaml that training wrote")
             value = value[key]
         return value
@@ -77,6 +77,9 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
     for name, wanted, what in _MUST_BE:
         if get(name) != wanted and not (fresh_masks and name == "MODEL.MASK_ON"):
             raise WeightsError(f"{source}: {what} cannot be read, {name} is {get(name)!r} and not {wanted!r}")
+    heads = get("MODEL.ROI_HEADS.NAME")
+    if heads not in ("StandardROIHeads", "CascadeROIHeads"):
+        raise WeightsError(f"{source}: MODEL.ROI_HEADS.NAME is {heads!r}, known are StandardROIHeads, CascadeROIHeads")
     norm = get("MODEL.RESNETS.NORM")
     if norm not in _NORMS:
         raise WeightsError(f"{source}: MODEL.RESNETS.NORM is {norm!r}, known are {', '.join(_NORMS)}")
@@ -98,7 +101,22 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
             "anchor_sizes": tuple(float(level[0]) for level in sizes),
             "anchor_aspect_ratios": _floats(ratios[0]),
             "roi_aligned": get("MODEL.ROI_BOX_HEAD.POOLER_TYPE") == "ROIAlignV2",
+            "box_class_agnostic": bool(get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")),
+            "mask_class_agnostic": bool(get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")),
         }
+        if heads == "CascadeROIHeads":
+            weights = [_floats(stage) for stage in get("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS")]
+            if weights != [coding_weights(stage) for stage in range(1, len(weights) + 1)]:
+                raise WeightsError(
+                    f"{source}: MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS are not 10,10,5,5 times 1, 2, 3, ..."
+                )
+            settings["cascade_ious"] = ious = _floats(get("MODEL.ROI_BOX_CASCADE_HEAD.IOUS"))
+            settings |= {"roi_positive_iou": ious[0]} if ious else {}
+        for ours, theirs in (("box_loss", "MODEL.ROI_BOX_HEAD"), ("rpn_box_loss", "MODEL.RPN")):
+            # Versions before 2020 have neither; of the losses of boxes this one is here.
+            if get(f"{theirs}.BBOX_REG_LOSS_TYPE", "smooth_l1") == "giou":
+                settings[ours] = "giou"
+            settings[f"{ours}_weight"] = float(get(f"{theirs}.BBOX_REG_LOSS_WEIGHT", 1.0))
         return SourceConfig(settings, rgb, int(get("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{source}: a setting of another kind than expected ({reason(error)})") from None

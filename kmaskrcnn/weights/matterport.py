@@ -20,6 +20,7 @@ import numpy as np
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
 from kmaskrcnn.weight_files.stand_ins import ARRAY_KINDS
+from kmaskrcnn.weights.architectures import check_one_stage
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer
 
@@ -273,5 +274,6 @@ def load_matterport(model: MaskRCNN, path: str | os.PathLike, new_classes: bool 
         WeightsError: a missing, left-over or misshapen tensor, or a file that is no such model.
     """
     source = os.fspath(path)
+    check_one_stage(model, source)
     entries = respelled(torchvision_entries(model), _spell)
     return transfer(entries, read_matterport(source), source, lambda name: name.startswith(_SPARE), new_classes)

@@ -44,6 +44,10 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
         raise WeightsError(
             "torchvision has no ResNet with its strides in the 1x1 convolutions: export it for detectron2"
         )
+    if target == "torchvision" and config.cascade_ious:
+        raise WeightsError("torchvision has no Cascade R-CNN: export it for detectron2")
+    if target == "torchvision" and (config.box_class_agnostic or config.mask_class_agnostic):
+        raise WeightsError("torchvision has no class-agnostic heads: export it for detectron2")
     entries = torchvision_entries(model) if target == "torchvision" else detectron2_entries(model, rgb)
     frozen = _frozen_names(model, entries)
     tensors: dict[str, np.ndarray] = {}

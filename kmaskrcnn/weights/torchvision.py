@@ -17,7 +17,7 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
-from kmaskrcnn.weights.architectures import check_architecture
+from kmaskrcnn.weights.architectures import check_architecture, check_mobilenet, check_one_stage
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 TORCHVISION_SEMANTICS = {
     "round_anchors": True,
     "fit_anchor_strides": True,
+    "rpn_box_loss": "smooth_l1",
     "rpn_box_loss_beta": 1 / 9,
+    "box_loss": "smooth_l1",
     "box_loss_beta": 1 / 9,
     "rpn_loss_normalizer": "sampled",
     "rpn_post_nms_top_k_train": 2000,
@@ -42,8 +44,7 @@ EPSILON = 1e-5  # of the normalizations here
 NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _BODY = "backbone.body."
 _COUNTER = ".num_batches_tracked"  # PyTorch counts the batches a normalization has seen; that is no weight
-# Of MobileNetV2's blocks 0 to 17.
-_MOBILENET_WIDTHS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
+_MASK_LOGITS = "roi_heads.mask_predictor.mask_fcn_logits.weight"
 _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
 # What the classifier that became the backbone may have left behind.
 _SPARE = re.compile(r"backbone\.body\.(fc|classifier|18)\.")
@@ -120,7 +121,10 @@ def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def torchvision_entries(model: MaskRCNN) -> list[Entry]:
-    """An entry for every weight of the model, by the tensors of a torchvision state dict (PyTorch's layout)."""
+    """An entry for every weight of the model, by the tensors of a torchvision state dict (PyTorch's layout).
+
+    The further stages of a cascade, which torchvision does not have, are named as the box head, after a stageN.
+    """
     entries: list[Entry] = []
 
     def add(name: str, variable: keras.Variable, transform: Transform, last: bool = False) -> None:
@@ -158,16 +162,19 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
     layer("rpn.head.cls_logits", model.rpn_head.objectness, _conv)
     layer("rpn.head.bbox_pred", model.rpn_head.deltas, _swap_offsets(_conv), _swap_offsets(_same))
 
-    box, pool = model.box_head, model.config.box_pool_size
-    for i, conv in enumerate(box.convs):
-        layer(f"roi_heads.box_head.{i}.0", conv, _conv)
-        norm(f"roi_heads.box_head.{i}.1", box.norms[i])
-    for i, fc in enumerate(box.fcs):
-        # A head with convolutions is one Sequential there: convolutions, Flatten, then Linear and ReLU in turn.
-        name = f"roi_heads.box_head.{len(box.convs) + 1 + 2 * i}" if box.convs else f"roi_heads.box_head.fc{6 + i}"
-        layer(name, fc, _flattened(pool, pool) if i == 0 else _dense)
-    layer("roi_heads.box_predictor.cls_score", box.class_logits, _dense, last=True)
-    layer("roi_heads.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same), last=True)
+    pool = model.config.box_pool_size
+    for stage, box in enumerate((model.box_head, *(model.cascade.heads if model.cascade is not None else ())), 1):
+        heads = "roi_heads" if stage == 1 else f"roi_heads.stage{stage}"
+        for i, conv in enumerate(box.convs):
+            layer(f"{heads}.box_head.{i}.0", conv, _conv)
+            norm(f"{heads}.box_head.{i}.1", box.norms[i])
+        for i, fc in enumerate(box.fcs):
+            # A head with convolutions is one Sequential there: convolutions, Flatten, then Linear and ReLU in turn.
+            name = f"{len(box.convs) + 1 + 2 * i}" if box.convs else f"fc{6 + i}"
+            layer(f"{heads}.box_head.{name}", fc, _flattened(pool, pool) if i == 0 else _dense)
+        layer(f"{heads}.box_predictor.cls_score", box.class_logits, _dense, last=True)
+        last = not box.class_agnostic
+        layer(f"{heads}.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same), last)
 
     mask = model.mask_head
     for i, conv in enumerate(mask.convs):
@@ -175,8 +182,8 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
         norm(f"roi_heads.mask_head.{i}.1", mask.norms[i])
     layer("roi_heads.mask_predictor.conv5_mask", mask.deconv, _conv)
     logits = "roi_heads.mask_predictor.mask_fcn_logits"
-    add(f"{logits}.weight", mask.logits_kernel, lambda x: x[:, :, 0, 0], last=True)
-    add(f"{logits}.bias", mask.logits_bias, _same, last=True)
+    add(f"{logits}.weight", mask.logits_kernel, lambda x: x[:, :, 0, 0], last=not mask.class_agnostic)
+    add(f"{logits}.bias", mask.logits_bias, _same, last=not mask.class_agnostic)
     return entries
 
 
@@ -207,43 +214,11 @@ def torchvision_settings(path: str | os.PathLike, fresh_masks: bool = False) -> 
 
 def _find_backbone(tensors: Mapping[str, np.ndarray], source: str) -> str:
     if any(re.match(r"backbone\.body\.(0\.0|\d+\.conv)\.", name) for name in tensors):
-        _check_mobilenet(tensors, source)
-        _check_mobile_pyramid(tensors, source)
+        check_mobilenet(tensors, source)
         return "mobilenet_v2"
     blocks = [rf"backbone\.body\.layer{i}\.\d+\.conv1\.weight" for i in (1, 2, 3, 4)]
     counts = [sum(re.fullmatch(pattern, name) is not None for name in tensors) for pattern in blocks]
     return resnet_of_blocks(counts, f"{_BODY}layer1.0.conv3.weight" in tensors, source)
-
-
-def _check_mobilenet(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Raise WeightsError where the blocks are not numbered as in MobileNetV2's `features`.
-
-    torchvision's `mobilenet_backbone` keeps that numbering, for "mobilenet_v2" with all blocks. A body that was cut out
-    or numbered otherwise has blocks of equal widths, which would load into each other's places.
-    """
-    for block, (inputs, outputs) in enumerate(itertools.pairwise(_MOBILENET_WIDTHS), 1):
-        expand = f"{_BODY}{block}.conv.0.0.weight"
-        project = f"{_BODY}{block}.conv.{1 if block == 1 else 2}.weight"
-        hidden = inputs if block == 1 else 6 * inputs
-        first = (hidden, 1, 3, 3) if block == 1 else (hidden, inputs, 1, 1)
-        for name, shape in ((expand, first), (project, (outputs, hidden, 1, 1))):
-            if name not in tensors or tensors[name].shape != shape:
-                found = f"has shape {tensors[name].shape}, not {shape}" if name in tensors else "is absent"
-                raise WeightsError(
-                    f"{source}: {name} {found}: of torchvision's mobile networks the blocks of mobilenet_v2 are read, "
-                    "numbered as in its features (mobilenet_backbone and FeaturePyramidNetwork on features alike)"
-                )
-
-
-def _check_mobile_pyramid(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    names = [f"backbone.fpn.inner_blocks.{i}.0.weight" for i in range(4)]
-    widths = [tensors[name].shape[1] if name in tensors and tensors[name].ndim == 4 else 0 for name in names]
-    if widths != [24, 32, 96, 320]:
-        raise WeightsError(
-            f"{source}: its pyramid stands on features of {widths} channels, here on those of the blocks 3, 6, 13 and "
-            "17 of mobilenet_v2 (24, 32, 96, 320); what torchvision's mobilenet_backbone takes, the first block of "
-            "each stage, does not fit"
-        )
 
 
 def resnet_of_blocks(counts: list[int], bottleneck: bool, source: str) -> str:
@@ -297,17 +272,21 @@ def head_sizes(tensors: Mapping[str, np.ndarray], source: str, background: bool 
         "box_pool_size": math.isqrt(size(first_fc, 1) // (convs[-1] if convs else channels)),
         "box_conv_channels": convs,
         "box_fc_channels": fcs,
+        # Of one class both kinds are the same.
+        "box_class_agnostic": classes > 2 and size("roi_heads.box_predictor.bbox_pred.weight") == 4,
+        "mask_class_agnostic": classes > 2 and len(tensors.get(_MASK_LOGITS, ())) == 1,
         "mask_conv_channels": widths(r"roi_heads\.mask_head\.(\d+)\.0\.weight"),
         "head_norm": norm_at("roi_heads.mask_head.0.1"),
     }
     if not any("mask" in name for name in tensors):  # a Faster R-CNN, whose mask head will be a new one
         settings |= {"mask_conv_channels": (channels,) * 4, "head_norm": norm_at("roi_heads.box_head.0.1")}
-    check_shapes(tensors, _head_shapes(settings, rpn, classes - (not background)), source)
+    rows = 1 if settings["mask_class_agnostic"] else classes - (not background)
+    check_shapes(tensors, _head_shapes(settings, rpn, rows), source)
     return settings
 
 
 def _head_shapes(settings: Mapping[str, Any], rpn: int, rows: int) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of the heads' kernels by `head_sizes`' settings, with so many rows for box offsets and masks."""
+    """The shapes of the heads' kernels by `head_sizes`' settings, with so many rows for masks."""
     channels, convs, fcs = settings["fpn_channels"], settings["box_conv_channels"], settings["box_fc_channels"]
     masks, pool = settings["mask_conv_channels"], settings["box_pool_size"]
     chains = {"rpn.head.conv": (rpn,) * settings["rpn_conv_layers"], "roi_heads.box_head": convs}
@@ -325,7 +304,7 @@ def _head_shapes(settings: Mapping[str, Any], rpn: int, rows: int) -> dict[str, 
         "rpn.head.cls_logits.weight": (None, rpn, 1, 1),
         "roi_heads.box_predictor.cls_score.weight": (settings["num_classes"] + 1, fcs[-1] if fcs else flat),
         "roi_heads.mask_predictor.conv5_mask.weight": (last, None, 2, 2),
-        "roi_heads.mask_predictor.mask_fcn_logits.weight": (rows, last, 1, 1),
+        _MASK_LOGITS: (rows, last, 1, 1),
     }
 
 
@@ -367,6 +346,7 @@ def load_torchvision(
         WeightsError: a missing, left-over or misshapen tensor, or a file that is no such state dict.
     """
     source = os.fspath(path)
+    check_one_stage(model, source)
     tensors = modern_names(read_tensors(source))
     entries = torchvision_entries(model)
     if norm_epsilon != EPSILON:

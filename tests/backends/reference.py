@@ -13,16 +13,23 @@ import keras
 import numpy as np
 
 from kmaskrcnn import MaskRCNN
-from kmaskrcnn.model import LOSSES
 from kmaskrcnn.ops.mask_targets import mask_targets
 from tests.conftest import TINY, make_batch
 
-NORMS = ("frozen_bn", "bn", "gn")
+VARIATIONS = {
+    "cascade_ious": (0.5, 0.6, 0.7),
+    "mask_class_agnostic": True,
+    "box_loss": "giou",
+    "rpn_box_loss": "giou",
+}
+NORMS = ("frozen_bn", "bn", "gn", "variations")  # the last one frozen_bn, with other heads and losses
 STEPS = 20
 
 
 def build(norm: str, **settings) -> MaskRCNN:
     """A small model with this norm in every part that can have it."""
+    if norm == "variations":
+        norm, settings = "frozen_bn", VARIATIONS | settings
     others = "none" if norm == "frozen_bn" else norm
     keras.utils.set_random_seed(7)
     return MaskRCNN(**TINY | {"backbone_norm": norm, "fpn_norm": others, "head_norm": others} | settings)
@@ -53,9 +60,9 @@ def stateless(model: MaskRCNN, training: bool) -> tuple[dict, list]:
 
 
 def losses(model: MaskRCNN, training: bool) -> np.ndarray:
-    """The five losses of the batch."""
+    """The losses of the batch."""
     found, _ = stateless(model, training)
-    return np.array([float(found[name]) for name in LOSSES])
+    return np.array([float(found[name]) for name in model.loss_names])
 
 
 def soft_targets() -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.export import accelerator, flatbuffer, gpu_graphs, tflite
+from kmaskrcnn.export import accelerator, flatbuffer, gpu_graphs, host, tflite
 from kmaskrcnn.export.client import LiteRTClient, LiteRTGpuClient
 from tests.export.conftest import LABELS
 from tests.export.images import picture
@@ -54,6 +54,28 @@ def test_end_to_end_the_numbers_of_the_model(exported, device, size):
     np.testing.assert_allclose(prediction.boxes, expected.boxes, atol=1e-3 * max(size))
     np.testing.assert_allclose(prediction.mask_probabilities, expected.mask_probabilities, atol=1e-3)
     assert (prediction.boxes >= 0).all() and (prediction.boxes[:, 2:] <= size).all()
+
+
+def test_class_agnostic_heads_give_the_host_a_row_for_each_class():
+    """So that the hosts in four languages need not know of them."""
+    more = {"score_threshold": 0.0, "max_detections": 60}  # objects of every class
+    model = random_model(**SETTINGS | more, box_class_agnostic=True, mask_class_agnostic=True)
+    model.box_head.class_logits.kernel.assign(0.003 * model.box_head.class_logits.kernel)
+    content, _ = gpu_graphs.convert(model, HEIGHT, WIDTH)
+    settings = gpu_graphs.host_settings(model, HEIGHT, WIDTH)
+    images = np.random.default_rng(0).uniform(0, 255, (1, HEIGHT, WIDTH, 3)).astype(np.float32)
+    expected = model(images)
+    interpreter = tflite._interpreter(content)
+
+    def run(name, value):
+        runner = interpreter.get_signature_runner(name)
+        return runner(**{"images" if name == "pyramid" else "pooled": value})
+
+    found = host.detect(run, images, (HEIGHT, WIDTH), settings)
+    assert 0 < len(found["boxes"]) == int(expected["num_detections"][0])
+    assert len(set(found["classes"])) > 1
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name][0][: len(value)], atol=2e-3, err_msg=name)
 
 
 def test_what_a_gpu_does_not_take_is_refused(exported, monkeypatch):

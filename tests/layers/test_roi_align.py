@@ -284,6 +284,18 @@ def test_one_sample_a_pixel_in_a_graph_on_all_levels(implementation):
     assert tf.function(layer.pool, input_signature=signature)(features, boxes[:0], owner[:0]).shape == (0, 3, 3, 2)
 
 
+@pytest.mark.parametrize("implementation", ["gather", "crop_and_resize"])
+def test_one_sample_a_pixel_has_a_gradient_without_a_graph_where_levels_have_no_roi(implementation):
+    features = {f"P{i}": tf.ones((1, 128 >> i, 128 >> i, 2)) for i in range(2, 6)}
+    layer = RoIAlign(3, sampling_ratio=0, aligned=True, implementation=implementation)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        pooled = layer.pool(features, tf.constant([[4.0, 8, 60, 70]]), tf.zeros((1,), tf.int32))
+    gradients = tape.gradient(pooled, features)
+    sums = [float(tf.reduce_sum(tf.convert_to_tensor(g))) if g is not None else 0.0 for g in gradients.values()]
+    np.testing.assert_allclose(sums, [3 * 3 * 2, 0, 0, 0], rtol=1e-5)
+
+
 def test_with_known_shapes_the_ratio_is_that_of_a_roi_of_middle_size():
     assert RoIAlign(7, sampling_ratio=0, implementation="lookup")._ratio == 3
     assert RoIAlign(14, sampling_ratio=0, implementation="lookup")._ratio == 2

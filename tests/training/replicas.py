@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.model import LOSSES, _over_replicas
-from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
+from kmaskrcnn.training.step import TrainStep, build_optimizer
 
 SLOTS = 4
 
@@ -23,6 +23,7 @@ class Small(keras.Model):
 
     def __init__(self, norm, dtype):
         super().__init__(dtype=dtype, autocast=False)
+        self.loss_names = LOSSES
         self.conv = keras.layers.Conv2D(4, 3, use_bias=norm == "none", dtype=dtype)
         self.norm = None
         if norm != "none":
@@ -95,7 +96,7 @@ class Run:
             return self.strategy.experimental_distribute_values_from_function(value)
 
         values = self.step([part(p) for p in range(self.parts)], 0.1, number, stop=number == 1, clock=3.0)
-        return dict(zip(VALUES, map(float, values.numpy()), strict=True))
+        return dict(zip(self.step.names, map(float, values.numpy()), strict=True))
 
     def arrays(self):
         """Weights, optimizer state and averages, of each replica."""

@@ -3,7 +3,6 @@
 import sys
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -11,9 +10,10 @@ from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import DataError, open_dataset
 from kmaskrcnn.errors import LOCK, TrainingError
+from kmaskrcnn.model import LOSSES
 from kmaskrcnn.training.callbacks import logger_callbacks
 from kmaskrcnn.training.run_log import verdict
-from kmaskrcnn.training.step import VALUES, TrainStep
+from kmaskrcnn.training.step import TrainStep
 from kmaskrcnn.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -30,12 +30,13 @@ def idle_steps(monkeypatch):
     """A step changes nothing and returns its number for each value, and the network is a small one."""
 
     def step(self, parts, rate, step, stop=False, clock=0.0):
-        values = np.full(len(VALUES), float(step), np.float32)
-        values[[VALUES.index(name) for name in ("skipped", "overflowed", "stop")]] = 0
-        return tf.constant(values)
+        zero = ("skipped", "overflowed", "stop")
+        return tf.constant([0.0 if name in zero else float(step) for name in self.names])
 
     def network(config):
-        return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+        model.loss_names = LOSSES
+        return model
 
     monkeypatch.setattr(TrainStep, "__call__", step)
     monkeypatch.setattr(model_folder, "build_model", network)

@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.training.step import VALUES, TrainStep, build_optimizer
+from kmaskrcnn.model import LOSSES
+from kmaskrcnn.training.step import TrainStep, build_optimizer
 from tests.conftest import TINY, make_batch
 
-LOSS, NORM, SKIPPED = (VALUES.index(name) for name in ("loss", "gradient_norm", "skipped"))
+LOSS, NORM, SKIPPED = len(LOSSES), len(LOSSES) + 1, len(LOSSES) + 2
 
 
 def _make(**settings):

@@ -66,6 +66,21 @@ def torchvision_state(**options):
     }
 
 
+def cascade_state(stages=3):
+    """What Detectron2 saves for a cascade: class-agnostic box heads, numbered."""
+    result = {}
+    for name, value in detectron2_state().items():
+        match = re.fullmatch(r"roi_heads\.(box_head|box_predictor)\.(.*)", name)
+        if not match:
+            result[name] = value
+            continue
+        value = value[:4] if "bbox_pred" in name else value
+        for stage in range(stages):
+            own = seeded(f"{name} {stage}", value.shape) if stage else value
+            result[f"roi_heads.{match[1]}.{stage}.{match[2]}"] = own
+    return result
+
+
 _DETECTRON2 = (
     (r"backbone\.body\.conv1", "backbone.bottom_up.stem.conv1"),
     (r"backbone\.body\.bn1", "backbone.bottom_up.stem.conv1.norm"),

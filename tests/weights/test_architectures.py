@@ -11,7 +11,7 @@ from kmaskrcnn.weights.convert import detect_format, import_file
 from kmaskrcnn.weights.detectron2 import detectron2_settings, open_questions
 from kmaskrcnn.weights.detectron2_config import read_source_config
 from kmaskrcnn.weights.torchvision import torchvision_settings
-from tests.weights.state_dicts import detectron2_state, torchvision_state
+from tests.weights.state_dicts import cascade_state, detectron2_state, torchvision_state
 
 ONE = np.zeros((4, 4), "float32")
 
@@ -29,7 +29,7 @@ def without_masks(state):
     ("extra", "words"),
     [
         ("roi_heads.keypoint_head.conv_fcn1.weight", "a Keypoint R-CNN"),
-        ("roi_heads.box_predictor.0.cls_score.weight", "a Cascade R-CNN"),
+        ("roi_heads.box_predictor.0.cls_score.weight", "a Cascade R-CNN of 1 stages; 2 to 5 can be read"),
         ("sem_seg_head.p2.0.weight", "a Panoptic FPN"),
         ("roi_heads.res5.0.conv1.weight", "a C4 model"),
     ],
@@ -46,16 +46,16 @@ def test_a_c4_model_has_no_pyramid_to_tell_it_by(tmp_path):
         detect_format(saved(tmp_path, state))
 
 
-def test_class_agnostic_heads_are_named(tmp_path):
-    state = detectron2_state()
-    for name in ("weight", "bias"):
-        state[f"roi_heads.box_predictor.bbox_pred.{name}"] = state[f"roi_heads.box_predictor.bbox_pred.{name}"][:4]
-    with pytest.raises(WeightsError, match="its boxes are class-agnostic"):
-        detectron2_settings(saved(tmp_path, state))
-    state = detectron2_state()
-    state["roi_heads.mask_head.predictor.weight"] = state["roi_heads.mask_head.predictor.weight"][:1]
-    with pytest.raises(WeightsError, match="its masks are class-agnostic"):
-        detectron2_settings(saved(tmp_path, state))
+def test_class_agnostic_heads_of_torchvision_are_named(tmp_path):
+    for name, rows, words in (
+        ("box_predictor.bbox_pred", 4, "its boxes are class-agnostic, .* read from Detectron2 alone"),
+        ("mask_predictor.mask_fcn_logits", 1, "its masks are class-agnostic, .* read from Detectron2 alone"),
+    ):
+        state = torchvision_state()
+        state[f"roi_heads.{name}.weight"] = state[f"roi_heads.{name}.weight"][:rows]
+        write_tensors(tmp_path / "w.safetensors", state)
+        with pytest.raises(WeightsError, match=words):
+            torchvision_settings(tmp_path / "w.safetensors")
 
 
 def test_a_faster_rcnn_loads_on_request_with_a_fresh_mask_head(tmp_path):
@@ -150,6 +150,7 @@ def test_source_config_settles_what_the_file_leaves_open(tmp_path):
     # A list that stands in two places is written once, as in Detectron2's own files.
     tree["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"] = weights = [10.0, 10.0, 5.0, 5.0]
     tree["MODEL"]["ROI_BOX_CASCADE_HEAD"] = {"BBOX_REG_WEIGHTS": [weights]}
+    tree["MODEL"]["ROI_BOX_HEAD"] |= {"BBOX_REG_LOSS_TYPE": "giou", "BBOX_REG_LOSS_WEIGHT": 10.0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert "&id001" in (tmp_path / "config.yaml").read_text()
     path = saved(tmp_path, detectron2_state(caffe=False))
@@ -157,6 +158,8 @@ def test_source_config_settles_what_the_file_leaves_open(tmp_path):
     config = imported.config
     assert config.model.backbone_norm == "sync_bn" and config.model.image_std == (58.395, 57.12, 57.375)
     assert config.model.anchor_sizes == (16, 32, 64, 128, 256) and config.data.min_size == 640
+    assert (config.model.box_loss, config.model.box_loss_weight) == ("giou", 10.0)
+    assert (config.model.rpn_box_loss, config.model.rpn_box_loss_weight) == ("smooth_l1", 1.0)
     assert config.model.nms_iou == 0.4 and config.model.max_detections == 50
     bgr = import_file(path, options={"rgb": False}, image_std=(1.0, 1.0, 1.0), backbone_stride_in_1x1=False)
     ours, theirs = (m.backbone.get_layer("conv1").kernel.numpy() for m in (imported.model, bgr.model))
@@ -165,10 +168,33 @@ def test_source_config_settles_what_the_file_leaves_open(tmp_path):
     assert "nms_iou=0.5 (usual for detectron2)" in bgr.assumptions
 
 
+def test_the_source_config_of_a_cascade(tmp_path):
+    tree, heads = config_tree(), {"IOUS": [0.4, 0.6], "BBOX_REG_WEIGHTS": [[10, 10, 5, 5], [20, 20, 10, 10]]}
+    tree["MODEL"]["ROI_HEADS"]["NAME"], tree["MODEL"]["ROI_BOX_CASCADE_HEAD"] = "CascadeROIHeads", heads
+    tree["MODEL"]["ROI_BOX_HEAD"]["CLS_AGNOSTIC_BBOX_REG"] = True
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    imported = import_file(saved(tmp_path, cascade_state(2)), source_config=path)
+    assert "cascade_ious=0.4,0.6 (known of this file)" in imported.assumptions
+    model = imported.config.model
+    assert (model.cascade_ious, model.roi_positive_iou, model.box_class_agnostic) == ((0.4, 0.6), 0.4, True)
+    heads["BBOX_REG_WEIGHTS"][1] = [10, 10, 5, 5]
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(WeightsError, match="BBOX_REG_WEIGHTS are not 10,10,5,5 times 1, 2, 3"):
+        read_source_config(path)
+
+
+def test_files_of_programs_without_cascades_have_one_box_head(tmp_path):
+    write_tensors(tmp_path / "w.safetensors", torchvision_state())
+    with pytest.raises(WeightsError, match=r"w\.safetensors: has one box head and no cascade_ious; convert it without"):
+        import_file(tmp_path / "w.safetensors", cascade_ious=(0.5, 0.6))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"KEYPOINT_ON": True}, "keypoints cannot be read"),
+        ({"ROI_HEADS": {"NAME": "Res5ROIHeads"}}, "ROI_HEADS.NAME is 'Res5ROIHeads', known are Standard"),
         ({"RESNETS": {**config_tree()["MODEL"]["RESNETS"], "NORM": "LN"}}, "RESNETS.NORM is 'LN', known are"),
         ({"PIXEL_STD": ["a", 1, 1]}, "a setting of another kind than expected"),
         ({"RPN": {}}, r"has no MODEL\.RPN\.NMS_THRESH; give the whole config\.yaml"),

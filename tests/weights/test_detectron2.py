@@ -11,7 +11,7 @@ from kmaskrcnn.weights import WeightsError, write_tensors
 from kmaskrcnn.weights.detectron2 import detectron2_settings, load_detectron2
 from kmaskrcnn.weights.torchvision import load_torchvision
 from kmaskrcnn.weights.transfer import MisfitError
-from tests.weights.state_dicts import detectron2_state, torchvision_state
+from tests.weights.state_dicts import cascade_state, detectron2_state, torchvision_state
 
 
 def saved(tmp_path, state, name="model_final.pkl"):
@@ -104,6 +104,66 @@ def test_scores_follow_the_classes(tmp_path):
     logits, deltas = model.box_head(np.ones((1, 7, 7, 8), "float32"))
     np.testing.assert_array_equal(np.asarray(logits)[0], [40, 10, 20, 30])
     assert not np.asarray(deltas)[0, 0].any() and np.asarray(deltas)[0, 1:].all()
+
+
+def class_agnostic(state):
+    """The same with one box and one mask for all classes."""
+    rows = {"roi_heads.box_predictor.bbox_pred": 4, "roi_heads.mask_head.predictor": 1}
+    return {name: value[: rows.get(name.rpartition(".")[0])] for name, value in state.items()}
+
+
+def test_class_agnostic_heads(tmp_path):
+    state = class_agnostic(detectron2_state())
+    model, report = opened(tmp_path, state)
+    assert report.unused == report.untouched == ()
+    assert model.config.box_class_agnostic and model.config.mask_class_agnostic
+    # Detectron2's are dx, dy, dw, dh.
+    rows = state["roi_heads.box_predictor.bbox_pred.weight"][[1, 0, 3, 2]]
+    np.testing.assert_array_equal(model.box_head.deltas.kernel.numpy(), rows.T)
+    mask = state["roi_heads.mask_head.predictor.weight"][:, :, 0, 0]
+    np.testing.assert_array_equal(model.mask_head.logits_kernel.numpy(), mask)
+    # Their last layers but the scores serve other classes too.
+    path = saved(tmp_path, state)
+    other = MaskRCNN(**detectron2_settings(path) | {"num_classes": 7})
+    assert load_detectron2(other, path, new_classes=True).untouched == (
+        "box_head/class_logits/kernel",
+        "box_head/class_logits/bias",
+    )
+
+
+def test_of_one_class_both_kinds_are_the_same(tmp_path):
+    path = saved(tmp_path, detectron2_state(classes=1))
+    model, agnostic = (MaskRCNN(**detectron2_settings(path) | {"box_class_agnostic": k}) for k in (False, True))
+    assert not MaskRCNN(**detectron2_settings(path)).config.box_class_agnostic
+    for each in (model, agnostic):
+        load_detectron2(each, path)
+    found, expected = (m.box_head(np.ones((1, 7, 7, 8), "float32"))[1] for m in (agnostic, model))
+    np.testing.assert_array_equal(found[:, 0], expected[:, 1])
+
+
+def test_a_cascade_has_a_box_head_per_stage(tmp_path):
+    state = cascade_state()
+    model, report = opened(tmp_path, state)
+    assert report.unused == report.untouched == ()
+    assert model.config.cascade_ious == (0.5, 0.6, 0.7)
+    for stage, head in enumerate((model.box_head, *model.cascade.heads)):
+        scores = state[f"roi_heads.box_predictor.{stage}.cls_score.weight"]
+        np.testing.assert_array_equal(head.class_logits.kernel.numpy(), np.roll(scores, 1, axis=0).T)
+        rows = state[f"roi_heads.box_predictor.{stage}.bbox_pred.weight"][[1, 0, 3, 2]]
+        np.testing.assert_array_equal(head.deltas.kernel.numpy(), rows.T)
+        fc2 = state[f"roi_heads.box_head.{stage}.fc2.weight"]
+        np.testing.assert_array_equal(head.fcs[1].kernel.numpy(), fc2.T)
+    del state["roi_heads.box_head.2.fc1.bias"]
+    path = saved(tmp_path, state)
+    with pytest.raises(MisfitError) as caught:
+        load_detectron2(MaskRCNN(**detectron2_settings(path)), path)
+    assert caught.value.missing == ("roi_heads.box_head.2.fc1.bias",)
+    path = saved(tmp_path, cascade_state(2))
+    other = MaskRCNN(**detectron2_settings(path) | {"num_classes": 7})
+    assert other.config.cascade_ious == (0.5, 0.6)
+    assert len(load_detectron2(other, path, new_classes=True).untouched) == 2 * 2 + 2
+    with pytest.raises(WeightsError, match="a Cascade R-CNN of 6 stages; 2 to 5 can be read"):
+        detectron2_settings(saved(tmp_path, cascade_state(6)))
 
 
 def test_misfits_name_detectron2s_tensors(tmp_path):

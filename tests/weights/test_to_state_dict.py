@@ -10,7 +10,8 @@ from kmaskrcnn.weight_files.writer import write_pth
 from kmaskrcnn.weights import WeightsError, read_tensors, write_tensors
 from kmaskrcnn.weights.convert import import_file
 from kmaskrcnn.weights.to_state_dict import state_dict, write_state_dict
-from tests.weights.state_dicts import detectron2_state, torchvision_state
+from tests.weights.state_dicts import cascade_state, detectron2_state, torchvision_state
+from tests.weights.test_detectron2 import class_agnostic
 
 
 @pytest.mark.parametrize(("backbone", "v2"), [("resnet18", True), ("mobilenet_v2", False)])
@@ -38,6 +39,22 @@ def test_detectron2_round_trip_is_bit_equal(tmp_path):
         np.testing.assert_array_equal(back[name], value, strict=True, err_msg=name)
     stem = "backbone.bottom_up.stem.conv1.weight"
     np.testing.assert_array_equal(state_dict(model, "detectron2", rgb=True)[stem], state[stem][:, ::-1])
+
+
+@pytest.mark.parametrize("kind", ["heads", "cascade"])
+def test_class_agnostic_heads_and_cascades_leave_for_detectron2_alone(tmp_path, kind):
+    state = cascade_state() if kind == "cascade" else class_agnostic(detectron2_state())
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": state}))
+    model = import_file(tmp_path / "in.pkl").model
+    notes = write_state_dict(model, tmp_path / "out.pth", "detectron2")
+    assert "box_class_agnostic is True here and False there" in notes
+    back = read_tensors(tmp_path / "out.pth")
+    assert set(back) == set(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(back[name], value, strict=True, err_msg=name)
+    assert ("cascade_ious is (0.5, 0.6, 0.7) here and () there" in notes) == (kind == "cascade")
+    with pytest.raises(WeightsError, match=r"torchvision has no (class-agnostic heads|Cascade R-CNN)"):
+        state_dict(model, "torchvision")
 
 
 def test_networks_that_the_target_lacks_are_refused():

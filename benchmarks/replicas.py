@@ -49,6 +49,7 @@ SETTINGS = """
 --clip_norm=2
 --ema_decay=0.9
 --score_threshold=0
+--dtype=float32
 --log_every=1
 """
 CONFIGURATIONS = {

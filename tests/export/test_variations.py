@@ -33,6 +33,7 @@ def build(**settings):
     return model
 
 
+@pytest.mark.slow
 def test_saved_model(tmp_path):
     model, config = build(), Config().replace(**SETTINGS, min_size=64, max_size=128)
     client = SavedModelClient(export_saved_model(model, config, LABELS, tmp_path / "fruits"))

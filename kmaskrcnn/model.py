@@ -145,7 +145,7 @@ class MaskRCNN(KerasInterface):
             return counts
         normalizers = inputs["normalizers"] if "normalizers" in inputs else _over_replicas(counts)
         losses = rpn_losses(rpn_outputs, anchors, anchor_sample, gt_boxes, normalizers[0], self.config)
-        run = functools.partial(self._run_box_head, features, training)
+        run = functools.partial(self._run_box_head, features, training, valid=sample.is_valid)
         logits, deltas = run(self.box_head, sample.boxes)
         losses |= box_head_losses(logits, deltas, sample, gt_boxes, normalizers[1], self.config)
         if self.cascade is not None:
@@ -239,7 +239,12 @@ class MaskRCNN(KerasInterface):
         return in_chunks(find, inputs, _MASKS_AT_ONCE, keras.KerasTensor((side, side), "float32"))
 
     def _run_box_head(
-        self, features: dict[str, Tensor], training: bool, head: BoxHead, boxes: Tensor
+        self,
+        features: dict[str, Tensor],
+        training: bool,
+        head: BoxHead,
+        boxes: Tensor,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if boxes.shape[1] > _BOXES_AT_ONCE and not (training or self.static_shapes):
             return self._box_head_in_chunks(features, head, boxes)
@@ -248,7 +253,8 @@ class MaskRCNN(KerasInterface):
             pooled = scale_gradient(pooled, 1.0 / len(self.config.cascade_ious))
         rois = boxes.shape[1]
         pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, R, S, S, C) -> (B * R, S, S, C)
-        logits, deltas = head(pooled, training=training)
+        valid = None if valid is None else ops.reshape(valid, (-1,))  # (B, R) -> (B * R,)
+        logits, deltas = head(pooled, training=training, valid=valid)
         logits = ops.reshape(logits, (-1, rois, logits.shape[-1]))  # (B * R, C + 1) -> (B, R, C + 1)
         return logits, ops.reshape(deltas, (-1, rois, *deltas.shape[1:]))  # (B * R, C + 1, 4) -> (B, R, C + 1, 4)
 
@@ -332,7 +338,9 @@ class MaskRCNN(KerasInterface):
             return ops.take(ops.reshape(x, (-1, *x.shape[2:])), flat, axis=0)  # (B, R, ...) -> (K, ...)
 
         rois, classes, matched = choose(sample.boxes), choose(sample.classes), choose(sample.matched)
-        logits = self.mask_head(self.mask_roi_align.pool(features, rois, rows), classes, training=training)
+        pooled = self.mask_roi_align.pool(features, rois, rows)
+        valid = weights > 0 if self.static_shapes else None
+        logits = self.mask_head(pooled, classes, training=training, valid=valid)
         owner = rows * ops.shape(masks)[1] + ops.minimum(matched, ops.shape(masks)[1] - 1)
         own_masks = ops.take(ops.reshape(masks, (-1, *masks.shape[2:])), owner, axis=0)  # (B, N, m, m) -> (K, m, m)
         own_frames = ops.take(ops.reshape(frames, (-1, 4)), owner, axis=0)

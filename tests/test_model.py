@@ -123,6 +123,25 @@ def test_a_step_on_images_without_objects_is_finite(tiny_settings, norm):
     assert all(np.isfinite(value).all() for value in [*values, *(w.numpy() for w in model.weights)])
 
 
+@pytest.mark.parametrize("static_shapes", [False, True])
+def test_rois_that_are_padding_are_in_no_statistics_of_batch_normalization(static_shapes, tiny_settings, batch):
+    settings = tiny_settings | {"head_norm": "bn", "box_conv_channels": (16,), "rpn_post_nms_top_k_train": 20}
+
+    def losses(rois):
+        keras.utils.set_random_seed(7)
+        model = MaskRCNN(**settings | {"roi_batch_size": rois, "roi_positive_fraction": 1.0})
+        model.static_shapes = static_shapes
+        found = model(batch, training=True)
+        means = [w for layer in (model.box_head, model.mask_head) for w in layer.weights if "moving" in w.path]
+        return {name: float(value) for name, value in found.items()}, means
+
+    # Every proposal and object is sampled; the rest of 64 rows is padding.
+    (few, means), (many, others) = losses(26), losses(64)
+    assert few == pytest.approx(many, rel=1e-5)
+    for mean, other in zip(means, others, strict=True):
+        np.testing.assert_allclose(mean, other, atol=1e-6)
+
+
 def test_padding_rows_and_their_number_change_nothing(tiny_settings, batch):
     def losses(batch):
         keras.utils.set_random_seed(7)

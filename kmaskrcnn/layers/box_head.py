@@ -22,7 +22,8 @@ class BoxHead(keras.layers.Layer):
     """Optional 3x3 convolutions, then fully connected layers, then the class logits and the box offsets.
 
     Call with pooled features (K, S, S, C); returns class logits (K, num_classes + 1), of which 0 is the background,
-    and deltas (K, num_classes + 1, 4), both float32. Class-agnostic, the deltas are (K, 1, 4).
+    and deltas (K, num_classes + 1, 4), both float32. Class-agnostic, the deltas are (K, 1, 4). In training,
+    `valid` (K,) says which rows are RoIs and not padding; batch normalization takes the statistics of those.
 
     Args:
         num_classes: object classes, background not counted.
@@ -95,9 +96,11 @@ class BoxHead(keras.layers.Layer):
         self.deltas.build((None, units))
         self.built = True
 
-    def call(self, features: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+    def call(
+        self, features: Tensor, training: bool | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = ops.relu(apply_norm(norm, conv(features), training))
+            features = ops.relu(apply_norm(norm, conv(features), training, valid))
         _, height, width, channels = features.shape
         x = ops.reshape(features, (-1, height * width * channels))  # (K, S, S, C) -> (K, S * S * C)
         for fc in self.fcs:

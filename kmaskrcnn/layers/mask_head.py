@@ -20,7 +20,7 @@ class MaskHead(keras.layers.Layer):
 
     Call with pooled features (K, S, S, C) and the class of each RoI (K,) in 0..num_classes; returns the logits
     (K, 2 * S, 2 * S), float32, of that class's mask alone: no other class's mask is ever used, neither by the loss
-    nor by inference, so none is computed.
+    nor by inference, so none is computed. `valid` (K,) is as for `BoxHead`.
 
     Args:
         num_classes: object classes, background not counted (its output, row 0, exists as in the published weights).
@@ -83,9 +83,11 @@ class MaskHead(keras.layers.Layer):
         self.logits_bias = self.add_weight(name="logits_bias", shape=(masks,), initializer="zeros")
         self.built = True
 
-    def call(self, features: Tensor, classes: Tensor, training: bool | None = None) -> Tensor:
+    def call(
+        self, features: Tensor, classes: Tensor, training: bool | None = None, valid: Tensor | None = None
+    ) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = ops.relu(apply_norm(norm, conv(features), training))
+            features = ops.relu(apply_norm(norm, conv(features), training, valid))
         _, height, width, channels = features.shape
         features = self._deconvolve(ops.reshape(features, (-1, channels)))  # (K * SS, C) -> (K * SS, 4 * C)
         features = ops.reshape(features, (-1, height * width * 4, self.deconv.filters))  # -> (K, SS4, C)

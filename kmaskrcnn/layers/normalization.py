@@ -86,13 +86,23 @@ def make_norm(norm: str, channels: int, epsilon: float = 1e-5, **kwargs: Any) ->
     raise ValueError(f"norm={norm!r}: choose one of {', '.join(NORMS)}")
 
 
-def apply_norm(layer: keras.layers.Layer | None, inputs: Any, training: bool | None) -> Any:
+def apply_norm(layer: keras.layers.Layer | None, inputs: Any, training: bool | None, valid: Any = None) -> Any:
     """layer(inputs), or the inputs where there is no layer.
 
     `training` is handed over in words, since Keras' call context does not hold it in `stateless_call` (JAX).
+
+    Args:
+        layer: of `make_norm`.
+        inputs: (K, H, W, C).
+        training: whether batch normalization takes the statistics of the batch.
+        valid: (K,) bool, the rows that these statistics are of (all, where none is); default: all. Statistics over
+            replicas ("sync_bn") are of all rows, as Keras has no masked ones.
     """
     if layer is None:
         return inputs
-    if isinstance(layer, keras.layers.BatchNormalization):
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return layer(inputs)
+    if valid is None or not training or layer.synchronized:
         return layer(inputs, training=training)
-    return layer(inputs)
+    counted = keras.ops.logical_or(valid, keras.ops.logical_not(keras.ops.any(valid)))
+    return layer(inputs, training=training, mask=counted[:, None, None])

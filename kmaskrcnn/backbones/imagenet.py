@@ -85,8 +85,8 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
     tensors = read_tensors(source)
     if any(part in tensor for tensor in tensors for part in _DETECTOR):
         raise WeightsError(
-            f"{source}: holds a whole detector, not a backbone: convert it (kmaskrcnn weights {source} "
-            "--output=FOLDER) and start from the folder"
+            f"{source}: holds a whole detector, not a backbone: convert it with "
+            f"`kmaskrcnn weights {source} --output=FOLDER` and start from the folder"
         )
     if "conv1_w" in tensors or "stem.conv1.weight" in tensors:
         tensors = detectron2_backbone(tensors, source, _strides_in_1x1(backbone_model))

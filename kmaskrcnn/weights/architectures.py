@@ -67,8 +67,8 @@ def check_one_stage(model: MaskRCNN, source: str) -> None:
     """Raise WeightsError where the model has more box heads than the file of a format without cascades."""
     if model.cascade is not None:
         raise WeightsError(
-            f"{source}: has one box head and no cascade_ious; convert it without, and train a cascade from that model "
-            "by --init_weights"
+            f"{source}: has one box head and no cascade_ious; convert it without, and train a cascade with "
+            "init_weights=that model"
         )
 
 

@@ -28,20 +28,20 @@ class CocoScores:
     Attributes:
         summary: AP, AP50, AP75, APs, APm, APl (areas below 32^2, below 96^2, above), AR1, AR10 and AR at the maximum
             number of detections.
-        max_detections: that number: detections of an image that count, the best ones.
         class_ap: AP by class name.
         class_summary: the columns of `summary` other than AR1 and AR10, by class name.
         counts: by IoU of 0.5 to 0.9, (TP, FP, FN) over all images of the detections above the working score.
         precision: (T, R, K) at IoU thresholds 0.5, 0.55, ... 0.95, recalls 0, 0.01, ... 1 and classes; -1 for a class
             without objects.
+        max_detections: the maximum number of detections of `AR`: detections of an image that count, the best ones.
     """
 
     summary: dict[str, float]
-    max_detections: int
     class_ap: dict[str, float]
     class_summary: dict[str, dict[str, float]]
     counts: dict[float, tuple[int, int, int]]
     precision: np.ndarray
+    max_detections: int = _COCO_DETECTIONS
 
     def overlap_scores(self) -> list[float]:
         """TP / (TP + FP + FN) at each of COUNT_IOUS, the measure of the 2018 Data Science Bowl over the whole set."""
@@ -93,7 +93,7 @@ def score(
     }
     class_ap = {name: values["AP"] for name, values in class_summary.items()}
     counts = _counts(coco_eval, working_score)
-    return CocoScores(summary, max_detections, class_ap, class_summary, counts, precision[:, :, :, 0, -1])
+    return CocoScores(summary, class_ap, class_summary, counts, precision[:, :, :, 0, -1], max_detections)
 
 
 def default_max_detections(ground_truth: dict, image_ids: Sequence[int] | None = None) -> int:

@@ -105,7 +105,7 @@ def test_categories_unknown_to_the_model_are_refused(shapes):
 
 
 def test_an_evaluation_leaves_images_and_other_files_alone(tmp_path):
-    empty = CocoScores({}, 100, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
+    empty = CocoScores({}, {}, {}, dict.fromkeys(COUNT_IOUS, (0, 0, 0)), np.zeros((10, 101, 1)))
     pixels = {name: np.full((9, 9, 3), i, np.uint8) for i, name in enumerate(("cam1/1.png", "cam2/1.jpg", "2.png"))}
     result = Evaluation(empty, empty, [], pixels, 3, 1.0)
     for _ in range(2):

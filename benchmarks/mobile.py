@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import resource
 import statistics
 import subprocess
@@ -130,7 +131,11 @@ def child(options, step, row, path):
     given = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name)]
     command = [sys.executable, "-m", "benchmarks.mobile", f"--step={step}", f"--row={row}", f"--file={path}", *given]
     result = subprocess.run(command, capture_output=True, text=True)
-    return json.loads(result.stdout.splitlines()[-1]) if not result.returncode else result.stderr.splitlines()[-1]
+    if not result.returncode:
+        return json.loads(result.stdout.splitlines()[-1])
+    # LiteRT logs behind the exception.
+    lines = result.stderr.splitlines()
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exit): ", line)), lines[-1])
 
 
 def main():

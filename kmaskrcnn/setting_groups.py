@@ -84,9 +84,7 @@ class ModelConfig:
     rpn_negative_iou: float = _setting(0.3, "Anchors with less than this IoU are negatives.", **_SHARE)
     rpn_pre_nms_top_k_train: int = _setting(2000, "Proposals kept on each level before NMS, in training.", **_POSITIVE)
     rpn_pre_nms_top_k: int = _setting(
-        1000,
-        "Proposals kept on each level before NMS, in inference; at least twice max_detections.",
-        **_POSITIVE,
+        1000, "Proposals kept on each level before NMS, in inference; at least twice max_detections.", **_POSITIVE
     )
     rpn_nms_iou: float = _setting(
         0.7, "IoU threshold of non-maximum suppression (NMS) of proposals, per level.", **_SHARE
@@ -334,9 +332,7 @@ class TrainConfig:
         ("one", "mirrored", "multi_worker", "tpu"),
     )
     num_devices: int = _setting(
-        0,
-        "GPUs that this process uses, 0 for all; without a GPU and with strategy=mirrored, parts of the CPU.",
-        low=0,
+        0, "GPUs that this process uses, 0 for all; without a GPU and with strategy=mirrored, parts of the CPU.", low=0
     )
     num_local_workers: int = _setting(
         0, "Start this many worker processes on this machine; 0: none, this process trains.", low=0
@@ -357,9 +353,7 @@ class TrainConfig:
     )
     seed: int = _setting(0, "Random seed of initialization, data order, augmentation and sampling.", low=0)
     log_every: int = _setting(
-        0,
-        "Steps between progress lines and rows of metrics; 0: a line every 10 seconds, a row every 20 steps.",
-        low=0,
+        0, "Steps between progress lines and rows of metrics; 0: a line every 10 seconds, a row every 20 steps.", low=0
     )
     logger: tuple[str, ...] = _setting(
         ("tensorboard",), "Where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow."

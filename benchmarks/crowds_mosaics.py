@@ -17,7 +17,7 @@ _GROUND, _GAP = (124, 116, 104), 4
 
 
 def make_mosaics(dataset: Any, folder: Path, objects: int, count: int, side: int, seed: int = 0) -> Path:
-    """Write mosaics, unless the folder has them; returns their instances.json.
+    """Write mosaics; returns their instances.json.
 
     Args:
         dataset: the `CocoDataset` whose images are the cells.
@@ -29,8 +29,6 @@ def make_mosaics(dataset: Any, folder: Path, objects: int, count: int, side: int
         seed: of the order of the images, and of how they are turned and mirrored.
     """
     path = folder / "instances.json"
-    if path.exists():
-        return path
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     images, annotations = [], []

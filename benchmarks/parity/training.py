@@ -11,7 +11,6 @@ the seeds of one side.
 import argparse
 import json
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
@@ -69,7 +68,6 @@ def flagfile(folder, recipe):
 def train_ours(folder, recipe, seed):
     """COCO results of our program's model after the recipe's steps."""
     own = folder / f"ours-{seed}"
-    shutil.rmtree(own, ignore_errors=True)
     command = [sys.executable, "train.py", f"--flagfile={folder / 'ours.flags'}", f"--seed={seed}"]
     subprocess.run([*command, f"--model_dir={own}", "--checkpoint_every=100000"], check=True, cwd=ROOT)
     predictor = Predictor(*load_model(own, "last"))
@@ -92,7 +90,7 @@ def main():
     parser.add_argument("--torch_python", required=True, help="a Python with torch, torchvision and pycocotools")
     parser.add_argument("--imagenet", required=True, type=pathlib.Path, help="MobileNetV2's arrays (.npz)")
     parser.add_argument("--data", required=True, type=pathlib.Path, help="folder of the training and validation set")
-    parser.add_argument("--work", required=True, type=pathlib.Path, help="a folder to work in")
+    parser.add_argument("--work", required=True, type=pathlib.Path, help="a new or empty folder to work in")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -101,7 +99,8 @@ def main():
     for name, part in (("train", "train"), ("val", "dev")):
         recipe |= {f"{name}_annotations": str(data / f"instances_{part}.json"), f"{name}_images": str(data / "images")}
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "start", ignore_errors=True)
+    if any(folder.iterdir()):
+        parser.error(f"--work={options.work}: is not empty")
     (folder / "recipe.json").write_text(json.dumps(recipe))
     command = [options.torch_python, "-m", "benchmarks.parity.torch_training", "init", str(folder)]
     subprocess.run([*command, f"--imagenet={options.imagenet.resolve()}"], check=True, cwd=ROOT)

@@ -30,6 +30,25 @@ def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
     return _expand(list(arguments), None, ())
 
 
+def flagfile_names(arguments: Sequence[str]) -> set[str]:
+    """The names of the flags in the flagfiles that the arguments name; of a switch also that without its `no`.
+
+    Raises:
+        ConfigError: as `expand_flagfiles`.
+    """
+    own, names = list(arguments), set()
+    while own:
+        argument = own.pop(0)
+        name, equals, _ = argument.partition("=")
+        if argument == "--":
+            break
+        if name in (_FLAG, _FLAG[1:]):
+            if not equals:
+                argument = f"{argument}={own.pop(0)}"
+            names |= {flag.lstrip("-").partition("=")[0] for flag in expand_flagfiles([argument]) if flag[:1] == "-"}
+    return names | {name.removeprefix("no") for name in names}
+
+
 def _expand(arguments: list[str], folder: Path | None, open_files: tuple[Path, ...]) -> list[str]:
     result: list[str] = []
     while arguments:

@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from kmaskrcnn import config as config_lib
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.programs.flagfiles import expand_flagfiles
+from kmaskrcnn.programs.flagfiles import expand_flagfiles, flagfile_names
 
 FLAGS = flags.FLAGS
 _arguments: list[str] = []  # as the user gave them, flagfiles not yet replaced by what they hold
@@ -71,11 +71,21 @@ def config_from_flags(base: Config | None = None) -> Config:
     return (base or Config()).replace(**given_settings())
 
 
+# Settings that say where and how long to train, not what: a flagfile of these alone leaves the rest to the recipe.
+_BESIDE_RECIPE = {
+    *("train_annotations", "train_images", "val_annotations", "val_images", "data_format", "class_names", "class_map"),
+    *("num_classes", "on_bad_record", "data_threads", "model_dir", "init_weights", "epochs", "max_minutes", "dtype"),
+    *("strategy", "num_devices", "num_local_workers", "stall_timeout", "deterministic", "on_nonfinite"),
+    *("profile_steps", "seed", "log_every", "logger", "keep_checkpoints"),
+}
+
+
 def makes_recipe() -> bool:
-    """Whether settings that are not given are made from the data: as --recipe says, or where no flagfile is named."""
+    """Whether settings that are not given are made from the data: as --recipe says, or unless a flagfile has them."""
     if FLAGS.recipe is not None:
         return FLAGS.recipe
-    return not any(argument.lstrip("-").partition("=")[0] == "flagfile" for argument in _arguments)
+    in_files = {name for name in flagfile_names(_arguments) if name in config_lib.fields()}
+    return in_files <= _BESIDE_RECIPE
 
 
 def run(

@@ -25,7 +25,7 @@ PREVIEW = absl_flags.DEFINE_integer(
 absl_flags.DEFINE_boolean(
     "recipe",
     None,
-    "Derive the settings that are not given from the data (the recipe); default: when there is no --flagfile.",
+    "Derive the settings that are not given from the data (the recipe); default: unless a --flagfile has some of them.",
 )
 
 ABOUT = "Train Mask R-CNN on your images. To resume a run, give the same command again."
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, CocoDataset | None]:
-    """The settings with the number of classes and, without a flagfile, the recipe; training and validation set."""
+    """The settings with the number of classes and, where one is made, the recipe; training and validation set."""
     from kmaskrcnn.data import open_dataset, open_raw
     from kmaskrcnn.evaluation import check_categories
     from kmaskrcnn.programs import automatic

@@ -48,6 +48,11 @@ def find_start(init_weights: str, backbone: str, machine: Machine) -> Start:
     """
     if init_weights:
         return _named(init_weights, backbone, machine)
+    if machine.gpus and not backbone:
+        try:
+            return _model(starting_weights(_COCO), "a COCO model starts nearest to the goal, and a GPU trains its size")
+        except WeightsError:  # no network, and not in the cache
+            pass
     for name in (backbone,) if backbone else ("mobilenet_v2", "efficientnet_lite0"):
         try:
             published_weights(name, IMAGENET)

@@ -148,6 +148,8 @@ class Trainer:
         if source and source != "none":
             with phase(f"reading the weights {source}"):
                 self._say(model_folder.load_initial_weights(self.model, self._find_weights(source)))
+        elif not source:
+            self._say("starting from random weights, which takes many images and steps; init_weights names better ones")
         self.step_function.reset_averages()
 
     def _check_workers(self) -> None:

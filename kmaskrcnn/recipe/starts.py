@@ -108,7 +108,7 @@ def tell_backbone(path: str | os.PathLike) -> str:
         found = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50"}
         found |= {(23, True): "resnet101", (36, True): "resnet152"}
         if name := found.get((len(blocks), deep)):
-            return name
+            return f"{name}d" if any(n.endswith("conv1.0.weight") for n in names) else name
     if any(name.startswith("features.18.") or name.startswith("features.17.") for name in names):
         return "mobilenet_v2"
     if any("_blocks." in name or name.startswith("blocks.") for name in names):

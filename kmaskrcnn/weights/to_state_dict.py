@@ -38,7 +38,7 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
     backbone, config = model.config.backbone, model.config
     if target not in TARGETS:
         raise WeightsError(f"{target}: choose one of {', '.join(TARGETS)}")
-    if not backbone.startswith("resnet") and (target == "detectron2" or backbone != "mobilenet_v2"):
+    if backbone.endswith("d") or ((target == "detectron2" or backbone != "mobilenet_v2") and backbone[:6] != "resnet"):
         raise WeightsError(f"{target} has no {backbone}")
     if target == "torchvision" and config.backbone_stride_in_1x1:
         raise WeightsError(

@@ -12,17 +12,27 @@ WIDTHS = {
     "resnet50": (256, 512, 1024, 2048),
     "resnet101": (256, 512, 1024, 2048),
     "resnet152": (256, 512, 1024, 2048),
+    "resnet18d": (64, 128, 256, 512),
+    "resnet34d": (64, 128, 256, 512),
+    "resnet50d": (256, 512, 1024, 2048),
+    "resnet101d": (256, 512, 1024, 2048),
+    "resnet152d": (256, 512, 1024, 2048),
     "mobilenet_v2": (24, 32, 96, 320),
     "efficientnet_lite0": (24, 40, 112, 320),
 }
-# Convolution parameters of torchvision's networks without their classifiers; for the two mobile networks also
-# without the 1280 wide convolution (409,600), counted in the published weight files.
+# Convolution parameters of torchvision's networks and timm's ResNet-D without their classifiers; for the two mobile
+# networks also without the 1280 wide convolution (409,600), counted in the published weight files.
 CONV_PARAMETERS = {
     "resnet18": 11_166_912,
     "resnet34": 21_267_648,
     "resnet50": 23_454_912,
     "resnet101": 42_394_816,
     "resnet152": 57_992_384,
+    "resnet18d": 11_186_016,
+    "resnet34d": 21_286_752,
+    "resnet50d": 23_474_016,
+    "resnet101d": 42_413_920,
+    "resnet152d": 58_011_488,
     "mobilenet_v2": 1_780_160,
     "efficientnet_lite0": 2_919_392,
 }
@@ -42,7 +52,7 @@ def test_shapes_and_parameters(name):
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn", "sync_bn", "gn"])
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d", "efficientnet_lite0"])
 def test_every_norm_runs_and_survives_saving(name, norm, tmp_path):
     model = build_backbone(name, norm=norm, frozen_stages=3)
     image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype("float32")

@@ -91,6 +91,8 @@ def test_without_a_network_the_address_is_told(cache):
     for name, source, words in (
         ("resnet18", "imagenet", r"download https://download\.pytorch\.org/models/resnet18-f37072fd\.pth to .*keras"),
         ("resnet50", "imagenet_v2", r"models/resnet50-11ad3fa6\.pth to "),
+        ("resnet50d", "imagenet", r"timm/resnet50d\.ra2_in1k/resolve/main/model\.safetensors to .*resnet50d\.ra2_in1k"),
+        ("resnet50d", "imagenet_v2", "there are no imagenet_v2 weights for resnet50d"),
         ("resnet18", "imagenet_v2", "there are no imagenet_v2 weights for resnet18, only for resnet50, "),
         ("efficientnet_lite0", "imagenet_v2", "there are no imagenet_v2 weights for efficientnet_lite0"),
     ):

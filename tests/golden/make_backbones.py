@@ -1,4 +1,5 @@
-"""Makes backbones.json: python tests/golden/make_backbones.py, with torch, torchvision and efficientnet-lite-pytorch.
+"""Makes backbones.json: python tests/golden/make_backbones.py, with torch, torchvision, timm and
+efficientnet-lite-pytorch.
 
 For each network: its parameter names and shapes, and for each of C2..C5 of a seeded image the shape, mean, deviation
 and a few values. The weights are made from the names (seeded.py), so they need not be stored.
@@ -11,6 +12,7 @@ import pathlib
 if importlib.util.find_spec("torchvision_cpu"):
     import torchvision_cpu  # noqa: F401  (stand-ins for the GPU libraries of a wheel on a machine without them)
 import numpy as np
+import timm
 import torch
 import torchvision
 from efficientnet_lite_pytorch import EfficientNet
@@ -21,6 +23,8 @@ HERE = pathlib.Path(__file__).parent
 TAPS = {
     "resnet18": ("layer1", "layer2", "layer3", "layer4"),
     "resnet50": ("layer1", "layer2", "layer3", "layer4"),
+    "resnet18d": ("layer1", "layer2", "layer3", "layer4"),
+    "resnet50d": ("layer1", "layer2", "layer3", "layer4"),
     "mobilenet_v2": ("features.3", "features.6", "features.13", "features.17"),
     "efficientnet_lite0": ("_blocks.2", "_blocks.4", "_blocks.10", "_blocks.15"),
 }
@@ -32,6 +36,8 @@ def main() -> None:
     for name, taps in TAPS.items():
         if name == "efficientnet_lite0":
             model = EfficientNet.from_name("efficientnet-lite0").eval()
+        elif name.endswith("d"):
+            model = timm.create_model(name).eval()
         else:
             model = getattr(torchvision.models, name)(weights=None).eval()
         state = {key: value for key, value in model.state_dict().items() if "num_batches" not in key}

@@ -17,6 +17,7 @@ NAMES = {
     "resnet34": [f"layer3.{i}.conv2.weight" for i in range(6)],
     "resnet50": [f"layer3.{i}.conv3.weight" for i in range(6)],
     "resnet152": [f"backbone.body.layer3.{i}.conv3.weight" for i in range(36)],
+    "resnet18d": ["conv1.0.weight", "bn1.weight", "layer3.0.conv1.weight", "layer3.1.conv2.weight"],
     "mobilenet_v2": ["features.0.0.weight", "features.17.conv.0.weight"],
     "efficientnet_lite0": ["_conv_stem.weight", "_blocks.0._bn1.weight"],
 }

@@ -62,6 +62,9 @@ def test_networks_that_the_target_lacks_are_refused():
     mobile = MaskRCNN(backbone="mobilenet_v2", **small)
     with pytest.raises(WeightsError, match="detectron2 has no mobilenet_v2"):
         state_dict(mobile, "detectron2")
+    for target in ("torchvision", "detectron2"):
+        with pytest.raises(WeightsError, match=f"{target} has no resnet18d"):
+            state_dict(MaskRCNN(backbone="resnet18d", **small), target)
     with pytest.raises(WeightsError, match="choose one of torchvision, detectron2"):
         state_dict(mobile, "tensorpack")
 

@@ -16,6 +16,16 @@ IMAGES = 60
 BATCH, LEARNING_RATE, WARMUP, ROIS, CLIP_NORM = 2, 0.01, 30, 128, 5.0
 
 
+@torch.no_grad()
+def fresh_outputs(model):
+    """Start the outputs near zero, as torchvision does: `calibrate` makes them large."""
+    heads = model.roi_heads
+    outputs = (model.rpn.head.cls_logits, model.rpn.head.bbox_pred, heads.mask_predictor.mask_fcn_logits)
+    for layer in (*outputs, heads.box_predictor.cls_score, heads.box_predictor.bbox_pred):
+        layer.weight.normal_(0, 0.01)
+        layer.bias.zero_()
+
+
 def train(model, folder, steps):
     """SGD on the first photographs of the set, flipped at random."""
     truth = json.loads(next(folder.glob("instances_*.json")).read_text())
@@ -68,6 +78,7 @@ def main():
         load_imagenet(model.backbone.body, options.imagenet)
     else:
         calibrate(model, [(320, 448), (320, 448)])
+        fresh_outputs(model)
     train(model, options.coco, options.steps)
     torch.save(model.state_dict(), options.folder / "model.pth")
     np.savez(options.folder / "coco.npz", **dump_coco(model, options.coco, IMAGES))

@@ -27,8 +27,8 @@ def main():
     parser.add_argument("--coco", required=True, type=pathlib.Path, help="folder with instances_*.json and photographs")
     parser.add_argument("--imagenet", required=True, type=pathlib.Path, help="MobileNetV2's arrays (.npz)")
     parser.add_argument("--work", required=True, type=pathlib.Path, help="folder for torchvision's side; used again")
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--models", default="mobilenet_v2_fpn,r18_fpn", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     table, work = Table(), options.work.resolve()
     for name in options.models.split(","):

@@ -14,11 +14,16 @@ def read(content: bytes) -> schema.ModelT:
     return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
 
 
+def operation_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
+    """The name of a builtin, for instance CONV_2D."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
 def operations(content: bytes) -> collections.Counter[str]:
     """How often each operation occurs, over all signatures."""
     model = read(content)
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    return collections.Counter(_NAMES[codes[op.opcodeIndex]] for graph in model.subgraphs for op in graph.operators)
+    return collections.Counter(operation_name(model, op) for graph in model.subgraphs for op in graph.operators)
 
 
 def unknown_sizes(content: bytes) -> list[str]:

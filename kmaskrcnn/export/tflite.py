@@ -177,10 +177,10 @@ def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), 
             for name in operations_:
                 scope = scope.format(backbone=backbone)
                 quantizer.add_static_config(scope, names[name], activation_num_bits=8, weight_num_bits=8)
-        # Float: the first convolution, and the RPN's outputs, whose objectness and offsets would share one scale.
-        pixels, first = (re.escape(name) for name in _first_convolution(content))
-        for scope, name in ((pixels, "PAD"), (first, "CONV_2D"), (r"/rpn_head[_0-9]*/(?!conv\d)", "CONV_2D")):
-            quantizer.update_quantization_recipe(scope, names[name], algorithm_key="no_quantize")
+        # Float: what reads large maps, and the RPN's outputs, whose objectness and offsets would share one scale.
+        for name, output in _on_large_maps(content):
+            quantizer.update_quantization_recipe(re.escape(output), names[name], algorithm_key="no_quantize")
+        quantizer.update_quantization_recipe(r"/rpn_head[_0-9]*/(?!conv\d)", names.CONV_2D, algorithm_key="no_quantize")
     with _without_progress():
         ranges = None
         if quantize == "int8":
@@ -207,12 +207,25 @@ def _interpreter(content: bytes) -> Any:
     )
 
 
-def _first_convolution(content: bytes) -> tuple[str, str]:
-    """The names of what the first convolution reads and writes; the quantizer knows operations by what they write."""
-    interpreter = _interpreter(content)
-    details = next(d for d in interpreter._get_ops_details() if d["op_name"] == "CONV_2D")
-    names = {d["index"]: d["name"] for d in interpreter.get_tensor_details()}
-    return names[int(details["inputs"][0])], names[int(details["outputs"][0])]
+def _on_large_maps(content: bytes) -> set[tuple[str, str]]:
+    """The operations that read a map of at least half the input's size, by name and by the name of what they write.
+
+    Their channels are few and differ in range by factors of a hundred, and what rounding them costs goes through all
+    later layers: it is most of what int8 loses (docs/results/export.md).
+    """
+    from kmaskrcnn.export import flatbuffer
+
+    model, in_int8 = flatbuffer.read(content), {name for names in _INT8_OPERATIONS.values() for name in names}
+    found = set()
+    for graph in model.subgraphs:
+        shapes = [tuple(tensor.shape) for tensor in graph.tensors]
+        _, height, width, _ = next(shapes[i] for i in graph.inputs if len(shapes[i]) == 4)
+        for operator in graph.operators:
+            maps = [shapes[i] for i in operator.inputs if len(shapes[i]) == 4 and shapes[i][0] == 1]
+            large = any(2 * shape[1] >= height and 2 * shape[2] >= width for shape in maps)
+            if large and (name := flatbuffer.operation_name(model, operator)) in in_int8:
+                found.add((name, graph.tensors[operator.outputs[0]].name.decode()))
+    return found
 
 
 def operations(content: bytes) -> collections.Counter[str]:

@@ -1,7 +1,9 @@
 """The real converter, the real runtime: builtin operations only, and the numbers of the model."""
 
+import collections
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,11 +13,12 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.schema_py_generated import TensorType
 from PIL import Image
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.export import tflite
+from kmaskrcnn.export import flatbuffer, tflite
 from kmaskrcnn.export.client import ImageError, LiteRTClient
 from kmaskrcnn.export.litert_client import letterbox
 from kmaskrcnn.results.labels import Labels
@@ -222,13 +225,44 @@ def test_int8_leaves_detection_arithmetic_in_float(mobile):
         assert first_inputs[name] == {np.float32}, name
 
 
-def test_no_detection_a_mobile_backbone_and_another_shape(tmp_path):
+@pytest.fixture(scope="module")
+def without_objects():
+    """A model with a mobile backbone that finds nothing, and its file."""
     model = _model(backbone="mobilenet_v2", num_classes=1)
     model.box_head.class_logits.bias.assign([1e6, 0.0])
+    return tflite.convert(model, 96, 32)
+
+
+def _types_of_maps(content):
+    """The types of the maps that operations of the backbone read, by the height of the map."""
+    model = flatbuffer.read(content)
+    (graph,) = model.subgraphs
+    types = collections.defaultdict(set)
+    for operator in graph.operators:
+        read, written = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
+        name = flatbuffer.operation_name(model, operator)
+        if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D") and re.search(
+            r"resnet|mobilenet", written.name.decode()
+        ):
+            types[int(read.shape[1])].add(read.type)
+    return types
+
+
+def test_int8_keeps_what_reads_large_maps_in_float(mobile, without_objects):
+    calibration = [letterbox(picture(seed=i), 96, 32, (124, 116, 104))[0][None] for i in range(2)]
+    small = tflite.quantized(without_objects, "int8", calibration, "mobilenet_v2")
+    for content, height in ((mobile.paths["int8"].read_bytes(), HEIGHT), (small, 96)):
+        types = _types_of_maps(content)
+        assert {2 * size >= height for size in types} == {True, False}
+        for size, found in types.items():
+            assert found == {TensorType.FLOAT32 if 2 * size >= height else TensorType.INT8}, size
+
+
+def test_no_detection_a_mobile_backbone_and_another_shape(without_objects, tmp_path):
     config = Config().replace(**(SETTINGS | {"num_classes": 1}))
     path = tmp_path / "nothing.tflite"
     labels = Labels(("nucleus",), (1,))
-    tflite.write(tflite.convert(model, 96, 32), path, config, labels, 96, 32, "none")
+    tflite.write(without_objects, path, config, labels, 96, 32, "none")
     client = LiteRTClient(path)
     for pixels in (picture(), np.zeros((40, 30, 3), np.uint8)):
         found = client.predict(pixels)

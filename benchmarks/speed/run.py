@@ -215,8 +215,9 @@ def table(results):
             lines.append(f"| {name}, beside torchvision in float32 |{' |' * len(used)} {gain:.2f} | |")
     measured = {name: r["memory_mb"] for name, r in results.items() if "memory_mb" in r}
     used = [side for side in SIDES if any(side in r for r in measured.values())]
-    heading = ["peak memory", *used]
-    lines += ["", f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
+    if measured:
+        heading = ["peak memory", *used]
+        lines += ["", f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
     for name, result in measured.items():
         cells = [f"{result[side] / 1000:.2f} GB" if side in result else "" for side in used]
         lines.append(f"| {name.removeprefix('memory, ')} | {' | '.join(cells)} |")
@@ -228,11 +229,13 @@ def table(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_python", required=True, help="a Python with torch and torchvision")
+    parser.add_argument(
+        "--torch_python", required=True, help="a Python with torch, torchvision and what the sides need"
+    )
     parser.add_argument("--sides", default="ours,torchvision", help=f"of {', '.join(SIDES)}: ours and others")
     parser.add_argument("--only", default="*", help="patterns of the names of what to run, with ; between")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--work", type=pathlib.Path, help="folder for the weights, which are used again if there")
+    parser.add_argument("--work", type=pathlib.Path, help="folder for the weights and graphs, used again if there")
     parser.add_argument("--json", type=pathlib.Path, help="file that results are added to")
     parser.add_argument("--table", type=pathlib.Path, help="also write the table to this file")
     options = parser.parse_args()

@@ -144,7 +144,7 @@ gpu-benchmark: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY)) $(if $(TORCH
 	touch $@
 
 # torch.compile also needs a C++ compiler.
-RIVALS := torch torchvision pillow onnx onnxscript onnxruntime openvino nncf
+RIVALS := torch torchvision pillow onnx onnxruntime openvino nncf
 .venv-rivals/.ready:
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/pip install --quiet --disable-pip-version-check $(RIVALS)

@@ -120,10 +120,12 @@ detectron2-folders:
 		hydra-core termcolor yacs tabulate cloudpickle tqdm matplotlib pycocotools black
 	touch $@
 
-# Speed and memory beside torchvision's, in turns; the roof; growth; start-up. TORCH_PYTHON as above.
-benchmark: $(READY) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
+# Speed and memory beside torchvision's and other runtimes', in turns; the roof; growth; start-up. TORCH_PYTHON=PATH takes an
+# environment that has what the SIDES need.
+SIDES ?= ours,torchvision,compiled,onnxruntime,openvino,onnxruntime-int8,openvino-int8
+benchmark: $(READY) $(if $(TORCH_PYTHON),,.venv-rivals/.ready)
 	mkdir -p $(RUNS)/speed
-	$(BIN)/python -m benchmarks.speed.run --torch_python=$(or $(TORCH_PYTHON),.venv-torch/bin/python) \
+	$(BIN)/python -m benchmarks.speed.run --torch_python=$(or $(TORCH_PYTHON),.venv-rivals/bin/python) --sides=$(SIDES) \
 		--work=$(RUNS)/speed --json=$(RUNS)/speed/results.json --table=$(RUNS)/speed/table.md
 	$(BIN)/python -m benchmarks.speed.growth --json=$(RUNS)/speed/growth.json
 	$(BIN)/python -m benchmarks.speed.startup
@@ -139,6 +141,13 @@ gpu-benchmark: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY)) $(if $(TORCH
 .venv-torch/.ready:
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/pip install --quiet --disable-pip-version-check torch torchvision pillow
+	touch $@
+
+# torch.compile also needs a C++ compiler.
+RIVALS := torch torchvision pillow onnx onnxruntime openvino nncf
+.venv-rivals/.ready:
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/pip install --quiet --disable-pip-version-check $(RIVALS)
 	touch $@
 
 # A .tflite in other runtimes, compared with LiteRT here: MODEL=FILE.tflite IMAGES=FOLDER. The masks of an int8 file differ

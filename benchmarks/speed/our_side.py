@@ -47,16 +47,24 @@ def batch_of(height, width, batch):
     return {"images": images, "image_shapes": shapes, "scales": scales, "original_shapes": shapes}
 
 
-def inference(height, width, batch, dtype):
-    """The whole model as a user calls it, masks pasted at full size."""
+def inference(height, width, batch, dtype, paste):
+    """The whole model as a user calls it, masks pasted at full size or left as the network gives them."""
     predictor, inputs = make_predictor(height, width, dtype), batch_of(height, width, batch)
 
     def once():
-        return [[p.mask(i) for i in range(len(p))] for p in predictor.predict_batch(inputs)]
+        found = predictor.predict_batch(inputs)
+        return found, [[p.mask(i) for i in range(len(p))] for p in found if paste]
 
-    masks = once()
-    assert all(m.shape == (height, width) for own in masks for m in own)
-    told = {"proposals": count_proposals(predictor.model, inputs), "detections": [len(m) for m in masks]}
+    found, pasted = once()
+    assert all(m.shape == (height, width) for own in pasted for m in own)
+    first = found[0]
+    told = {
+        "proposals": count_proposals(predictor.model, inputs),
+        "detections": [len(p) for p in found],
+        "found": workloads.detections(
+            first.boxes, first.scores, first.classes, None if paste else first.mask_probabilities
+        ),
+    }
     once()
     return (lambda: once() and None), told
 

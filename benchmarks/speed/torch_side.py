@@ -1,7 +1,8 @@
-"""torchvision's side, run by `run.py`: python -m benchmarks.speed.torch_side WEIGHTS.
+"""torchvision's side, run by `run.py`: python -m benchmarks.speed.torch_side WEIGHTS [--compile].
 
-Where WEIGHTS is not there, makes a Mask R-CNN R50-FPN with random weights under which 1000 proposals and 100 detections
-an image survive, as under trained ones, and writes its state dict.
+With --compile the network's parts go through torch.compile, their weights frozen in inference. Where WEIGHTS is not
+there, makes a Mask R-CNN R50-FPN with random weights under which 1000 proposals and 100 detections an image survive, as
+under trained ones, and writes its state dict.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from benchmarks.speed.workloads import Stages
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
+import torch._inductor.config  # isort: skip
 import torchvision  # isort: skip
 from torchvision.models.detection.roi_heads import maskrcnn_inference, paste_masks_in_image  # isort: skip
 from torchvision.models.detection.rpn import concat_box_prediction_layers  # isort: skip
@@ -22,13 +24,34 @@ from torchvision.ops import roi_align  # isort: skip
 
 PROPOSALS = 1000  # torchvision's default
 STATE = None
+COMPILE = False
 
 
-def make_model(height, width):
+def load_weights(path):
+    """Read the weights of all models of this process, and make them before if they are not there."""
+    global STATE
+    torch.manual_seed(0)
+    path = pathlib.Path(path)
+    if not path.exists():
+        model = build("r50_fpn", PROPOSALS)
+        calibrate(model, [(512, 672), (512, 672)])
+        torch.save(model.state_dict(), path)
+    STATE = torch.load(path)
+
+
+def make_model(height, width, paste=True):
     """In inference mode, for images of this size, which its transform then leaves as they are."""
     model = build("r50_fpn", PROPOSALS)
     model.load_state_dict(STATE)
     model.transform.min_size, model.transform.max_size = (min(height, width),), max(height, width)
+    if not paste:
+        model.transform.postprocess = lambda found, *_: found
+    if COMPILE:
+        # What is between them has a shape of its own for every image, and breaks the graph of the whole.
+        heads = model.roi_heads
+        parts = (heads.box_head, heads.box_predictor, heads.mask_head, heads.mask_predictor)
+        for part in (model.backbone, model.rpn.head, *parts):
+            part.compile()
     return model.eval()
 
 
@@ -41,9 +64,9 @@ def images_of(height, width, batch):
     return [torch.from_numpy(i).permute(2, 0, 1).float() / 255 for i in workloads.pictures(height, width, batch)]
 
 
-def inference(height, width, batch, dtype):
-    """The whole model as a user calls it, masks pasted at full size."""
-    model, images = make_model(height, width), images_of(height, width, batch)
+def inference(height, width, batch, dtype, paste):
+    """The whole model as a user calls it, masks pasted at full size or left as the network gives them."""
+    model, images = make_model(height, width, paste), images_of(height, width, batch)
     proposals = []
     hook = model.rpn.register_forward_hook(lambda _, __, output: proposals.append([len(p) for p in output[0]]))
 
@@ -55,9 +78,19 @@ def inference(height, width, batch, dtype):
     found = once()
     hook.remove()
     once()
-    assert all(f["masks"].shape[2:] == (height, width) for f in found)
-    told = {"proposals": proposals[0], "detections": [len(f["boxes"]) for f in found]}
+    assert all(f["masks"].shape[2:] == ((height, width) if paste else (28, 28)) for f in found)
+    first = {name: value.float().numpy() for name, value in found[0].items()}
+    told = {
+        "proposals": proposals[0],
+        "detections": [len(f["boxes"]) for f in found],
+        "found": detections_of(first["boxes"], first["scores"], first["labels"], None if paste else first["masks"]),
+    }
     return (lambda: once() and None), told
+
+
+def detections_of(boxes, scores, labels, masks=None):
+    """What torchvision finds in an image, as `workloads.detections` has it."""
+    return workloads.detections(boxes[:, [1, 0, 3, 2]], scores, labels, None if masks is None else masks[:, 0])
 
 
 def stages(height, width, batch, dtype):
@@ -123,7 +156,8 @@ def training(size, batch, objects, dtype):
         sum(losses.values()).backward()
         optimizer.step()
 
-    once()
+    for _ in range(3 if COMPILE else 1):  # compiled again for any number of RoIs once it has seen two
+        once()
     hook.remove()
     return once, {"mask_rois": positives[0], "trained": sum(p.numel() for p in trained)}
 
@@ -160,14 +194,10 @@ def paste(height, width, count):
 
 
 def main():
-    global STATE
-    torch.manual_seed(0)
-    path = pathlib.Path(sys.argv[1])
-    if not path.exists():
-        model = build("r50_fpn", PROPOSALS)
-        calibrate(model, [(512, 672), (512, 672)])
-        torch.save(model.state_dict(), path)
-    STATE = torch.load(path)
+    global COMPILE
+    COMPILE = "--compile" in sys.argv
+    torch._inductor.config.freezing = COMPILE
+    load_weights(sys.argv[1])
     kinds = {f.__name__: f for f in (inference, stages, training, align, paste)}
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "threads": torch.get_num_threads()}
     workloads.serve(lambda kind, **arguments: kinds[kind](**arguments), versions)

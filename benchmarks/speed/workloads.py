@@ -1,4 +1,4 @@
-"""What both sides are timed on, and how a side is asked to run it. Needs NumPy alone."""
+"""What all sides are timed on, and how a side is asked to run it. Needs NumPy alone."""
 
 import contextlib
 import gc
@@ -18,7 +18,7 @@ NUM_CLASSES = 90
 
 
 def pictures(height, width, batch):
-    """Smooth noise with bright ellipses, (B, H, W, 3) uint8, the same on both sides."""
+    """Smooth noise with bright ellipses, (B, H, W, 3) uint8, the same on all sides."""
     rng = np.random.default_rng(height * 10_000 + width)
     result = []
     for _ in range(batch):
@@ -63,6 +63,12 @@ def instances(count, height, width):
     size = np.minimum(side * np.concatenate([aspect, 1 / aspect], 1), (height, width))
     start = rng.uniform(0, 1, (count, 2)) * ((height, width) - size)
     return masks, np.concatenate([start, start + size], 1).astype(np.float32)
+
+
+def detections(boxes, scores, classes, masks=None):
+    """What a side tells of one image: boxes (N, 4) yxyx, scores and classes (N,), masks (N, 28, 28) if not pasted."""
+    found = {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks}
+    return {name: np.asarray(value).tolist() for name, value in found.items() if value is not None}
 
 
 def timed(function):

@@ -37,6 +37,12 @@ def save_weights(model: keras.Model, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def is_started(directory: str | os.PathLike) -> bool:
+    """Whether a folder holds weights or checkpoints; without them there is nothing that another run could spoil."""
+    path = Path(directory)
+    return any(path.glob(f"*{WEIGHTS_SUFFIX}")) or any(path.glob("checkpoints/ckpt-*.index"))
+
+
 def open_directory(directory: str | os.PathLike, config: Config, labels: Labels) -> Path:
     """Make the model folder, or check that the one there holds the same model, without writing into it.
 
@@ -49,7 +55,7 @@ def open_directory(directory: str | os.PathLike, config: Config, labels: Labels)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() and is_started(path):
         _check_same_model(path, config, labels)
     return path
 
@@ -61,7 +67,7 @@ def check_directory(directory: str | os.PathLike, config: Config, labels: Labels
         raise TrainingError(
             f"model_dir={directory} is not there on this worker: it must be a folder that all workers share"
         )
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() and is_started(path):
         _check_same_model(path, config, labels)
     return path
 

@@ -36,8 +36,8 @@ def slow_bfloat16(dtype: str) -> str:
     if dtype != BFLOAT16 or (speed := bfloat16_speed()) >= 1:
         return ""
     return (
-        f"warning: bfloat16 is {1 / speed:.1f} times slower than float32 here (this processor has no units for it); "
-        "with dtype=auto it is only used where it is faster"
+        f"warning: bfloat16 was {1 / speed:.1f} times slower than float32 just now, as on processors without units for "
+        "it; with dtype=auto it is only used where it is faster"
     )
 
 

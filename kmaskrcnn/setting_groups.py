@@ -296,7 +296,8 @@ class TrainConfig:
     )
     max_minutes: float = _setting(
         0.0,
-        "Wall-clock limit; the learning-rate schedule then runs over this time instead of over steps. 0: no limit.",
+        "Minutes of training, without evaluations and the tracing of the first step; the learning-rate schedule then "
+        "runs over this time instead of over steps. 0: no limit.",
         low=0,
     )
     optimizer: str = _setting("sgd", "Optimizer.", ("sgd", "adamw"))

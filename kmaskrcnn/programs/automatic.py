@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kmaskrcnn.config import Config
+import numpy as np
+
+from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 # Share of the images that are kept for validation where no set is given, and their least and most number.
 _VAL_SHARE, _VAL_LEAST, _VAL_MOST = 0.2, 2, 200
-_SPLIT = "split"
+_SPLIT, _SOURCE = "split", "source.json"
 _PLACES = ("train_annotations", "train_images", "val_annotations", "val_images")
 _OF_READING = ("data_format", "class_names", "class_map")
 
@@ -28,17 +34,67 @@ def settings_to_go_on(config: Config, given: Mapping[str, Any]) -> Config | None
     """The settings of a run that stopped, under those that were given; None where the model folder is new.
 
     A recipe is made once for a model folder: what it follows from (memory, weights at hand, images) may have changed.
+
+    Raises:
+        ConfigError: the run trains on a part of a set that has changed since, or of another one.
     """
-    from kmaskrcnn.model_folder import read_config
+    from kmaskrcnn.model_folder import is_started, read_config
 
     model_dir = Path(config.train.model_dir)
-    if not (model_dir / "config.json").is_file():
+    if not (model_dir / "config.json").is_file() or not is_started(model_dir):
         return None
     saved = read_config(model_dir)
     own = dict(given)
     if saved.data.train_annotations == _split_path(model_dir, "train"):
+        _check_source(config)
         own = {name: value for name, value in own.items() if name not in (*_PLACES, *_OF_READING)}
     return saved.replace(**own)
+
+
+def classes_without_objects(train_set: CocoDataset) -> list[str]:
+    """The classes that no object of a training set has."""
+    counts = np.bincount(train_set.classes[~train_set.is_crowd], minlength=len(train_set.class_names) + 1)
+    return [name for name, count in zip(train_set.class_names, counts[1:], strict=True) if not count]
+
+
+def _check_source(config: Config) -> None:
+    from kmaskrcnn.data import open_raw
+
+    path = Path(config.train.model_dir) / _SPLIT / _SOURCE
+    try:
+        known = json.loads(path.read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # of a release that did not write it
+        return
+    if known != _digest(open_raw(config, "train")):
+        raise ConfigError(
+            f"--train_annotations={config.data.train_annotations} is not the set that the run in "
+            f"{config.train.model_dir} was started on: choose another --model_dir; "
+            f"--init_weights={config.train.model_dir} starts it from the weights of that run"
+        )
+
+
+def _digest(raw: RawSet) -> str:
+    """What tells a set from another, wherever its images lie."""
+    records = [image if isinstance(image, dict) else {"file_name": image} for image in raw.images]
+    images = [{**image, "file_name": os.path.basename(str(image.get("file_name")))} for image in records]
+    text = json.dumps([images, raw.annotations, raw.categories], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def split_taken_back_on_error(config: Config) -> Iterator[None]:
+    """Leave the model folder as it was where a command is refused."""
+    model_dir = Path(config.train.model_dir)
+    folder, was_there, had_model_dir = model_dir / _SPLIT, (model_dir / _SPLIT).exists(), model_dir.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there and folder.is_dir() and not (model_dir / "config.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            if not had_model_dir:
+                with contextlib.suppress(OSError):  # something else is in it
+                    model_dir.rmdir()
+        raise
 
 
 def name_classes(config: Config, raw: RawSet) -> Config:
@@ -54,7 +110,8 @@ def name_classes(config: Config, raw: RawSet) -> Config:
 
 def keep_validation_images(config: Config, raw: RawSet) -> Config:
     """Split a set in two files in the model folder where no validation set is given; says so."""
-    from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
+    from kmaskrcnn.data.sets.subsets import part_without, sample_coco, split_coco, tree_of, write_tree
+    from kmaskrcnn.errors import DataError
 
     if config.data.val_annotations:
         return config
@@ -67,11 +124,17 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
     if config.data.on_bad_record == "skip":
         raw.problems.clear()  # counted when the parts are read
     outputs = Outputs(model_dir / _SPLIT, "train", [config.data.train_annotations])
-    outputs.check(["train.json", "val.json"])
+    outputs.check(["train.json", "val.json", _SOURCE])
     tree = tree_of(raw, outputs.folder)
     print(f"no validation set is given: {kept} of {count} images, drawn by --seed, are kept for it")
-    for name, part in zip(("train", "val"), split_coco(tree, kept, config.train.seed), strict=True):
+    parts = split_coco(tree, kept, config.train.seed)
+    if _classes_of(parts[0]) != _classes_of(tree):
+        with contextlib.suppress(DataError):  # more classes than images to train on
+            train = sample_coco(tree, count - kept, config.train.seed, each_class=1)
+            parts = train, part_without(tree, train)
+    for name, part in zip(("train", "val"), parts, strict=True):
         write_tree(outputs, f"{name}.json", part)
+    outputs.write_text(_SOURCE, json.dumps({"sha256": _digest(raw)}) + "\n")
     return config.replace(
         train_annotations=_split_path(model_dir, "train"),
         train_images=raw.images_dir,
@@ -81,6 +144,10 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
         class_names=(),
         class_map=(),
     )
+
+
+def _classes_of(tree: dict[str, Any]) -> set[Any]:
+    return {annotation["category_id"] for annotation in tree["annotations"]}
 
 
 def _split_path(model_dir: Path, name: str) -> str:

@@ -124,6 +124,8 @@ def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, Co
     if "num_classes" in given and config.model.num_classes != classes:
         raise ConfigError(f"--num_classes={config.model.num_classes}, but the training set has {classes}")
     config = config.replace(num_classes=classes)
+    if absent := automatic.classes_without_objects(train_set):
+        print(f"no object of {', '.join(absent)} in the training set, so the model cannot learn it")
     with phase("reading the evaluation set"):
         val_set = open_dataset(config, "val", labels)
     if val_set is not None:
@@ -175,10 +177,6 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
         print(cluster.describe(), flush=True)
         # What one worker writes is read by the others; else nobody waits for another's reading.
         writes = flags.makes_recipe() or "shapes" in (config.data.train_annotations, config.data.val_annotations)
-        with cluster.in_turn() if writes else contextlib.nullcontext():
-            config, train_set, val_set = open_sets(config, cluster.replicas)
-        if flags.makes_recipe():
-            config = automatic.settings_of_chief(config, flags.given_settings(), cluster)
 
         def score(model, step):
             predictor = Predictor(model, config, trainer.labels)
@@ -186,10 +184,14 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
             print(f"evaluation after step {step}: {result.table()}", flush=True)
             return result.scalars(), result.overlays
 
-        loggers = logger_callbacks(config) if cluster.is_chief else []
-        trainer = Trainer(
-            config, train_set, score if val_set is not None else None, cluster, beat, loggers, starting_weights
-        )
+        with automatic.split_taken_back_on_error(config):
+            with cluster.in_turn() if writes else contextlib.nullcontext():
+                config, train_set, val_set = open_sets(config, cluster.replicas)
+            if flags.makes_recipe():
+                config = automatic.settings_of_chief(config, flags.given_settings(), cluster)
+            loggers = logger_callbacks(config) if cluster.is_chief else []
+            evaluation = score if val_set is not None else None
+            trainer = Trainer(config, train_set, evaluation, cluster, beat, loggers, starting_weights)
         signals.unsaved = lambda: trainer.unsaved
         outcome = trainer.train()
         if outcome.interrupted:

@@ -102,12 +102,12 @@ def evaluation(given: Given) -> list[Choice]:
     steps, choices = expected_steps(given), []
     if steps:
         every = max(50, round_up(steps / 8, 10))
-        choices.append(Choice("checkpoint_every", min(every, 1000), "an eighth of the run"))
+        often = "an eighth of the run" if every == round_up(steps / 8, 10) else f"not more often in {steps} steps"
+        choices.append(Choice("checkpoint_every", min(every, 1000), often))
         if given.has_evaluation and not ("eval_every" in given.fixed and not given.config.train.eval_every):
-            choices.append(Choice("eval_every", every, "eight evaluations in the run; the best weights are kept"))
-            choices.append(
-                Choice("patience", _PATIENCE, "early stopping after half of the evaluations without a better score")
-            )
+            choices.append(Choice("eval_every", every, f"{often}; the best weights are kept"))
+            reason = f"early stopping after {_PATIENCE} evaluations without a better score"
+            choices.append(Choice("patience", _PATIENCE, reason))
     else:
         choices.append(Choice("checkpoint_every", 200, "at most a few minutes of work can be lost"))
     return choices

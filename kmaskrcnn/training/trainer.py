@@ -20,6 +20,7 @@ from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.progress import phase
 from kmaskrcnn.training.batches import Batches
 from kmaskrcnn.training.callbacks import Callbacks
+from kmaskrcnn.training.changes import what_changed, write_set_facts
 from kmaskrcnn.training.folder_lock import FolderLock
 from kmaskrcnn.training.guard import Guard
 from kmaskrcnn.training.run_log import RunLog
@@ -126,6 +127,7 @@ class Trainer:
         self._check_workers()
         if chief:  # not before the run is known to fit what is there
             model_folder.write_settings(self.directory, config, self.labels)
+            write_set_facts(self.directory, self.train_set)
 
     def _release(self) -> None:
         if self.cluster.is_chief:
@@ -133,16 +135,19 @@ class Trainer:
 
     def _with_dtype(self, config: Config) -> Config:
         """The settings with the precision that dtype="auto" means: that of the model folder, or the chief's measure."""
+        saved = model_folder.saved_dtype(config.train.model_dir)
         if config.train.dtype != precision.AUTO:
-            if warning := precision.slow_bfloat16(config.train.dtype):
+            if config.train.dtype != saved and (warning := precision.slow_bfloat16(config.train.dtype)):
                 self._say(warning)
             return config
-        dtype = model_folder.saved_dtype(config.train.model_dir) or precision.resolve_dtype(precision.AUTO)
+        dtype = saved or precision.resolve_dtype(precision.AUTO)
         return config.replace(dtype=self.cluster.gather(dtype.encode())[0].decode())
 
     def _resume_or_initialize(self) -> None:
         if self.state.restore():
             self._say(f"resuming from step {int(self.state.step.numpy())}, {self.state.newest}")
+            for line in what_changed(self.directory, self.config, self.train_set):
+                self._say(line)
             return
         source = self.config.train.init_weights
         if source and source != "none":
@@ -239,7 +244,7 @@ class Trainer:
                 self._save(step, pause - before)
                 scores = self._score(summaries, step)
                 self._save(step, pause - before, anew=True)
-                before += time.monotonic() - pause  # the budget is for training
+                before += time.monotonic() - pause  # max_minutes is for training
                 run_log.restart()
             own = time.monotonic() - before
             elapsed = own if alone else agreed["clock"]
@@ -255,7 +260,10 @@ class Trainer:
                 if self.unsaved:
                     self._save(step, elapsed)
                 raise
+            first, pause = not self.unsaved, time.monotonic()
             values = self._take_step(parts, rate, step, own)
+            if first:
+                before += time.monotonic() - pause  # most of it is tracing, which is no training either
             results.append((step, values))
             step += 1
             settle(left=1)  # waits for the step before, while this one runs

@@ -1,6 +1,7 @@
 """Training without a flagfile: class names, a split, a recipe, and going on with it."""
 
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kmaskrcnn import model_folder
-from kmaskrcnn.config import Config
+from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import load_coco, open_dataset, open_raw
 from kmaskrcnn.programs import automatic
 from kmaskrcnn.results.labels import Labels
@@ -74,11 +75,54 @@ def test_a_run_goes_on_with_its_recipe_and_its_split(via):
     train_set = open_dataset(config, "train")
     labels = Labels(tuple(train_set.class_names), tuple(train_set.category_ids))
     recipe = automatic.recipe_for(config, {"init_weights": "none", "crop_size": 64}, train_set)
-    model_folder.prepare_directory(config.train.model_dir, recipe.config, labels)
+    folder = model_folder.prepare_directory(config.train.model_dir, recipe.config, labels)
     given = {"train_annotations": via.data.train_annotations, "model_dir": via.train.model_dir, "steps": 7}
+    assert automatic.settings_to_go_on(via.replace(steps=7), given) is None  # it took no step, so all is made anew
+    (folder / model_folder.LAST).touch()
     found = automatic.settings_to_go_on(via.replace(steps=7), given)
     assert found == recipe.config.replace(steps=7)
     assert len(open_dataset(found, "train")) == 10
+
+    path = pathlib.Path(via.data.train_annotations)
+    tree = json.loads(path.read_text())
+    tree["3.png"]["regions"][0]["shape_attributes"]["width"] = 31  # a label was corrected
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=r"is not the set that the run in .*--init_weights="):
+        automatic.settings_to_go_on(via.replace(steps=7), given)
+
+
+def test_a_refused_command_leaves_no_split(via):
+    def refused():
+        with automatic.split_taken_back_on_error(via):
+            automatic.keep_validation_images(via, open_raw(via, "train"))
+            raise ConfigError("something else")
+
+    folder = pathlib.Path(via.train.model_dir)
+    with pytest.raises(ConfigError, match="something else"):
+        refused()
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="something else"):
+        refused()
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+def test_every_class_is_trained_on_where_it_can_be(via, capsys):
+    raw = open_raw(via, "train")
+    drawn = automatic.keep_validation_images(via, raw)
+    last = open_dataset(drawn, "val").image_ids[0]
+    path = pathlib.Path(via.data.train_annotations)
+    tree = json.loads(path.read_text())
+    for number, image in enumerate(open_raw(via, "train").images):
+        name = "rare" if image["id"] == last else "common"
+        tree[f"{number}.png"]["regions"][0]["region_attributes"] = {"label": name}
+    path.write_text(json.dumps(tree))
+    split = automatic.keep_validation_images(via, open_raw(via, "train"))
+    train, val = open_dataset(split, "train"), open_dataset(split, "val")
+    assert (len(train), len(val)) == (10, 2)
+    assert automatic.classes_without_objects(train) == []
+    assert automatic.classes_without_objects(val) == ["rare"]
 
 
 def test_the_recipe_is_that_of_the_written_split(via):

@@ -13,6 +13,8 @@ from kmaskrcnn import model_folder, precision
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import open_dataset
 from kmaskrcnn.errors import TrainingError
+from kmaskrcnn.results.labels import Labels
+from kmaskrcnn.training.changes import what_changed, write_set_facts
 from kmaskrcnn.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -211,3 +213,29 @@ def test_the_precision_that_auto_finds_is_kept_in_the_folder(tmp_path, monkeypat
         assert model_folder.read_config(tmp_path / "run").train.dtype == dtype
     Trainer(config.replace(dtype="mixed_bfloat16"), open_dataset(config, "train"))
     assert "5.0 times slower" in capsys.readouterr().out
+
+
+def test_the_minutes_begin_after_the_first_step(tmp_path):
+    # Tracing alone takes longer than this.
+    _, outcome = _train(_config(tmp_path, max_minutes=1.5 / 60))
+    assert outcome.step > 1
+
+
+def test_what_changed_is_said_where_a_run_goes_on(tmp_path):
+    config = _config(tmp_path / "run")
+    train_set = open_dataset(config, "train")
+    folder = model_folder.prepare_directory(tmp_path / "run", config, Labels(("a",), (1,)))
+    assert what_changed(folder, config, train_set) == []  # a folder of a release that kept no facts
+    write_set_facts(folder, train_set)
+    assert what_changed(folder, config, train_set) == []
+    other = config.replace(learning_rate=0.5, scale_jitter=(0.5, 2.0), init_weights="elsewhere")
+    assert what_changed(folder, other, train_set) == [
+        "changed since the run before: scale_jitter () -> 0.5,2.0, learning_rate 0.01 -> 0.5",
+        "init_weights is not used: the run goes on from its checkpoint",
+    ]
+    train_set.boxes[0, 0] += 1
+    count = len(train_set.boxes)
+    assert what_changed(folder, config, train_set) == [
+        f"the training set is another one than in the run before: {count} objects in 6 images then, "
+        f"{count} objects in 6 images now"
+    ]

@@ -52,6 +52,11 @@ def split_coco(tree: Tree, val_images: int, seed: int = 0) -> tuple[Tree, Tree]:
     return _part(tree, {i["id"] for i in tree["images"]} - chosen), _part(tree, chosen)
 
 
+def part_without(tree: Tree, part: Tree) -> Tree:
+    """The images of a COCO dict that a part of it does not have, with their annotations."""
+    return _part(tree, {i["id"] for i in tree["images"]} - {i["id"] for i in part["images"]})
+
+
 def sample_coco(tree: Tree, images: int, seed: int = 0, each_class: int = 0) -> Tree:
     """Draw a part of a COCO dict.
 

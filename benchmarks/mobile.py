@@ -63,17 +63,17 @@ def export(options, form, quantize, path):
     from kmaskrcnn.export.litert_client import letterbox
 
     model, config, labels = open_model(options, **tflite.MOBILE_SETTINGS)
-    sizes, checked_by = (options.size, options.size), ""
+    size, checked_by = (options.size, options.size), ""
     if form == "tflite_gpu":
-        content, checked_by = gpu_graphs.convert(model, *sizes, quantize)
-        gpu_graphs.write(content, path, model, config, labels, *sizes, quantize)
+        content, checked_by = gpu_graphs.convert(model, *size, quantize)
+        gpu_graphs.write(content, path, model, config, labels, *size, quantize)
     else:
         calibration = [
-            letterbox(load_image(str(p)), *sizes, tflite.pad_value(config))[0]
+            letterbox(load_image(str(p)), *size, tflite.pad_value(config))[0]
             for p in sorted(pathlib.Path(options.calibration or options.images).iterdir())[:50]
         ]
-        content = tflite.convert(model, *sizes, quantize, calibration)
-        tflite.write(content, path, config, labels, *sizes, quantize)
+        content = tflite.convert(model, [size], quantize, calibration)
+        tflite.write(content, path, config, labels, [size], quantize)
     return {
         "operations": sum(flatbuffer.operations(content).values()),
         "unknown": len(flatbuffer.unknown_sizes(content)),

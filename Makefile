@@ -212,12 +212,15 @@ browser: $(READY)
 	$(BIN)/python -m benchmarks.browser $(MODEL) $(IMAGE) --accelerator=$(ACCELERATOR) \
 		--screenshot=$(RUNS)/browser.png --tolerance=$(TOLERANCE)
 
-# Files for the CPU and the GPU of devices beside the model: sizes, differences, AP. MODEL_DIR=FOLDER IMAGES=FOLDER, and
-# ANNOTATIONS=FILE for AP. The GPU's rows need a GPU or SwiftShader (docs/guide/export.md).
+# Files for the CPU and the GPU of devices beside the model: sizes, differences, AP. MODEL_DIR=FOLDER, or FLAGFILE=FILE for random
+# weights, and IMAGES=FOLDER; ANNOTATIONS=FILE for AP, CALIBRATION=FOLDER for int8. The GPU's rows need a GPU or SwiftShader
+# (docs/guide/export.md).
 MOBILE_SIZE ?= 320
+MOBILE_COUNT ?= 100
 mobile: $(READY)
-	$(BIN)/python -m benchmarks.mobile --model_dir=$(MODEL_DIR) --images=$(IMAGES) --size=$(MOBILE_SIZE) \
-		$(if $(ANNOTATIONS),--annotations=$(ANNOTATIONS)) --output=$(RUNS)/mobile
+	$(BIN)/python -m benchmarks.mobile $(if $(FLAGFILE),--flagfile=$(FLAGFILE),--model_dir=$(MODEL_DIR)) --images=$(IMAGES) \
+		--size=$(MOBILE_SIZE) --count=$(MOBILE_COUNT) $(if $(ANNOTATIONS),--annotations=$(ANNOTATIONS)) \
+		$(if $(CALIBRATION),--calibration=$(CALIBRATION)) --output=$(RUNS)/mobile
 
 clean:
 	rm -rf $(VENV) .venv-beam .venv-oldest $(RUNS) site

@@ -74,7 +74,8 @@ def main():
     for_gpu = "host" in read_metadata(options.model)
     client = LiteRTGpuClient(options.model, "cpu") if for_gpu else LiteRTClient(options.model)
     original = decode_image(pathlib.Path(options.image).read_bytes())
-    canvas, scaled = letterbox(original, client.height, client.width, (0, 0, 0))
+    size = (client.height, client.width) if for_gpu else client.size_for(original.shape[:2])
+    canvas, scaled = letterbox(original, *size, (0, 0, 0))
     pixels = canvas[: scaled[0], : scaled[1]]
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "PNG")

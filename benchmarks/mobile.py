@@ -5,7 +5,9 @@
 
 Worst differences are over the detections of all images; those that NMS decides otherwise are left out and counted. A
 row that cannot be made says why: where there is no GPU, nor a driver that does without (docs/guide/export.md), those of
-the GPU cannot. Milliseconds of a GPU in software say nothing about a GPU. AP needs --annotations.
+the GPU cannot. Milliseconds are medians of the client's whole call, on two threads: on the clock, and of the processor,
+all threads together, which other jobs hardly change. Those of a GPU in software say nothing about a GPU. Peak memory is
+the client's, with the images. AP needs --annotations.
 """
 
 import argparse
@@ -63,17 +65,17 @@ def export(options, form, quantize, path):
     from kmaskrcnn.export.litert_client import letterbox
 
     model, config, labels = open_model(options, **tflite.MOBILE_SETTINGS)
-    sizes, checked_by = (options.size, options.size), ""
+    size, checked_by = (options.size, options.size), ""
     if form == "tflite_gpu":
-        content, checked_by = gpu_graphs.convert(model, *sizes, quantize)
-        gpu_graphs.write(content, path, model, config, labels, *sizes, quantize)
+        content, checked_by = gpu_graphs.convert(model, *size, quantize)
+        gpu_graphs.write(content, path, model, config, labels, *size, quantize)
     else:
         calibration = [
-            letterbox(load_image(str(p)), *sizes, tflite.pad_value(config))[0]
+            letterbox(load_image(str(p)), *size, tflite.pad_value(config))[0]
             for p in sorted(pathlib.Path(options.calibration or options.images).iterdir())[:50]
         ]
-        content = tflite.convert(model, *sizes, quantize, calibration)
-        tflite.write(content, path, config, labels, *sizes, quantize)
+        content = tflite.convert(model, [size], quantize, calibration)
+        tflite.write(content, path, config, labels, [size], quantize)
     return {
         "operations": sum(flatbuffer.operations(content).values()),
         "unknown": len(flatbuffer.unknown_sizes(content)),
@@ -83,18 +85,21 @@ def export(options, form, quantize, path):
 
 def measure(options, form, device, path):
     """Differences from the Keras model, AP of both, milliseconds and peak memory of the file alone."""
-    from kmaskrcnn.data import load_image
     from kmaskrcnn.export.client import LiteRTClient, LiteRTGpuClient
+    from kmaskrcnn.export.litert_client import decode_image
 
     client = LiteRTGpuClient(path, device) if form == "tflite_gpu" else LiteRTClient(path)
     paths, ids, truth = images_of(options)
-    pixels = [load_image(str(p)) for p in paths]
+    pixels = [decode_image(p.read_bytes()) for p in paths]
     found, times = [], []
     for image in pixels:
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         found.append(client.predict(image))
-        times.append(1000 * (time.perf_counter() - start))
-    result = {"ms": statistics.median(times), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+        times.append((1000 * (time.perf_counter() - start[0]), 1000 * (time.process_time() - start[1])))
+    result = {
+        "ms": [statistics.median(column) for column in zip(*times, strict=True)],
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
 
     import tensorflow as tf
 
@@ -166,7 +171,7 @@ def main():
     print(
         "| file | MB | operations | unknown sizes | fully accelerated | again, same | worst box, score, mask | ", end=""
     )
-    print("mask AP, model and file | ms | peak GB |")
+    print("mask AP, model and file | ms, of the processor | peak GB |")
     print("| --- " * 10 + "|")
     for row, (form, quantize, device) in ROWS.items():
         if row not in options.rows:
@@ -187,7 +192,7 @@ def main():
             f"{found['found']} of {found['detections']}, {found['same']}",
             ", ".join(f"{value:.0e}" for value in found["worst"]),
             ", ".join(f"{value:.4f}" for value in found.get("ap", [])),
-            f"{found['ms']:.0f}",
+            "{:.0f}, {:.0f}".format(*found["ms"]),
             f"{found['peak']:.2f}",
         )
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -84,9 +84,10 @@ def convert(options):
         labels = Labels(tuple(f"class {i}" for i in range(classes)), tuple(range(1, classes + 1)))
     quantize = options.quantize[0]
     start = time.perf_counter()
-    content = tflite.convert(model, options.size, options.size, quantize, pictures(options))
+    sizes = [(options.size, options.size)]
+    content = tflite.convert(model, sizes, quantize, pictures(options))
     seconds = time.perf_counter() - start
-    tflite.write(content, options.file, config, labels, options.size, options.size, quantize)
+    tflite.write(content, options.file, config, labels, sizes, quantize)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     operations = tflite.operations(content)
     return {"seconds": seconds, "peak": peak / 1e6, "operations": operations, "weights": 4 * model.count_params()}

@@ -13,7 +13,10 @@ export class MaskRCNN {
     await runtime;
     const model = new MaskRCNN();
     model.metadata = await (await fetch(url.replace(/\.tflite$/, ".metadata.json"))).json();
-    [, model.height, model.width] = model.metadata.input.shape;
+    const first = model.metadata.input.shape.slice(1, 3);
+    model.inputs = Object.entries(model.metadata.signatures ?? { serving_default: first }).map(
+      ([signature, [height, width]]) => ({ signature, height, width }),
+    );
     if (accelerator === "webgpu" && !model.metadata.host) {
       throw new Error("this file is for the CPU: export it with --format=tflite_gpu for WebGPU");
     }
@@ -24,21 +27,27 @@ export class MaskRCNN {
     return model;
   }
 
+  // The input whose aspect ratio is nearest to that of an image.
+  inputFor(picture) {
+    const distance = ({ height, width }) => Math.abs(Math.log((height * picture.width) / (width * picture.height)));
+    return this.inputs.reduce((best, other) => (distance(other) < distance(best) ? other : best));
+  }
+
   // The image scaled to fit, top left, and the rest filled: RGB in 0..255, and its height and width there.
-  letterbox(picture) {
-    const scale = Math.min(this.height / picture.height, this.width / picture.width);
+  letterbox(picture, { height, width }) {
+    const scale = Math.min(height / picture.height, width / picture.width);
     const scaled = [picture.height, picture.width].map((side) => Math.max(Math.round(side * scale), 1));
-    const canvas = new OffscreenCanvas(this.width, this.height);
+    const canvas = new OffscreenCanvas(width, height);
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.imageSmoothingQuality = "high";
     context.drawImage(picture, 0, 0, scaled[1], scaled[0]);
-    const rgba = context.getImageData(0, 0, this.width, this.height).data;
-    const pixels = new (this.metadata.host ? Float32Array : Uint8Array)(this.height * this.width * 3);
+    const rgba = context.getImageData(0, 0, width, height).data;
+    const pixels = new (this.metadata.host ? Float32Array : Uint8Array)(height * width * 3);
     const padding = this.metadata.pad_value;
-    for (let y = 0, to = 0; y < this.height; y++) {
-      for (let x = 0; x < this.width; x++) {
+    for (let y = 0, to = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
         const inside = y < scaled[0] && x < scaled[1];
-        const from = 4 * (y * this.width + x);
+        const from = 4 * (y * width + x);
         for (let c = 0; c < 3; c++) pixels[to++] = inside ? rgba[from + c] : padding[c];
       }
     }
@@ -47,9 +56,9 @@ export class MaskRCNN {
 
   // Run one of the graphs of a file for the GPU; outputs by name, as typed arrays.
   async run(graph, values) {
-    const { host } = this.metadata;
+    const { host, input } = this.metadata;
     const [name, shape] = {
-      pyramid: ["images", [1, this.height, this.width, 3]],
+      pyramid: ["images", input.shape],
       boxes: ["pooled", [host.rpn_post_nms_top_k, host.box_pool_size, host.box_pool_size, host.channels]],
       masks: ["pooled", [host.max_detections, host.mask_pool_size, host.mask_pool_size, host.channels]],
     }[graph];
@@ -57,7 +66,7 @@ export class MaskRCNN {
   }
 
   async #call(inputs, signature) {
-    const outputs = await (signature ? this.compiled.run(signature, inputs) : this.compiled.run(inputs));
+    const outputs = await this.compiled.run(signature, inputs);
     const values = {};
     for (const [name, tensor] of Object.entries(outputs)) {
       const here = await tensor.moveTo("wasm"); // takes the tensor along
@@ -71,11 +80,12 @@ export class MaskRCNN {
   // `picture` is anything that drawImage takes. Boxes are [y0, x0, y1, x1] in its pixels; masks are side x side
   // probabilities over each box.
   async predict(picture) {
-    const { pixels, scaled } = this.letterbox(picture);
+    const input = this.inputFor(picture);
+    const { pixels, scaled } = this.letterbox(picture, input);
     const start = performance.now();
     const found = this.metadata.host
       ? await detect((graph, values) => this.run(graph, values), pixels, scaled, this.metadata.host)
-      : await this.#whole(pixels, scaled);
+      : await this.#whole(pixels, scaled, input);
     const milliseconds = performance.now() - start;
     const count = found.scores.length;
     const side = count ? Math.round(Math.sqrt(found.masks.length / count)) : 0;
@@ -92,16 +102,17 @@ export class MaskRCNN {
     return { objects, milliseconds };
   }
 
-  // A file for the CPU: the whole model is one graph. Boxes in pixels of the input.
-  async #whole(pixels, scaled) {
-    const values = await this.#call({
-      images: new Tensor(pixels, [1, this.height, this.width, 3]),
+  // A file for the CPU: the whole model is one graph for each size. Boxes in pixels of the input.
+  async #whole(pixels, scaled, { signature, height, width }) {
+    const inputs = {
+      images: new Tensor(pixels, [1, height, width, 3]),
       image_shape: new Tensor(Int32Array.from(scaled), [1, 2]),
-    });
+    };
+    const values = await this.#call(inputs, signature);
     const count = values.num_detections[0];
     const cells = values.detection_masks.length / values.detection_scores.length;
     return {
-      boxes: values.detection_boxes.subarray(0, 4 * count).map((v, i) => v * (i % 2 ? this.width : this.height)),
+      boxes: values.detection_boxes.subarray(0, 4 * count).map((v, i) => v * (i % 2 ? width : height)),
       scores: values.detection_scores.subarray(0, count),
       classes: values.detection_classes.subarray(0, count),
       masks: values.detection_masks.subarray(0, cells * count),

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 
-from ai_edge_litert import schema_py_generated as schema
+import flatbuffers
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
 
 _NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 
 
+class AlignedBuilder(flatbuffers.Builder):
+    """Aligns bytes to 16, as TFLite's schema wants it of weights (force_align), which the Python code ignores."""
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
+        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+
+
 def read(content: bytes) -> schema.ModelT:
     """The model as objects that can be changed."""
-    return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    for constant in model.buffers:
+        if constant.offset > 1:  # the quantizer leaves what a buffer holds behind the flatbuffer
+            data = content[constant.offset : constant.offset + constant.size]
+            constant.data, constant.offset, constant.size = np.frombuffer(data, np.uint8), 0, 0
+    return model
+
+
+def pack(model: schema.ModelT) -> bytes:
+    """The .tflite of a model."""
+    builder = AlignedBuilder(sum(len(b.data) for b in model.buffers if b.data is not None) + 65536)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def order_signatures(model: schema.ModelT, names: Sequence[str]) -> None:
+    """Put signatures and their graphs in an order; there is one graph for each, and no control flow."""
+    model.signatureDefs.sort(key=lambda signature: names.index(signature.signatureKey.decode()))
+    model.subgraphs = [model.subgraphs[signature.subgraphIndex] for signature in model.signatureDefs]
+    for index, signature in enumerate(model.signatureDefs):
+        signature.subgraphIndex = index
 
 
 def operation_name(model: schema.ModelT, operator: schema.OperatorT) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import io
 import json
+import math
 import os
 import threading
 import zipfile
@@ -70,10 +71,15 @@ class FileClient(abc.ABC):
 class LiteRTClient(FileClient):
     """A .tflite file of ours in the LiteRT runtime (`pip install ai-edge-litert`).
 
-    One client may be called from several threads; its calls then run one after the other, each on `threads` cores.
+    A file may take images in several sizes: each goes to the one whose aspect ratio is nearest to its own. One client
+    may be called from several threads; its calls then run one after the other, each on `threads` cores.
+
+    Attributes:
+        height, width: of the first size.
+        sizes: all sizes, (height, width).
 
     Args:
-        path: path of the file; labels and the size of the input are read from it.
+        path: path of the file; labels and the sizes of the input are read from it.
         threads: threads of the runtime.
 
     Raises:
@@ -88,30 +94,43 @@ class LiteRTClient(FileClient):
         super().__init__(path)
         if "host" in self.metadata:
             raise ValueError(f"{os.fspath(path)}: exported as tflite_gpu, use LiteRTGpuClient")
+        _, self.height, self.width, _ = self.metadata["input"]["shape"]
+        names = self.metadata.get("signatures", {SIGNATURE: (self.height, self.width)})
+        self.sizes = [(height, width) for height, width in names.values()]
         self._interpreter = Interpreter(model_path=os.fspath(path), num_threads=threads)
-        self._signature = self._interpreter.get_signature_runner(SIGNATURE)
-        if "image_shape" not in self._signature.get_input_details():
+        # Memory of a size is taken when it is first run.
+        self._signatures = {tuple(size): self._interpreter.get_signature_runner(name) for name, size in names.items()}
+        if any("image_shape" not in signature.get_input_details() for signature in self._signatures.values()):
             raise ValueError(
                 f"{os.fspath(path)}: it cannot tell padding from image (no input image_shape): export the model again"
             )
-        _, self.height, self.width, _ = self.metadata["input"]["shape"]
+
+    def size_for(self, size: Sequence[int]) -> tuple[int, int]:
+        """The size (height, width) of the input for an image of a size: that of the nearest aspect ratio."""
+        ratio = size[0] / size[1]
+        return min(self.sizes, key=lambda own: abs(math.log(own[0] / own[1] / ratio)))
 
     def letterbox(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """`letterbox` to the size of the input."""
-        return letterbox(pixels, self.height, self.width, self.metadata["pad_value"])
+        """`letterbox` to the size of the input for these pixels."""
+        return letterbox(pixels, *self.size_for(pixels.shape[:2]), self.metadata["pad_value"])
 
     def run(self, images: np.ndarray, image_shape: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """The raw outputs by name.
 
         Args:
-            images: (height, width, 3) or (1, height, width, 3) uint8.
+            images: (height, width, 3) or (1, height, width, 3) uint8, of one of `sizes`.
             image_shape: height and width of the image inside the padding, as `letterbox` returns them; default: those
                 of the input.
+
+        Raises:
+            ValueError: images of another size.
         """
-        images = images.reshape(1, self.height, self.width, 3)
-        shape = np.array([image_shape or (self.height, self.width)], np.int32)
+        height, width, _ = images.shape[-3:]
+        if (height, width) not in self._signatures:
+            raise ValueError(f"images of {height} x {width}: the file takes {self.sizes}")
+        shape = np.array([image_shape or (height, width)], np.int32)
         with self._lock:
-            return self._signature(images=images, image_shape=shape)
+            return self._signatures[height, width](images=images.reshape(1, height, width, 3), image_shape=shape)
 
     def detect(self, images: np.ndarray, scaled: tuple[int, int]) -> Mapping[str, np.ndarray]:
         """The raw outputs by name for an image that `letterbox` scaled."""
@@ -119,8 +138,9 @@ class LiteRTClient(FileClient):
 
     def interpret(self, found: Mapping[str, np.ndarray], size: Sequence[int], scaled: Sequence[int]) -> Prediction:
         """The raw outputs for an image of a size (height, width) that `letterbox` scaled, as a prediction."""
+        height, width = self.size_for(size)
         # Boxes are in 0..1 of the input; they end at the image, but for the last digit of the arithmetic here.
-        stretch = np.array([self.height / scaled[0], self.width / scaled[1]] * 2, np.float32)
+        stretch = np.array([height / scaled[0], width / scaled[1]] * 2, np.float32)
         outputs = {**found, BOXES: np.minimum(found[BOXES] * stretch, 1.0)}
         paste = self.metadata.get("mask_paste", "pixel_centers")
         return to_prediction(outputs, 0, (int(size[0]), int(size[1])), self.labels, paste)

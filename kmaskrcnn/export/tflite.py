@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.export import flatbuffer
+from kmaskrcnn.export.answers import SIGNATURE
 from kmaskrcnn.export.tflite_metadata import LABELS, SETTINGS, VALUE_LABELS, value_labels, with_metadata
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
@@ -71,56 +72,71 @@ class MobileFunction:
 
 def convert(
     model: MaskRCNN,
-    height: int,
-    width: int,
+    sizes: Sequence[tuple[int, int]],
     quantize: str = "none",
     calibration_images: Iterable[np.ndarray] = (),
 ) -> bytes:
-    """Convert to a TFLite flatbuffer whose one signature is serving_default.
+    """Convert to a TFLite flatbuffer with a signature for each size of the input; they share the weights.
 
     Args:
         model: built with MOBILE_SETTINGS.
-        height, width: of the input, multiples of 32.
+        sizes: of the input, (height, width), multiples of 32. `signature_names` has the signatures.
         quantize: "none" float32; "float16" weights; "dynamic" int8 weights, activations quantized as they come;
             "int8" convolutions and fully connected layers in int8, detection arithmetic in float.
-        calibration_images: (height, width, 3) uint8, for int8: the ranges of the activations are taken from them.
+        calibration_images: (height, width, 3) uint8, some of each size, for int8: the ranges of the activations are
+            taken from them.
 
     Raises:
-        ConfigError: a size that is not a multiple of 32, or int8 without images of that size.
+        ConfigError: no size, one given twice or not a multiple of 32, or int8 without images of each.
         ExportError: the graph needs an operator that is not builtin.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(QUANTIZE)}")
-    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
-        raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
-    images = [np.asarray(image)[None] for image in calibration_images] if quantize == "int8" else []
-    if quantize == "int8" and not images:
-        raise ConfigError("quantize=int8 needs calibration images")
-    for image in images:
-        if image.shape != (1, height, width, 3):
-            raise ConfigError(f"calibration image of shape {image.shape[1:]}: expected ({height}, {width}, 3)")
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise ConfigError(f"input sizes {list(sizes)}: give one or more, each once")
+    for height, width in sizes:
+        if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) <= 0:
+            raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
+    names = signature_names(sizes)
+    images: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for image in map(np.asarray, calibration_images if quantize == "int8" else ()):
+        name = next((n for n, size in names.items() if image.shape == (*size, 3)), None)
+        if name is None:
+            expected = " or ".join(f"({height}, {width}, 3)" for height, width in sizes)
+            raise ConfigError(f"calibration image of shape {image.shape}: expected {expected}")
+        images[name].append(image[None])
+    if quantize == "int8" and not all(images.values()):
+        raise ConfigError("quantize=int8 needs calibration images" + (" of each size" if len(sizes) > 1 else ""))
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()
-        archive.add_endpoint("serving_default", MobileFunction(model, height, width).serving_default)
+        for name, size in names.items():
+            archive.add_endpoint(name, MobileFunction(model, *size).serving_default)
         archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(names))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.allow_custom_ops = True  # RoIAlign's sum comes as one; any other is refused below
         try:
             content = converter.convert()
         except Exception as error:  # the converter has no exception of its own
             raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
-    content = _with_builtin_lookups(content)
+    content = _with_builtin_lookups(content, list(names))
     return content if quantize == "none" else quantized(content, quantize, images, model.config.backbone)
 
 
-def _with_builtin_lookups(content: bytes) -> bytes:
+def signature_names(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The signature of each size (height, width): serving_default for the first, which clients of one size call."""
+    return {f"serving_{h}x{w}" if index else SIGNATURE: (h, w) for index, (h, w) in enumerate(sizes)}
+
+
+def _with_builtin_lookups(content: bytes, names: Sequence[str]) -> bytes:
     """Put EMBEDDING_LOOKUP_SPARSE where RoIAlign's sum is: the converter has no TensorFlow operation for that builtin.
+
+    Signatures come in the order of their names, for runtimes that call the first one.
 
     Raises:
         ExportError: there are other operations that are not builtin.
     """
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    model = flatbuffer.read(content)
     custom = {code.customCode.decode(): code for code in model.operatorCodes if code.customCode}
     lookup = custom.pop(LOOKUP_SUM, None)
     if custom:
@@ -136,9 +152,8 @@ def _with_builtin_lookups(content: bytes) -> bytes:
             operator.builtinOptionsType = schema.BuiltinOptions.EmbeddingLookupSparseOptions
             operator.builtinOptions = schema.EmbeddingLookupSparseOptionsT()
             operator.builtinOptions.combiner = schema.CombinerType.SUM
-    builder = flatbuffers.Builder(len(content) + 1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    flatbuffer.order_signatures(model, names)
+    return flatbuffer.pack(model)
 
 
 # Operations with weights.
@@ -152,8 +167,16 @@ _INT8_OPERATIONS = {
 }
 
 
-def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), backbone: str = "") -> bytes:
+def quantized(
+    content: bytes, quantize: str, images: Mapping[str, Sequence[np.ndarray]] | None = None, backbone: str = ""
+) -> bytes:
     """Keep the weights of convolutions and fully connected layers in fewer bits; boxes, scores and RoIAlign stay float.
+
+    Args:
+        content: the .tflite in float32.
+        quantize: as for `convert`.
+        images: for int8, (1, height, width, 3) uint8 by signature.
+        backbone: for int8, the name of the model's.
 
     The converter's own float16 and dynamic modes would round every table, the anchors too: by up to an eighth of a
     pixel and by more than a pixel at 320 pixels.
@@ -186,8 +209,10 @@ def quantized(content: bytes, quantize: str, images: Sequence[np.ndarray] = (), 
         if quantize == "int8":
             # The other mode keeps every tensor of the graph: gigabytes for a ResNet-50.
             mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
-            whole = np.array([images[0].shape[1:3]], np.int32)
-            inputs = {"serving_default": [{"images": image, "image_shape": whole} for image in images]}
+            inputs = {
+                name: [{"images": image, "image_shape": np.array([image.shape[1:3]], np.int32)} for image in own]
+                for name, own in (images or {}).items()
+            }
             ranges = quantizer.calibrate(inputs, num_threads=os.cpu_count() or 1, mode=mode)
         return bytes(quantizer.quantize(ranges).quantized_model)
 
@@ -213,8 +238,6 @@ def _on_large_maps(content: bytes) -> set[tuple[str, str]]:
     Their channels are few and differ in range by factors of a hundred, and what rounding them costs goes through all
     later layers: it is most of what int8 loses (docs/results/export.md).
     """
-    from kmaskrcnn.export import flatbuffer
-
     model, in_int8 = flatbuffer.read(content), {name for names in _INT8_OPERATIONS.values() for name in names}
     found = set()
     for graph in model.subgraphs:
@@ -253,11 +276,17 @@ PADDING = "scale the image to fit, put it top left, fill the rest with pad_value
 
 
 def write(
-    content: bytes, path: str | os.PathLike, config: Config, labels: Labels, height: int, width: int, quantize: str
+    content: bytes,
+    path: str | os.PathLike,
+    config: Config,
+    labels: Labels,
+    sizes: Sequence[tuple[int, int]],
+    quantize: str,
 ) -> None:
-    """Write the .tflite with its metadata inside, and labels.txt and metadata.json beside it."""
+    """Write a .tflite of these sizes with its metadata inside, and labels.txt and metadata.json beside it."""
     settings = {
-        "input": {"name": "images", "shape": [1, height, width, 3], "dtype": "uint8", "channels": "RGB"},
+        "input": {"name": "images", "shape": [1, *sizes[0], 3], "dtype": "uint8", "channels": "RGB"},
+        "signatures": {name: list(size) for name, size in signature_names(sizes).items()},
         "image_shape": _IMAGE_SHAPE,
         "outputs": _OUTPUTS,
         "padding": PADDING,

@@ -16,6 +16,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 import kmaskrcnn
 from kmaskrcnn.config import Config
+from kmaskrcnn.export import flatbuffer
 from kmaskrcnn.results.labels import Labels
 
 NAME = "TFLITE_METADATA"
@@ -25,13 +26,6 @@ _IMAGE, _BOUNDING_BOXES = 2, 3  # ContentProperties
 _NORMALIZATION, _THRESHOLD = 1, 3  # ProcessUnitOptions
 _RGB = 1  # ColorSpaceType
 _BOUNDARIES = 1  # BoundingBoxType
-
-
-class _AlignedBuilder(flatbuffers.Builder):
-    """Aligns bytes to 16, as TFLite's schema wants it of weights (force_align), which the Python code ignores."""
-
-    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
-        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +54,7 @@ def with_metadata(content: bytes, config: Config, labels: Labels, tensors: Mappi
         labels: of its classes.
         tensors: descriptions of its inputs and outputs, by their names in the signatures.
     """
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    model = flatbuffer.read(content)
     graphs = [
         _graph(model.subgraphs[signature.subgraphIndex], signature, config, tensors)
         for signature in sorted(model.signatureDefs, key=lambda s: s.subgraphIndex)
@@ -84,19 +78,13 @@ def with_metadata(content: bytes, config: Config, labels: Labels, tensors: Mappi
     )
     builder = flatbuffers.Builder(1024)
     builder.Finish(_write(builder, root), b"M001")
-    for constant in model.buffers:
-        if constant.offset > 1:  # the quantizer leaves what a buffer holds behind the flatbuffer
-            data = content[constant.offset : constant.offset + constant.size]
-            constant.data, constant.offset, constant.size = np.frombuffer(data, np.uint8), 0, 0
     model.metadata = [entry for entry in model.metadata or [] if entry.name != NAME.encode()]
     entry, buffer = schema.MetadataT(), schema.BufferT()
     buffer.data = np.frombuffer(bytes(builder.Output()), np.uint8)
     entry.name, entry.buffer = NAME, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata.append(entry)
-    packed = _AlignedBuilder(len(content) + 4096)
-    packed.Finish(model.Pack(packed), b"TFL3")
-    return bytes(packed.Output())
+    return flatbuffer.pack(model)
 
 
 def _graph(graph: Any, signature: Any, config: Config, tensors: Mapping[str, str]) -> _Table:

@@ -28,8 +28,12 @@ QUANTIZE = absl_flags.DEFINE_enum(
     ["none", "float16", "dynamic", "int8"],
     "tflite: quantization of the weights; int8 quantizes activations too.",
 )
-INPUT_HEIGHT = absl_flags.DEFINE_integer("input_height", 320, "tflite: height of the input, a multiple of 32.")
-INPUT_WIDTH = absl_flags.DEFINE_integer("input_width", 320, "tflite: width of the input, a multiple of 32.")
+INPUT_SIZES = absl_flags.DEFINE_list(
+    "input_sizes",
+    [],
+    "HEIGHTxWIDTH of the input, multiples of 32. tflite: several with commas between, each a signature; default: "
+    "320x320,384x288,288x384. tflite_gpu: one; default: 320x320.",
+)
 CALIBRATION_IMAGES = absl_flags.DEFINE_list(
     "calibration_images",
     [],
@@ -58,11 +62,12 @@ TOPICS = {
     "Model": trained.TOPIC,
     "Output": ["format", "output"],
     "SavedModel": ["full_size_masks", "compact_masks", "max_pixels", "max_images", "max_request_bytes"],
-    "TFLite": ["input_height", "input_width", "quantize", "calibration_images"],
+    "TFLite": ["input_sizes", "quantize", "calibration_images"],
     "Verification": ["verify", "verify_images", "verify_count", "val_annotations", "val_images"],
 }
 
 _CALIBRATION_COUNT = 100
+_DEFAULT_SIZES = {"tflite": [(320, 320), (384, 288), (288, 384)], "tflite_gpu": [(320, 320)]}
 
 
 def main() -> int:
@@ -75,6 +80,9 @@ def main() -> int:
         raise ConfigError("--quantize is for --format=tflite")
     if FORMAT.value == "tflite_gpu" and QUANTIZE.value not in ("none", "float16"):
         raise ConfigError(f"--quantize={QUANTIZE.value}: --format=tflite_gpu takes none or float16")
+    sizes = _input_sizes()
+    if FORMAT.value == "tflite_gpu" and len(sizes) > 1:
+        raise ConfigError(f"--input_sizes={','.join(INPUT_SIZES.value)}: --format=tflite_gpu takes one")
     for bound in (MAX_PIXELS, MAX_IMAGES, MAX_REQUEST_BYTES):
         if bound.value < 1:
             raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
@@ -111,6 +119,17 @@ def main() -> int:
         report = verify(images, reference, artifact(), bounds, truth)
     print(report)
     return 1 if report.problems else 0
+
+
+def _input_sizes():
+    """(height, width) of the inputs; none for a SavedModel."""
+    sizes = []
+    for text in INPUT_SIZES.value:
+        height, _, width = text.partition("x")
+        if not (height.isdecimal() and width.isdecimal()):
+            raise ConfigError(f"--input_sizes={text}: expected HEIGHTxWIDTH, for instance 320x320")
+        sizes.append((int(height), int(width)))
+    return sizes or _DEFAULT_SIZES.get(FORMAT.value, [])
 
 
 def _verification_images(config, stack):
@@ -153,26 +172,26 @@ def _export_tflite(model, config, labels, images):
     from kmaskrcnn.export.litert_client import LiteRTClient, letterbox
     from kmaskrcnn.inference.inputs import find_inputs
 
-    height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value
-    pad = tflite.pad_value(config)
+    sizes, pad = _input_sizes(), tflite.pad_value(config)
     calibration = []
     if QUANTIZE.value == "int8":
-        found = find_inputs(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]
-        calibration = [letterbox(load_image(path), height, width, pad)[0] for path, _ in found]
+        pixels = [load_image(path) for path, _ in find_inputs(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]]
+        calibration = [letterbox(image, height, width, pad)[0] for height, width in sizes for image in pixels]
     try:
-        content = tflite.convert(model, height, width, QUANTIZE.value, calibration)
+        content = tflite.convert(model, sizes, QUANTIZE.value, calibration)
     except tflite.ExportError as error:
         raise ConfigError(str(error)) from error
     path = Path(OUTPUT.value).expanduser()
-    tflite.write(content, path, config, labels, height, width, QUANTIZE.value)
-    function = tflite.MobileFunction(model, height, width).serving_default
+    tflite.write(content, path, config, labels, sizes, QUANTIZE.value)
+    functions = {size: tflite.MobileFunction(model, *size).serving_default for size in sizes}
     client = LiteRTClient(path)
 
     def reference(path):
         pixels = load_image(path)
         canvas, scaled = client.letterbox(pixels)
         shape = np.array([scaled], np.int32)
-        outputs = {name: np.asarray(value) for name, value in function(canvas[None], shape).items()}
+        found = functions[canvas.shape[:2]](canvas[None], shape)
+        outputs = {name: np.asarray(value) for name, value in found.items()}
         return client.interpret(outputs, pixels.shape[:2], scaled)
 
     return path, reference, lambda: lambda path: client.predict(load_image(path))
@@ -185,7 +204,7 @@ def _export_tflite_gpu(model, config, labels, images):
     from kmaskrcnn.export import gpu_graphs, tflite
     from kmaskrcnn.export.gpu_client import LiteRTGpuClient
 
-    height, width = INPUT_HEIGHT.value, INPUT_WIDTH.value
+    ((height, width),) = _input_sizes()
     try:
         content, checked_by = gpu_graphs.convert(model, height, width, QUANTIZE.value)
     except tflite.ExportError as error:

@@ -201,7 +201,7 @@ def test_a_tflite_file_gives_what_its_own_client_gives(tmp_path):
     settings = TINY | {"score_threshold": 0.0}
     network = MaskRCNN(**(settings | tflite.MOBILE_SETTINGS))
     path = tmp_path / "model.tflite"
-    tflite.write(tflite.convert(network, 64, 96), path, Config().replace(**settings), LABELS, 64, 96, "none")
+    tflite.write(tflite.convert(network, [(64, 96)]), path, Config().replace(**settings), LABELS, [(64, 96)], "none")
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(encode(picture(60 + 5 * number, 90, number)))
     (tmp_path / "broken.png").write_bytes(encode(picture())[:100])

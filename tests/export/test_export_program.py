@@ -85,6 +85,14 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
         (["--preset=nuclei", "--output={tmp}/o"], "nuclei: no such preset; presets are torchvision_r50_fpn, "),
         (["--model_dir={tmp}", "--output={tmp}/o"], "is not a model folder"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--quantize=int8"], "--quantize is for --format=tflite"),
+        (
+            ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite", "--input_sizes=320x320,320"],
+            "--input_sizes=320: expected HEIGHTxWIDTH",
+        ),
+        (
+            ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite_gpu", "--input_sizes=64x96,96x64"],
+            "--input_sizes=64x96,96x64: --format=tflite_gpu takes one",
+        ),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_pixels=0"], "--max_pixels=0: must be above 0"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_images=-1"], "--max_images=-1: must be above 0"),
         (["--model_dir={model}", "--output={tmp}/o", "--verify_images={tmp}/no*.jpg"], "no*.jpg: no image there"),

@@ -84,7 +84,7 @@ def test_class_agnostic_heads_give_the_host_a_row_for_each_class():
 
 
 def test_what_a_gpu_does_not_take_is_refused(exported, monkeypatch):
-    whole = tflite.convert(random_model(**(SETTINGS | tflite.MOBILE_SETTINGS)), HEIGHT, WIDTH)
+    whole = tflite.convert(random_model(**(SETTINGS | tflite.MOBILE_SETTINGS)), [(HEIGHT, WIDTH)])
     assert flatbuffer.unknown_sizes(whole) == []
     for ask in (accelerator.ask_accelerator, lambda content: None):
         monkeypatch.setattr(accelerator, "ask_accelerator", ask)

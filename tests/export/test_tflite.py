@@ -48,17 +48,17 @@ def mobile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mobile")
     calibration = [letterbox(picture(seed=i), HEIGHT, WIDTH, tflite.pad_value(config))[0] for i in range(4)]
     paths, sizes = {}, {}
-    whole = tflite.convert(model, HEIGHT, WIDTH)
+    whole = tflite.convert(model, [(HEIGHT, WIDTH)])
     for quantize in tflite.QUANTIZE:
         # int8 by `convert`, the others from one conversion, which takes the time.
         content = whole
         if quantize == "int8":
-            content = tflite.convert(model, HEIGHT, WIDTH, quantize, calibration)
+            content = tflite.convert(model, [(HEIGHT, WIDTH)], quantize, calibration)
         elif quantize != "none":
             content = tflite.quantized(whole, quantize)
         paths[quantize] = folder / f"{quantize}.tflite"
         sizes[quantize] = len(content)
-        tflite.write(content, paths[quantize], config, LABELS, HEIGHT, WIDTH, quantize)
+        tflite.write(content, paths[quantize], config, LABELS, [(HEIGHT, WIDTH)], quantize)
     return SimpleNamespace(model=model, config=config, paths=paths, sizes=sizes, folder=folder)
 
 
@@ -230,7 +230,7 @@ def without_objects():
     """A model with a mobile backbone that finds nothing, and its file."""
     model = _model(backbone="mobilenet_v2", num_classes=1)
     model.box_head.class_logits.bias.assign([1e6, 0.0])
-    return tflite.convert(model, 96, 32)
+    return tflite.convert(model, [(96, 32)])
 
 
 def _types_of_maps(content):
@@ -250,7 +250,7 @@ def _types_of_maps(content):
 
 def test_int8_keeps_what_reads_large_maps_in_float(mobile, without_objects):
     calibration = [letterbox(picture(seed=i), 96, 32, (124, 116, 104))[0][None] for i in range(2)]
-    small = tflite.quantized(without_objects, "int8", calibration, "mobilenet_v2")
+    small = tflite.quantized(without_objects, "int8", {"serving_default": calibration}, "mobilenet_v2")
     for content, height in ((mobile.paths["int8"].read_bytes(), HEIGHT), (small, 96)):
         types = _types_of_maps(content)
         assert {2 * size >= height for size in types} == {True, False}
@@ -262,7 +262,7 @@ def test_no_detection_a_mobile_backbone_and_another_shape(without_objects, tmp_p
     config = Config().replace(**(SETTINGS | {"num_classes": 1}))
     path = tmp_path / "nothing.tflite"
     labels = Labels(("nucleus",), (1,))
-    tflite.write(without_objects, path, config, labels, 96, 32, "none")
+    tflite.write(without_objects, path, config, labels, [(96, 32)], "none")
     client = LiteRTClient(path)
     for pixels in (picture(), np.zeros((40, 30, 3), np.uint8)):
         found = client.predict(pixels)
@@ -289,19 +289,19 @@ assert (found.height, found.width) == (50, 80)
 
 def test_what_cannot_be_converted_is_refused(mobile):
     with pytest.raises(ConfigError, match="input size 64 x 100: both must be multiples of 32"):
-        tflite.convert(mobile.model, 64, 100)
+        tflite.convert(mobile.model, [(64, 100)])
     with pytest.raises(ConfigError, match="quantize='int4': choose one of none, float16, dynamic, int8"):
-        tflite.convert(mobile.model, HEIGHT, WIDTH, "int4")
+        tflite.convert(mobile.model, [(HEIGHT, WIDTH)], "int4")
     with pytest.raises(ConfigError, match="needs calibration images"):
-        tflite.convert(mobile.model, HEIGHT, WIDTH, "int8")
+        tflite.convert(mobile.model, [(HEIGHT, WIDTH)], "int8")
     with pytest.raises(ConfigError, match=r"calibration image of shape \(10, 10, 3\)"):
-        tflite.convert(mobile.model, HEIGHT, WIDTH, "int8", [np.zeros((10, 10, 3), np.uint8)])
+        tflite.convert(mobile.model, [(HEIGHT, WIDTH)], "int8", [np.zeros((10, 10, 3), np.uint8)])
 
 
 def test_operations_that_are_not_builtin_are_refused():
     model = MaskRCNN(**SETTINGS)  # RoIAlign by CropAndResize
     with pytest.raises(tflite.ExportError, match="CropAndResize"):
-        tflite.convert(model, HEIGHT, WIDTH)
+        tflite.convert(model, [(HEIGHT, WIDTH)])
 
 
 def test_client_refuses_other_files(mobile, tmp_path):

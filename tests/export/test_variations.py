@@ -45,7 +45,7 @@ def test_tflite():
     model = build(**tflite.MOBILE_SETTINGS)
     images = np.random.default_rng(1).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
     shape = np.array([[HEIGHT, WIDTH]], np.int32)
-    content = tflite.convert(model, HEIGHT, WIDTH)
+    content = tflite.convert(model, [(HEIGHT, WIDTH)])
     found = tflite._interpreter(content).get_signature_runner()(images=images, image_shape=shape)
     expected = model({"images": images, "image_shapes": shape})
     assert int(found["num_detections"][0]) == int(expected["num_detections"][0]) > 5

@@ -39,8 +39,12 @@ def run_command(command: str, arguments: Sequence[str], name: str = "") -> None:
     quiet_tensorflow()
     steady_output()
     module, function, _ = COMMANDS[command]
-    program = getattr(importlib.import_module(f"kmaskrcnn.programs.{module}"), function)
-    sys.exit(program(name or f"kmaskrcnn {command}", list(arguments)))
+    try:
+        program = getattr(importlib.import_module(f"kmaskrcnn.programs.{module}"), function)
+        sys.exit(program(name or f"kmaskrcnn {command}", list(arguments)))
+    except KeyboardInterrupt:  # while modules are imported
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
 
 
 def main() -> None:

@@ -142,7 +142,7 @@ def _guarded(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
     except OSError as error:
-        return _fail(f"{error.filename or ''}: {error.strerror or error}")
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -13,22 +13,30 @@ from kmaskrcnn.serving.settings import ServeSettings
 
 
 class Admission:
-    """Takes requests in, and no more than the settings allow."""
+    """Takes requests in, and no more than the settings allow.
+
+    Attributes:
+        under_way: requests that have no answer yet.
+        closed: no further request is taken in.
+    """
 
     def __init__(self, settings: ServeSettings, model_name: str):
-        self._settings, self._name, self._under_way = settings, model_name, 0
+        self._settings, self._name = settings, model_name
+        self.under_way, self.closed = 0, False
 
     async def take(self, request: Request) -> AsyncIterator[tuple[list[bytes], AnswerForm]]:
         """The images of a request, for as long as it is under way; raises HTTPException."""
         settings = self._settings
-        if self._under_way >= settings.queue:
+        if self.closed:
+            raise HTTPException(503, "the server is stopping")
+        if self.under_way >= settings.queue:
             words = f"{settings.queue} requests are in progress already: try again later"
             raise HTTPException(429, words, {"Retry-After": "1"})
-        self._under_way += 1
+        self.under_way += 1
         try:
             yield await self._read(request)
         finally:
-            self._under_way -= 1
+            self.under_way -= 1
 
     async def _read(self, request: Request) -> tuple[list[bytes], AnswerForm]:
         settings = self._settings

@@ -2,6 +2,7 @@
 
 # No postponed annotations: LitServe hands those of `decode_request` to FastAPI.
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Response
 from litserve import LitAPI
 
+from kmaskrcnn.errors import reason
 from kmaskrcnn.serving import rest
 from kmaskrcnn.serving.admission import admitted
 from kmaskrcnn.serving.rest import AnswerForm
 from kmaskrcnn.serving.runner import Outputs, RefusedError, joined_run, open_model
 from kmaskrcnn.serving.settings import ModelVersion, ServeSettings, newest_version
+from kmaskrcnn.serving.stopping import end_with_server
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +53,15 @@ class Detector(LitAPI):
     def setup(self, device: str) -> None:
         """Load the newest version; later ones are loaded beside it and then take its place."""
         del device
+        end_with_server()
         settings = self._settings
         version = newest_version(settings)
-        self._served = version, self._open(version.path)
+        try:
+            self._served = version, self._open(version.path)
+        except Exception as error:
+            print(f"error: {version.path}: {reason(error)}", file=sys.stderr, flush=True)
+            logging.disable()  # LitServe would show where in the code it was
+            raise
         if settings.poll_seconds:
             threading.Thread(target=self._watch, args=(version,), daemon=True).start()
 

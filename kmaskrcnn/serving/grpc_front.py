@@ -31,8 +31,7 @@ class _Front(grpc.GenericRpcHandler):
     """Hands a serialized PredictRequest to the REST address and back what it answers."""
 
     def __init__(self, settings: ServeSettings):
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-        self._address, self._timeout = (host, settings.port), settings.timeout
+        self._address, self._timeout = (settings.local_host(), settings.port), settings.timeout
         self._path = f"/v1/models/{newest_version(settings).name}:predict"
         self._local = threading.local()  # a connection for each thread
 

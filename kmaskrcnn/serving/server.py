@@ -6,7 +6,12 @@ prometheus-fastapi-instrumentator.
 
 # No postponed annotations: FastAPI reads them.
 import contextlib
+import http.client
 import json
+import os
+import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from kmaskrcnn.serving import rest
 from kmaskrcnn.serving.admission import Admission
 from kmaskrcnn.serving.detector import Detector
 from kmaskrcnn.serving.settings import ServeSettings, newest_version
+from kmaskrcnn.serving.stopping import Stopper, end
 
 _PAGE = Path(__file__).parent / "page.html"
 
@@ -82,25 +88,73 @@ def build(
 
 
 def start(server: LitServer, settings: ServeSettings) -> None:
-    """Serve until SIGINT or SIGTERM; raises OSError where the gRPC port is taken."""
+    """Serve until a signal, which ends this process.
+
+    Raises:
+        OSError: a port is taken.
+        ValueError: no worker can load the model.
+    """
+    Stopper(server.app.state.admission)
+    _check_port(settings)
     with contextlib.ExitStack() as stack:
         if settings.grpc_port:
+            os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # workers use none of it, and it says so
             from kmaskrcnn.serving import grpc_front
 
             stack.callback(grpc_front.start(settings).stop, None)
-        # One process takes the requests: it knows how many there are, and sees its workers die.
-        server.run(
-            host=settings.host,
-            port=settings.port,
-            num_api_servers=1,
-            api_server_worker_type="thread",
-            generate_client_file=False,
-            log_level="warning",
-        )
+        threading.Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
+        try:
+            # One process takes the requests: it knows how many there are, and sees its workers die.
+            server.run(
+                host=settings.host,
+                port=settings.port,
+                num_api_servers=1,
+                api_server_worker_type="thread",
+                generate_client_file=False,
+                log_level="warning",
+            )
+        except RuntimeError:  # LitServe's; the worker has said why
+            end(2, f"error: --model={settings.model}: cannot be loaded")
+
+
+def _check_port(settings: ServeSettings) -> None:
+    """Raise OSError where the port cannot be had; LitServe tells it otherwise."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise OSError(f"--port={settings.port}: cannot listen on {settings.host} ({error.strerror})") from None
+
+
+def _tell_when_ready(settings: ServeSettings) -> None:
+    """Print where the server is once all of its workers have the model."""
+    version, host = newest_version(settings), settings.local_host()
+    print(f"loading {version.path} ...", flush=True)
+    while not _healthy(host, settings.port):
+        time.sleep(0.1)
+    host = f"[{host}]" if ":" in host else host
+    address = f"http://{host}:{settings.port}"
+    print(f"ready; to try it in a browser: {address}/", flush=True)
+    print(f"REST: {address}/v1/models/{version.name}:predict", flush=True)
+    if settings.grpc_port:
+        print(f"gRPC: {host}:{settings.grpc_port}, model {version.name}", flush=True)
+
+
+def _healthy(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def run(settings: ServeSettings) -> None:
-    """Serve a model until SIGINT or SIGTERM; raises ValueError where there is none."""
+    """Serve a model until a signal; raises ValueError where there is none."""
     from kmaskrcnn.serving.runner import class_names
 
     start(build(settings, class_names(newest_version(settings).path)), settings)

@@ -62,6 +62,10 @@ class ServeSettings:
         """`threads`, or the cores shared among the workers."""
         return self.threads or max((os.cpu_count() or 1) // self.workers, 1)
 
+    def local_host(self) -> str:
+        """The address to reach the server at from this machine."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelVersion:

@@ -1,18 +1,10 @@
 """The server as a process, with a model that is none: what is let in, batched, refused, and survives."""
 
-import base64
-import contextlib
-import http.client
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
 from concurrent import futures
-from pathlib import Path
 
 import pytest
 
@@ -21,93 +13,9 @@ pytest.importorskip("prometheus_fastapi_instrumentator")
 grpc = pytest.importorskip("grpc")
 
 from kmaskrcnn.export import serving_protos  # noqa: E402
+from tests.serving.running import FakeServer  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 QUEUE, MAX_BATCH, MAX_BYTES, MAX_IMAGES = 6, 4, 100_000, 5
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-class FakeServer:
-    """A running server; `gate` lets requests of b"wait" go on."""
-
-    def __init__(self, folder, **settings):
-        self.model = folder / "mine"
-        self.add_version(1)
-        self.port, self.grpc_port = free_port(), free_port()
-        settings |= {"model": str(self.model), "port": self.port, "grpc_port": self.grpc_port, "poll_seconds": 0.1}
-        arguments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        self._log = open(folder / "log", "w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serving.fake_server", *arguments],
-            cwd=ROOT,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.until(lambda: self.get("/health")[0] == 200, 300)
-
-    def add_version(self, number):
-        folder = self.model / str(number)
-        folder.mkdir(parents=True)
-        (folder / "saved_model.pb").touch()
-
-    def until(self, condition, seconds=120):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if condition():
-                    return
-            if self.process.poll() is not None:
-                break
-            threading.Event().wait(0.05)
-        self._log.seek(0)
-        raise AssertionError(f"it did not come about: {self._log.read()[-3000:]}")
-
-    def ask(self, method, path, body=None, timeout=120):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request(method, path, body)
-            response = connection.getresponse()
-            return response.status, response.read(), response.headers
-        finally:
-            connection.close()
-
-    def get(self, path):
-        return self.ask("GET", path)
-
-    def predict(self, *images, body=None, timeout=120):
-        tree = {"instances": [{"b64": base64.b64encode(image).decode()} for image in images]}
-        data = json.dumps(tree).encode() if body is None else body
-        status, answer, _ = self.ask("POST", "/v1/models/mine:predict", data, timeout)
-        return status, json.loads(answer)
-
-    def under_way(self, pool, image, count, version=1):
-        """Start requests of an image that waits, and wait until they are counted."""
-        gate = self.model / str(version) / "gate"
-        gate.unlink(missing_ok=True)
-        return gate, [pool.submit(self.predict, image) for _ in range(count)]
-
-    def workers(self):
-        """Processes with the model."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
-        children = {pid for thread in threads for pid in (thread / "children").read_text().split()} | set(children)
-        return [pid for pid in map(int, children) if "multiprocessing.spawn" in self._command(pid)]
-
-    def _command(self, pid):
-        try:
-            return Path(f"/proc/{pid}/cmdline").read_text()
-        except OSError:
-            return ""
-
-    def stop(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._log.close()
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,7 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
     config = _config(tmp_path, steps=1, log_every=1)
     train_set = open_dataset(config, "train")
     model_folder.prepare_directory(tmp_path, config, model_folder.Labels(("circle",), (1,)))
+    (tmp_path / model_folder.LAST).touch()
     with pytest.raises(TrainingError, match="model of the classes"):
         Trainer(config, train_set)
     with pytest.raises(TrainingError, match="fpn_channels=32, not 16"):

@@ -162,7 +162,10 @@ _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRA
 # every map out of int8 and back.
 _INT8_OPERATIONS = {
     ".*": _CONVOLUTIONS,
-    "/({backbone}|fpn)[_0-9]*/": ("ADD", "PAD", "MAX_POOL_2D", "PACK", "CONCATENATION", "RESHAPE", "STRIDED_SLICE"),
+    "/({backbone}|fpn)[_0-9]*/": (
+        *("ADD", "PAD", "MAX_POOL_2D", "AVERAGE_POOL_2D"),
+        *("PACK", "CONCATENATION", "RESHAPE", "STRIDED_SLICE"),
+    ),
     "/mask_head[_0-9]*/": ("RELU", "RESHAPE", "BATCH_MATMUL"),
 }
 

@@ -11,6 +11,7 @@ from .export.client import (
     ServerBusyError,
     ServingError,
     ServingTimeoutError,
+    load_image,
     read_labels,
 )
 from .results.labels import Labels
@@ -29,5 +30,6 @@ __all__ = [
     "ServerBusyError",
     "ServingError",
     "ServingTimeoutError",
+    "load_image",
     "read_labels",
 ]

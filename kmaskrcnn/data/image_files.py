@@ -6,6 +6,7 @@ import base64
 import binascii
 import contextlib
 import io
+import os
 import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -294,6 +295,11 @@ def load_pixels(data: bytes, turn: int | None = None) -> np.ndarray:
         raise ImageError("truncated-image", f"truncated or damaged image ({reason})") from None
 
 
+# What telephones and cameras write and Pillow cannot read; of RAW, which looks like TIFF, it reads a thumbnail.
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw")
+
+
 def load_image(path: str) -> np.ndarray:
     """Read an image for prediction: (H, W, 3) uint8 RGB, rotated upright by its EXIF orientation.
 
@@ -301,8 +307,17 @@ def load_image(path: str) -> np.ndarray:
         FileNotFoundError: there is no such file.
         OSError: the file cannot be decoded; the message names it.
     """
+    ending = os.path.splitext(path)[1].lower()
     try:
-        return load_pixels(read_bytes(path))
+        data = read_bytes(path)
+        if ending in RAW_SUFFIXES:
+            raise ImageError("not-an-image", f"a RAW file ({ending}), which cannot be read: convert it to JPEG")
+        try:
+            return load_pixels(data)
+        except ImageError:
+            if ending in HEIF_SUFFIXES:  # some are JPEG in truth
+                raise ImageError("not-an-image", "HEIC, which cannot be read: convert it to JPEG") from None
+            raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:

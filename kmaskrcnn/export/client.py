@@ -35,7 +35,7 @@ from .answers import (
 )
 from .gpu_client import LiteRTGpuClient
 from .http_post import Poster
-from .litert_client import LiteRTClient
+from .litert_client import LiteRTClient, decode_image
 from .retries import Deadline, retry
 
 __all__ = [
@@ -49,11 +49,25 @@ __all__ = [
     "ServerBusyError",
     "ServingError",
     "ServingTimeoutError",
+    "load_image",
     "read_labels",
 ]
 
 # What a server takes unless it was exported otherwise.
 _MAX_IMAGES, _MAX_BYTES = 16, 64 << 20
+
+
+def load_image(image: ImageFile) -> np.ndarray:
+    """An image file as models see it: (height, width, 3) uint8 RGB, upright by its EXIF orientation.
+
+    Args:
+        image: a path, or the bytes of a file in any format of Pillow's.
+
+    Raises:
+        ImageError: it cannot be decoded.
+        OSError: the file cannot be read.
+    """
+    return decode_image(read(image))
 
 
 class Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import os
@@ -10,11 +11,14 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.data.image_files import HEIF_SUFFIXES, RAW_SUFFIXES
 from kmaskrcnn.inference.video import VIDEO_SUFFIXES
 from kmaskrcnn.outputs import images_written, output_names
 
-# Files of a folder with other endings are passed over.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+# Files of a folder with other endings are passed over. Those of telephones and cameras that cannot be read are not: who
+# reads them says so.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".avif", ".jp2", ".jxl")
+IMAGE_SUFFIXES += HEIF_SUFFIXES + RAW_SUFFIXES
 
 
 def find_inputs(
@@ -50,8 +54,7 @@ def find_inputs(
         if not out.issuperset(paths):
             paths = [path for path in paths if path not in out]
         else:
-            there = f" but outputs of earlier runs ({len(out)} files)" if out else ""
-            raise ConfigError(f"{item}: no image there{there}")
+            raise ConfigError(f"{item}: {_absence(item, root, len(out))}")
         for path in paths:
             if os.path.abspath(path) not in seen:
                 seen.add(os.path.abspath(path))
@@ -59,6 +62,16 @@ def find_inputs(
     if left_out is not None:
         left_out += [path for path in dict.fromkeys(skipped) if path not in roots]
     return list(zip(roots, output_names(list(roots), list(roots.values())), strict=True))
+
+
+def _absence(item: str, folder: str, outputs: int) -> str:
+    """Why an input names no image."""
+    if outputs:
+        return f"no image there but outputs of earlier runs ({outputs} files)"
+    with contextlib.suppress(ValueError):  # a zero byte
+        if folder or os.path.exists(os.path.expanduser(item)):
+            return "no image there"
+    return "no file matches this pattern" if glob.has_magic(item) else "no such file or folder"
 
 
 def _search(item: str) -> tuple[list[str], str, bool]:

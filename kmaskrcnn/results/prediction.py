@@ -23,7 +23,7 @@ from .pasted_masks import PastedMasks, Window
 _NOTEBOOK_SIDE, _NOTEBOOK_ROWS = 900, 20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
     """The objects found in one image, by decreasing score.
 
@@ -39,6 +39,7 @@ class Prediction:
         image: (height, width, 3) uint8, if it comes from `Predictor.predict`.
         pasted: masks at the size of the image, if objects were merged from tiles.
         track_ids: (N,) int32 ids of the objects in a tracked video; -1 for one without a track.
+        shown_from: the lowest score that `draw` and a notebook show by default; a selection by score sets it.
 
     Jupyter notebooks display the image with a table of the objects.
     """
@@ -54,6 +55,7 @@ class Prediction:
     image: np.ndarray | None = None
     pasted: PastedMasks | None = None
     track_ids: np.ndarray | None = None
+    shown_from: float = 0.5
 
     def __post_init__(self) -> None:
         if self.mask_probabilities is None and self.pasted is None:
@@ -61,6 +63,12 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        names = self.names
+        counts = ", ".join(f"{names.count(name)} {name}" for name in self.labels.class_names if name in names)
+        best = f", scores {self.scores.min():.2f} to {self.scores.max():.2f}" if names else ""
+        return f"<Prediction of {self.width} x {self.height} pixels, {len(self)} objects{best}: {counts or 'none'}>"
 
     @property
     def _masks(self) -> np.ndarray | PastedMasks:
@@ -107,8 +115,8 @@ class Prediction:
         return dataclasses.replace(self, **values)
 
     def above(self, score: float) -> Prediction:
-        """The objects with at least this score."""
-        return self.take(self.scores >= score)
+        """The objects with at least this score, all of which `draw` shows."""
+        return dataclasses.replace(self.take(self.scores >= score), shown_from=score)
 
     def select(
         self,
@@ -120,7 +128,7 @@ class Prediction:
         """The objects of these classes with the highest scores.
 
         Args:
-            min_score: the lowest score to keep.
+            min_score: the lowest score to keep, which is then also what `draw` shows; 0: all, and `draw` is as before.
             classes: names of classes; empty: all.
             top_k: how many to keep, those with the highest scores; 0: all.
             score_thresholds: the lowest score to keep by class name, instead of `min_score`; not every class needs one.
@@ -137,7 +145,9 @@ class Prediction:
                 keep = np.where(self.classes == index + 1, scores >= lowest, keep)
         if classes:
             keep &= np.isin(self.classes, [number + 1 for number in class_indices(self.labels, classes)])
-        return self.take(np.flatnonzero(keep)[: top_k or None])
+        shown_from = min([min_score, *(score_thresholds or {}).values()]) if min_score or score_thresholds else None
+        kept = self.take(np.flatnonzero(keep)[: top_k or None])
+        return kept if shown_from is None else dataclasses.replace(kept, shown_from=shown_from)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO results: dicts of image_id, category_id, score, bbox xywh, segmentation (compressed RLE), for JSON.
@@ -186,21 +196,29 @@ class Prediction:
             data={"class_name": np.array(self.names, str)},
         )
 
-    def draw(self, image: np.ndarray | None = None, min_score: float = 0.5, font: str = "") -> Image.Image:
+    def draw(self, image: np.ndarray | None = None, min_score: float | None = None, font: str = "") -> Image.Image:
         """The image with the masks, boxes and names of the objects of at least `min_score` drawn on it.
 
         Args:
-            image: (height, width, 3) uint8; default: the image that was predicted.
-            min_score: the lowest score to draw.
+            image: (height, width, 3) uint8, upright; default: the image that was predicted.
+            min_score: the lowest score to draw; default: `shown_from`, which is 0.5 unless objects were selected by
+                score.
             font: font file for the captions; empty: an installed font that has their characters.
 
         Raises:
-            ValueError: the prediction has no image, and none was given.
+            ValueError: the prediction has no image, and none was given; or it is of another size.
         """
         image = self.image if image is None else image
         if image is None:
             raise ValueError("this prediction was made without its image: give it to draw(image)")
-        shown = self.above(min_score)
+        height, width = np.shape(image)[:2]
+        if (height, width) != (self.height, self.width):
+            turned = ": it is not upright" if (width, height) == (self.height, self.width) else ""
+            raise ValueError(
+                f"an image of {width} x {height} pixels, the prediction is of {self.width} x {self.height}{turned}; "
+                "read it with load_image of kmaskrcnn.export.client, which turns it as its EXIF orientation says"
+            )
+        shown = self.above(self.shown_from if min_score is None else min_score)
         captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores, strict=True)]
         colors = None
         if shown.track_ids is not None:  # one object has one color in all frames
@@ -220,8 +238,9 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image, and a table of the first objects."""
-        shown = self.above(0.5)
-        title = f"{len(shown)} objects with a score of at least 0.5 ({len(self)} in all), {self.width} x {self.height}"
+        shown = self.above(self.shown_from)
+        title = f"{len(shown)} objects with a score of at least {self.shown_from:g} ({len(self)} in all), "
+        title += f"{self.width} x {self.height}"
         heads = "".join(f"<th>{name}</th>" for name in ("", "class", "score", "box (y0, x0, y1, x1)", "mask pixels"))
         rows = []
         first = shown.take(np.arange(min(len(shown), _NOTEBOOK_ROWS)))

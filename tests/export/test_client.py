@@ -20,6 +20,7 @@ from kmaskrcnn.export.client import (
     ServerBusyError,
     ServingError,
     ServingTimeoutError,
+    load_image,
 )
 from kmaskrcnn.results.labels import Labels
 
@@ -309,3 +310,14 @@ def test_compact_masks_are_unpacked():
 def test_addresses_that_are_none(url):
     with pytest.raises(ValueError, match="not the address of a server"):
         RestClient(url, "fruits", LABELS)
+
+
+def test_images_to_draw_on_are_upright(tmp_path):
+    """As in the photographs of a telephone held upright: wide pixels, and EXIF that says to turn them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (60, 40, 3)
+    assert load_image((tmp_path / "a.jpg").read_bytes()).shape == (60, 40, 3)
+    with pytest.raises(ImageError, match="not an image"):
+        load_image(b"no image")

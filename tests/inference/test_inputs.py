@@ -4,8 +4,10 @@ import os
 import unicodedata
 
 import pytest
+from PIL import Image
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.data import load_image
 from kmaskrcnn.inference.inputs import find_inputs
 from kmaskrcnn.outputs import Outputs
 
@@ -56,15 +58,43 @@ def test_the_home_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "item", ["none.png", "empty", "*.png", "[", "a\0b.png", "pipe", "none%20.png", "{'a': 1}", "/"]
+    ("item", "words"),
+    [
+        ("none.png", "no such file or folder"),
+        ("no/such/", "no such file or folder"),
+        ("none%20.png", "no such file or folder"),
+        ("a\0b.png", "no such file or folder"),
+        ("{'a': 1}", "no such file or folder"),
+        ("empty", "no image there"),
+        ("pipe", "no image there"),
+        ("*.png", "no file matches this pattern"),
+        ("[", "no file matches this pattern"),
+    ],
 )
-def test_a_missing_input_is_one_line(item, tmp_path):
+def test_a_missing_input_is_one_line(item, words, tmp_path):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    item = "no/such/" if item == "/" else item
-    with pytest.raises(ConfigError, match="no image there") as error:
-        find_inputs([str(tmp_path / item)])
+    with pytest.raises(ConfigError, match=words) as error:
+        find_inputs([os.path.join(tmp_path, item)])
     assert "\n" not in str(error.value)
+
+
+def test_what_telephones_and_cameras_write_does_not_vanish(tmp_path):
+    _touch(tmp_path, "a.HEIC", "b.heif", "c.NEF", "d.dng", "note.txt")
+    assert _found(tmp_path, tmp_path) == ["a.HEIC", "b.heif", "c.NEF", "d.dng"]
+    for name, words in {"a.HEIC": "HEIC, which", "c.NEF": r"a RAW file \(\.nef\), which", "d.dng": "RAW"}.items():
+        with pytest.raises(OSError, match=f"{name}: {words}.*convert it to JPEG" if words != "RAW" else words):
+            load_image(str(tmp_path / name))
+
+
+def test_a_photograph_with_the_wrong_ending_is_read_and_a_thumbnail_is_not(tmp_path):
+    """Some telephones send JPEG as .heic; of a RAW file Pillow would read a small TIFF inside."""
+    picture = Image.new("RGB", (40, 30), (200, 10, 10))
+    picture.save(tmp_path / "a.heic", "JPEG")
+    picture.save(tmp_path / "b.dng", "TIFF")
+    assert load_image(str(tmp_path / "a.heic")).shape == (30, 40, 3)
+    with pytest.raises(OSError, match=r"b\.dng: a RAW file"):
+        load_image(str(tmp_path / "b.dng"))
 
 
 def test_an_output_folder_below_the_input_is_left_out(tmp_path):

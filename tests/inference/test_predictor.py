@@ -197,7 +197,7 @@ def test_names_of_outputs_differ(tmp_path):
     assert len(found) == 3
     assert len(set(names)) == 3
     assert "below/a" in names
-    with pytest.raises(ConfigError, match=r"none\.png: no image there"):
+    with pytest.raises(ConfigError, match=r"none\.png: no such file or folder"):
         find_inputs([str(tmp_path / "none.png")])
     with pytest.raises(ConfigError, match="no images were given"):
         find_inputs([])

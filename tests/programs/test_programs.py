@@ -244,7 +244,7 @@ def test_predict_on_a_video(trained, tmp_path):
         (
             "predict.py",
             ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],
-            "{tmp}/none: no image there",
+            "{tmp}/none: no such file or folder",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmaskrcnn.config import Config
+from kmaskrcnn.errors import counted
 from kmaskrcnn.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -60,23 +61,25 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
         return config
     count = len(raw.images)
     if count < 2 * _VAL_LEAST:
-        print(f"no validation set is given, and {count} images are too few to keep some for it: there is no evaluation")
+        print(
+            f"no validation set is given, and {counted(count, 'image')} "
+            f"{'is' if count == 1 else 'are'} too few to keep some for it: there is no evaluation"
+        )
         return config
-    kept = min(max(round(_VAL_SHARE * count), _VAL_LEAST), _VAL_MOST)
     model_dir = Path(config.train.model_dir)
-    if config.data.on_bad_record == "skip":
-        raw.problems.clear()  # counted when the parts are read
     outputs = Outputs(model_dir / _SPLIT, "train", [config.data.train_annotations])
     outputs.check(["train.json", "val.json"])
-    tree = tree_of(raw, outputs.folder)
+    tree = tree_of(raw, outputs.folder, config.data.on_bad_record)
+    count = len(tree["images"])
+    kept = min(max(round(_VAL_SHARE * count), _VAL_LEAST), _VAL_MOST)
     print(f"no validation set is given: {kept} of {count} images, drawn by --seed, are kept for it")
     for name, part in zip(("train", "val"), split_coco(tree, kept, config.train.seed), strict=True):
         write_tree(outputs, f"{name}.json", part)
     return config.replace(
         train_annotations=_split_path(model_dir, "train"),
-        train_images=raw.images_dir,
+        train_images=raw.images_dir or ".",
         val_annotations=_split_path(model_dir, "val"),
-        val_images=raw.images_dir,
+        val_images=raw.images_dir or ".",
         data_format="coco",
         class_names=(),
         class_map=(),

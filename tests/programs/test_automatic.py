@@ -1,7 +1,9 @@
 """Training without a flagfile: class names, a split, a recipe, and going on with it."""
 
+import base64
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config
-from kmaskrcnn.data import load_coco, open_dataset, open_raw
+from kmaskrcnn.data import DataError, load_coco, make_shapes, open_dataset, open_raw
 from kmaskrcnn.programs import automatic
 from kmaskrcnn.results.labels import Labels
 
@@ -59,6 +61,62 @@ def test_a_split_is_made_and_said_and_is_the_same_each_time(via, capsys):
     assert open_dataset(again, "val").file_names == parts[1].file_names
     given = via.replace(val_annotations="other.json")
     assert automatic.keep_validation_images(given, open_raw(via, "train")) is given
+
+
+def test_what_is_left_out_before_a_split_is_said_once(via, tmp_path, capsys):
+    tree = json.loads((tmp_path / "via.json").read_text())
+    for name, shape in (("0.png", {"name": "point", "cx": 3, "cy": 4}), ("5.png", {"name": "point", "cx": 5, "cy": 4})):
+        tree[name]["regions"].append({"shape_attributes": shape, "region_attributes": {}})
+    (tmp_path / "via.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="2 bad records; on_bad_record=skip") as error:
+        automatic.keep_validation_images(via, open_raw(via, "train"))
+    assert "0.png: regions[1]: a region of shape 'point'" in str(error.value)
+    config = via.replace(on_bad_record="skip")
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    for part in ("train", "val"):
+        open_dataset(split, part).summary()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert line.startswith("left out: 2 x unreadable-record: ")
+    assert "0.png: regions[1]: a region of shape 'point'" in line
+
+
+def test_records_without_ids_are_left_out_before_a_split(tmp_path, capsys):
+    path = Path(make_shapes(tmp_path / "set", 8, 64, seed=0))
+    config = Config().replace(train_annotations=str(path), model_dir=str(tmp_path / "model"))
+    tree = json.loads(path.read_text())
+    del tree["annotations"][0]["category_id"]
+    tree["images"].append({"file_name": "none.png"})
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"needs integers 'image_id', 'category_id'"):
+        automatic.keep_validation_images(config, open_raw(config, "train"))
+    config = config.replace(on_bad_record="skip")
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert len(open_dataset(split, "train")) + len(open_dataset(split, "val")) == 8
+    assert capsys.readouterr().out.count("left out: 1 x ") == 2
+
+
+def test_a_set_in_the_working_folder_is_split(via, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = via.replace(train_annotations="via.json")
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert [len(open_dataset(split, part)) for part in ("train", "val")] == [10, 2]
+
+
+def test_labelme_files_with_and_without_images_are_split(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (20, 20), (i, i, i)).save(folder / f"{i}.png")
+        data = base64.b64encode((folder / f"{i}.png").read_bytes()).decode() if i % 2 else None
+        shape = {"label": "a", "points": [[2, 2], [12, 12]], "shape_type": "rectangle"}
+        tree = {"imagePath": f"{i}.png", "imageData": data, "imageHeight": 20, "imageWidth": 20, "shapes": [shape]}
+        (folder / f"{i}.json").write_text(json.dumps(tree))
+        if data:
+            (folder / f"{i}.png").unlink()
+    config = Config().replace(train_annotations=str(folder), model_dir=str(tmp_path / "model"))
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    parts = [open_dataset(split, part) for part in ("train", "val")]
+    assert sorted(part.image(i)[0, 0, 0] for part in parts for i in range(len(part))) == list(range(6))
 
 
 def test_too_few_images_are_not_split(via, capsys):

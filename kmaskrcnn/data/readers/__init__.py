@@ -91,10 +91,16 @@ def read_raw(
     class_names: Sequence[str] = (),
     class_map: Mapping[str, str] | None = None,
     labels: Labels | None = None,
+    given_as: str = "images_dir",
 ) -> RawSet:
-    """Read a set, not checked yet; arguments as for `kmaskrcnn.data.load_dataset`."""
+    """Read a set, not checked yet; arguments as for `kmaskrcnn.data.load_dataset`, messages call images_dir `given_as`.
+
+    Raises DataError also where there is no folder images_dir.
+    """
     path, images_dir = os.fspath(path), os.fspath(images_dir)
     path = path.rstrip("/")
+    if images_dir and not files.is_folder(images_dir):
+        raise DataError(f"{given_as}={images_dir}: no such folder")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
         path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.readers.write_tfrecord leaves it beside its shards
     if data_format == "auto" and not is_shards(path) and not is_yolo(path) and not files.exists(path):

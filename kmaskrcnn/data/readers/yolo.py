@@ -75,7 +75,7 @@ def _class_names(path: str, tree: dict[str, Any]) -> list[str]:
         names = [numbered.get(i) for i in range(len(numbered))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise DataError(f"{path}: 'names' {brief(tree.get('names'))} is not a list of class names from number 0 on")
-    names = [str(name) for name in names]
+    names = [str(name).strip() for name in names]
     if len(set(names)) != len(names):
         raise DataError(f"{path}: 'names' has a name twice")
     return names

@@ -11,7 +11,7 @@ from kmaskrcnn.data.readers.cvat import is_cvat, read_cvat
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.label_studio import is_label_studio, read_label_studio
 from kmaskrcnn.data.readers.labelme import is_labelme, read_labelme
-from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files
+from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files, read_semantic_masks
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
 from kmaskrcnn.data.readers.voc import is_voc, read_voc
@@ -26,6 +26,7 @@ _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "via": read_via,
     "voc": read_voc,
     "masks": read_mask_files,
+    "semantic_masks": read_semantic_masks,
     "tfrecord": read_tfrecord,
     "yolo": read_yolo,
     "cvat": read_cvat,

@@ -53,6 +53,24 @@ def name_classes(config: Config, raw: RawSet) -> Config:
     return config.replace(class_names=("object",))
 
 
+def use_own_validation(config: Config) -> Config:
+    """Evaluate on the val split that a YOLO set has, where no validation set is given; says so."""
+    from kmaskrcnn.data.readers.yolo import own_validation
+    from kmaskrcnn.errors import DataError
+
+    data = config.data
+    if data.val_annotations or data.data_format not in ("auto", "yolo"):
+        return config
+    try:
+        path = own_validation(data.train_annotations.rstrip("/"))
+    except DataError as error:
+        print(f"{error}; the val split is not used")
+        return config
+    if path:
+        print(f"no validation set is given: {path}, the val split of the set, is used")
+    return config.replace(val_annotations=path)
+
+
 def keep_validation_images(config: Config, raw: RawSet) -> Config:
     """Split a set in two files in the model folder where no validation set is given; says so."""
     from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree

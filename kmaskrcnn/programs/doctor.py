@@ -41,6 +41,7 @@ def main() -> int:
     from kmaskrcnn.data.sets.defects import ERROR
     from kmaskrcnn.errors import counted
     from kmaskrcnn.outputs import split_file
+    from kmaskrcnn.programs.automatic import use_own_validation
 
     written = {}  # a file in the way is told before the work
     for flag in (REPORT, FLAGFILE):
@@ -48,6 +49,7 @@ def main() -> int:
             folder, name = split_file(flag.value)
             written[flag.name] = open_outputs(folder, "doctor"), name
             written[flag.name][0].check([name])
+    config = use_own_validation(config)
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])
     for name, examined in sets:

@@ -119,6 +119,34 @@ def test_labelme_files_with_and_without_images_are_split(tmp_path):
     assert sorted(part.image(i)[0, 0, 0] for part in parts for i in range(len(part))) == list(range(6))
 
 
+def test_the_val_split_of_a_yolo_set_is_used(tmp_path, capsys):
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(3 if split == "train" else 2):
+            Image.new("RGB", (20, 20)).save(tmp_path / "images" / split / f"{i}.png")
+            (tmp_path / "labels" / split / f"{i}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    path = tmp_path / "data.yaml"
+    text = "names: [a]\ntrain: images/train\n"
+    path.write_text(text + "val: images/val\n")
+    for given in (path, tmp_path, f"{path}@train", f"{tmp_path}/"):
+        config = automatic.use_own_validation(Config().replace(train_annotations=str(given)))
+        assert "the val split of the set, is used" in capsys.readouterr().out
+        assert [len(open_dataset(config, part)) for part in ("train", "val")] == [3, 2]
+        assert automatic.use_own_validation(config) is config
+    plain = Config().replace(train_annotations=str(path))
+    for other in ("", "val: images/train\n", "test: images/val\n"):
+        path.write_text(text + other)
+        assert automatic.use_own_validation(plain) == plain
+        assert not capsys.readouterr().out
+    path.write_text(text + "val: images/gone\n")
+    assert automatic.use_own_validation(plain) == plain
+    assert "images/gone; the val split is not used" in capsys.readouterr().out
+    for given in ("shapes", f"{path}@test"):
+        config = Config().replace(train_annotations=given)
+        assert automatic.use_own_validation(config) == config
+
+
 def test_too_few_images_are_not_split(via, capsys):
     raw = open_raw(via, "train")
     raw.images = raw.images[:3]

@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words: 1 image, 2 images, 3 classes."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 class Flaw(ValueError):
     """What is wrong with one record: `code` is a name in `data.sets.defects.DEFECTS`, the message what was found."""
 

@@ -198,7 +198,19 @@ class DataConfig:
     data_format: str = _setting(
         "auto",
         "Format of both data sets; auto detects it.",
-        ("auto", "coco", "labelme", "via", "voc", "masks", "tfrecord", "yolo", "cvat", "label_studio"),
+        (
+            "auto",
+            "coco",
+            "labelme",
+            "via",
+            "voc",
+            "masks",
+            "semantic_masks",
+            "tfrecord",
+            "yolo",
+            "cvat",
+            "label_studio",
+        ),
     )
     class_names: tuple[str, ...] = _setting(
         (), "Class names in order, or a file of them (one per line, or a .pbtxt label map); empty: from the data."

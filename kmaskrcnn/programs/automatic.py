@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.errors import counted
 from kmaskrcnn.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -108,6 +109,24 @@ def name_classes(config: Config, raw: RawSet) -> Config:
     return config.replace(class_names=("object",))
 
 
+def use_own_validation(config: Config) -> Config:
+    """Evaluate on the val split that a YOLO set has, where no validation set is given; says so."""
+    from kmaskrcnn.data.readers.yolo import own_validation
+    from kmaskrcnn.errors import DataError
+
+    data = config.data
+    if data.val_annotations or data.data_format not in ("auto", "yolo"):
+        return config
+    try:
+        path = own_validation(data.train_annotations.rstrip("/"))
+    except DataError as error:
+        print(f"{error}; the val split is not used")
+        return config
+    if path:
+        print(f"no validation set is given: {path}, the val split of the set, is used")
+    return config.replace(val_annotations=path)
+
+
 def keep_validation_images(config: Config, raw: RawSet) -> Config:
     """Split a set in two files in the model folder where no validation set is given; says so."""
     from kmaskrcnn.data.sets.subsets import part_without, sample_coco, split_coco, tree_of, write_tree
@@ -117,15 +136,18 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
         return config
     count = len(raw.images)
     if count < 2 * _VAL_LEAST:
-        print(f"no validation set is given, and {count} images are too few to keep some for it: there is no evaluation")
+        print(
+            f"no validation set is given, and {counted(count, 'image')} "
+            f"{'is' if count == 1 else 'are'} too few to keep some for it: there is no evaluation"
+        )
         return config
-    kept = min(max(round(_VAL_SHARE * count), _VAL_LEAST), _VAL_MOST)
     model_dir = Path(config.train.model_dir)
-    if config.data.on_bad_record == "skip":
-        raw.problems.clear()  # counted when the parts are read
     outputs = Outputs(model_dir / _SPLIT, "train", [config.data.train_annotations])
     outputs.check(["train.json", "val.json", _SOURCE])
-    tree = tree_of(raw, outputs.folder)
+    source = json.dumps({"sha256": _digest(raw)}) + "\n"
+    tree = tree_of(raw, outputs.folder, config.data.on_bad_record)
+    count = len(tree["images"])
+    kept = min(max(round(_VAL_SHARE * count), _VAL_LEAST), _VAL_MOST)
     print(f"no validation set is given: {kept} of {count} images, drawn by --seed, are kept for it")
     parts = split_coco(tree, kept, config.train.seed)
     if _classes_of(parts[0]) != _classes_of(tree):
@@ -134,12 +156,12 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
             parts = train, part_without(tree, train)
     for name, part in zip(("train", "val"), parts, strict=True):
         write_tree(outputs, f"{name}.json", part)
-    outputs.write_text(_SOURCE, json.dumps({"sha256": _digest(raw)}) + "\n")
+    outputs.write_text(_SOURCE, source)
     return config.replace(
         train_annotations=_split_path(model_dir, "train"),
-        train_images=raw.images_dir,
+        train_images=raw.images_dir or ".",
         val_annotations=_split_path(model_dir, "val"),
-        val_images=raw.images_dir,
+        val_images=raw.images_dir or ".",
         data_format="coco",
         class_names=(),
         class_map=(),

@@ -32,7 +32,7 @@ def _split() -> None:
         return
     names = ("train.json", "val.json")
     outputs = _outputs("split", FLAGS.output, names)
-    tree = tree_of(_read_set(), outputs.folder)
+    tree = tree_of(_read_set(), outputs.folder, FLAGS.on_bad_record)
     for name, part in zip(names, split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True):
         write_tree(outputs, name, part)
 
@@ -66,7 +66,7 @@ def _sample() -> None:
 
     folder, name = split_file(FLAGS.output)
     outputs = _outputs("sample", folder, [name])
-    tree = tree_of(_read_set(), outputs.folder)
+    tree = tree_of(_read_set(), outputs.folder, FLAGS.on_bad_record)
     try:
         part = sample_coco(tree, FLAGS.count, FLAGS.seed, FLAGS.each_class)
     except DataError as error:
@@ -160,4 +160,5 @@ def _read_set(path: str | None = None, images_dir: str | None = None):
         FLAGS.data_format,
         parse_class_names(FLAGS.class_names),
         parse_class_map(FLAGS.class_map),
+        given_as="--images" if images_dir is None else "--with_images",
     )

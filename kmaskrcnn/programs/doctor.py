@@ -39,7 +39,9 @@ def main() -> int:
     from kmaskrcnn.data.doctor.report import report_page
     from kmaskrcnn.data.files import open_outputs
     from kmaskrcnn.data.sets.defects import ERROR
+    from kmaskrcnn.errors import counted
     from kmaskrcnn.outputs import split_file
+    from kmaskrcnn.programs.automatic import use_own_validation
 
     written = {}  # a file in the way is told before the work
     for flag in (REPORT, FLAGFILE):
@@ -47,12 +49,15 @@ def main() -> int:
             folder, name = split_file(flag.value)
             written[flag.name] = open_outputs(folder, "doctor"), name
             written[flag.name][0].check([name])
+    config = use_own_validation(config)
     train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
     sets = [("train", train)] + ([("val", val)] if val else [])
     for name, examined in sets:
-        print(f"{name}: {examined.source}: {examined.counts[0]} images, {examined.counts[1]} annotations")
+        images, annotations = counted(examined.counts[0], "image"), counted(examined.counts[1], "annotation")
+        print(f"{name}: {examined.source}: {images}, {annotations}")
         print(examined.findings.text(EXAMPLES.value) or "nothing wrong was found")
-        print(f"can be kept: {len(examined.images)} images, {len(examined.annotations)} annotations")
+        images, annotations = counted(len(examined.images), "image"), counted(len(examined.annotations), "annotation")
+        print(f"can be kept: {images}, {annotations}")
     names = ("train_annotations", "train_images", "val_annotations", "val_images")
     settings = flags.given_settings()
     place = {name: str(settings[name]) for name in names if settings.get(name)}

@@ -111,6 +111,7 @@ def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, Co
     given, makes_recipe = flags.given_settings(), flags.makes_recipe()
     if makes_recipe and (saved := automatic.settings_to_go_on(config, given)):
         makes_recipe, config = False, saved
+    config = automatic.use_own_validation(config)
     if makes_recipe and config.data.train_annotations != "shapes":
         with phase("reading the training set"):
             raw = open_raw(config, "train")

@@ -1,8 +1,9 @@
 """Training without a flagfile: class names, a split, a recipe, and going on with it."""
 
+import base64
 import json
-import pathlib
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.data import load_coco, open_dataset, open_raw
+from kmaskrcnn.data import DataError, load_coco, make_shapes, open_dataset, open_raw
 from kmaskrcnn.programs import automatic
 from kmaskrcnn.results.labels import Labels
 
@@ -62,6 +63,90 @@ def test_a_split_is_made_and_said_and_is_the_same_each_time(via, capsys):
     assert automatic.keep_validation_images(given, open_raw(via, "train")) is given
 
 
+def test_what_is_left_out_before_a_split_is_said_once(via, tmp_path, capsys):
+    tree = json.loads((tmp_path / "via.json").read_text())
+    for name, shape in (("0.png", {"name": "point", "cx": 3, "cy": 4}), ("5.png", {"name": "point", "cx": 5, "cy": 4})):
+        tree[name]["regions"].append({"shape_attributes": shape, "region_attributes": {}})
+    (tmp_path / "via.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="2 bad records; on_bad_record=skip") as error:
+        automatic.keep_validation_images(via, open_raw(via, "train"))
+    assert "0.png: regions[1]: a region of shape 'point'" in str(error.value)
+    config = via.replace(on_bad_record="skip")
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    for part in ("train", "val"):
+        open_dataset(split, part).summary()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert line.startswith("left out: 2 x unreadable-record: ")
+    assert "0.png: regions[1]: a region of shape 'point'" in line
+
+
+def test_records_without_ids_are_left_out_before_a_split(tmp_path, capsys):
+    path = Path(make_shapes(tmp_path / "set", 8, 64, seed=0))
+    config = Config().replace(train_annotations=str(path), model_dir=str(tmp_path / "model"))
+    tree = json.loads(path.read_text())
+    del tree["annotations"][0]["category_id"]
+    tree["images"].append({"file_name": "none.png"})
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"needs integers 'image_id', 'category_id'"):
+        automatic.keep_validation_images(config, open_raw(config, "train"))
+    config = config.replace(on_bad_record="skip")
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert len(open_dataset(split, "train")) + len(open_dataset(split, "val")) == 8
+    assert capsys.readouterr().out.count("left out: 1 x ") == 2
+
+
+def test_a_set_in_the_working_folder_is_split(via, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = via.replace(train_annotations="via.json")
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert [len(open_dataset(split, part)) for part in ("train", "val")] == [10, 2]
+
+
+def test_labelme_files_with_and_without_images_are_split(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (20, 20), (i, i, i)).save(folder / f"{i}.png")
+        data = base64.b64encode((folder / f"{i}.png").read_bytes()).decode() if i % 2 else None
+        shape = {"label": "a", "points": [[2, 2], [12, 12]], "shape_type": "rectangle"}
+        tree = {"imagePath": f"{i}.png", "imageData": data, "imageHeight": 20, "imageWidth": 20, "shapes": [shape]}
+        (folder / f"{i}.json").write_text(json.dumps(tree))
+        if data:
+            (folder / f"{i}.png").unlink()
+    config = Config().replace(train_annotations=str(folder), model_dir=str(tmp_path / "model"))
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    parts = [open_dataset(split, part) for part in ("train", "val")]
+    assert sorted(part.image(i)[0, 0, 0] for part in parts for i in range(len(part))) == list(range(6))
+
+
+def test_the_val_split_of_a_yolo_set_is_used(tmp_path, capsys):
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(3 if split == "train" else 2):
+            Image.new("RGB", (20, 20)).save(tmp_path / "images" / split / f"{i}.png")
+            (tmp_path / "labels" / split / f"{i}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    path = tmp_path / "data.yaml"
+    text = "names: [a]\ntrain: images/train\n"
+    path.write_text(text + "val: images/val\n")
+    for given in (path, tmp_path, f"{path}@train", f"{tmp_path}/"):
+        config = automatic.use_own_validation(Config().replace(train_annotations=str(given)))
+        assert "the val split of the set, is used" in capsys.readouterr().out
+        assert [len(open_dataset(config, part)) for part in ("train", "val")] == [3, 2]
+        assert automatic.use_own_validation(config) is config
+    plain = Config().replace(train_annotations=str(path))
+    for other in ("", "val: images/train\n", "test: images/val\n"):
+        path.write_text(text + other)
+        assert automatic.use_own_validation(plain) == plain
+        assert not capsys.readouterr().out
+    path.write_text(text + "val: images/gone\n")
+    assert automatic.use_own_validation(plain) == plain
+    assert "images/gone; the val split is not used" in capsys.readouterr().out
+    for given in ("shapes", f"{path}@test"):
+        config = Config().replace(train_annotations=given)
+        assert automatic.use_own_validation(config) == config
+
+
 def test_too_few_images_are_not_split(via, capsys):
     raw = open_raw(via, "train")
     raw.images = raw.images[:3]
@@ -83,7 +168,7 @@ def test_a_run_goes_on_with_its_recipe_and_its_split(via):
     assert found == recipe.config.replace(steps=7)
     assert len(open_dataset(found, "train")) == 10
 
-    path = pathlib.Path(via.data.train_annotations)
+    path = Path(via.data.train_annotations)
     tree = json.loads(path.read_text())
     tree["3.png"]["regions"][0]["shape_attributes"]["width"] = 31  # a label was corrected
     path.write_text(json.dumps(tree))
@@ -97,7 +182,7 @@ def test_a_refused_command_leaves_no_split(via):
             automatic.keep_validation_images(via, open_raw(via, "train"))
             raise ConfigError("something else")
 
-    folder = pathlib.Path(via.train.model_dir)
+    folder = Path(via.train.model_dir)
     with pytest.raises(ConfigError, match="something else"):
         refused()
     assert not folder.exists()
@@ -112,7 +197,7 @@ def test_every_class_is_trained_on_where_it_can_be(via, capsys):
     raw = open_raw(via, "train")
     drawn = automatic.keep_validation_images(via, raw)
     last = open_dataset(drawn, "val").image_ids[0]
-    path = pathlib.Path(via.data.train_annotations)
+    path = Path(via.data.train_annotations)
     tree = json.loads(path.read_text())
     for number, image in enumerate(open_raw(via, "train").images):
         name = "rare" if image["id"] == last else "common"

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data.doctor.images import ExaminedImage
-from kmaskrcnn.data.sets.check_set import check_annotations
+from kmaskrcnn.data.sets.check_set import check_annotations, no_objects
 from kmaskrcnn.data.sets.defects import Findings
 from kmaskrcnn.data.sets.raw_set import RawSet
 
@@ -45,6 +45,8 @@ def examine_annotations(
         if not mine:
             findings.add("image-without-objects", by_id[number].place, "no annotation is of it")
         result += mine
+    if images and not result:
+        findings.add("no-objects", raw.source, no_objects(len(images)))
     used = {a.record["category_id"] for a in result}
     names = {
         c["id"]: c["name"] for c in raw.categories if isinstance(c, dict) and c.get("id") in category_target.values()

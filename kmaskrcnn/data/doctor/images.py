@@ -181,12 +181,13 @@ def _normal(path: str) -> str:
 
 
 def _find_unlisted(listed: Set[str], elsewhere: Set[str], findings: Findings) -> None:
+    known = elsewhere | {finding.place for finding in findings.of("unlisted-image")}  # by the reader
     for folder in sorted({os.path.dirname(path) for path in listed}):
         if not files.is_folder(folder):
             continue
         for name in files.matching(folder, *files.IMAGE_PATTERNS):
             path = os.path.join(folder, name)
-            if path not in listed and path not in elsewhere:
+            if path not in listed and path not in known:
                 findings.add("unlisted-image", path, "no record names it")
 
 

@@ -13,6 +13,7 @@ from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.doctor.statistics import Coverage, Statistics, coverage, measure
 from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, NOTE, WARNING
 from kmaskrcnn.data.sets.masks import mask_frame, resample_area
+from kmaskrcnn.errors import counted
 from kmaskrcnn.report_page import bars, figure, histogram, jpeg, page, row
 from kmaskrcnn.results.draw import draw_instances
 
@@ -49,12 +50,14 @@ def _summary(one: Examined) -> str:
     findings = one.findings
     crowd = sum(a.record["iscrowd"] for a in one.annotations)
     lines = [
-        f"<p><code>{html.escape(one.source)}</code>: {one.counts[0]} images and {one.counts[1]} annotations by its "
-        f"files; {len(one.images)} and {len(one.annotations)} ({crowd} crowd) can be kept, "
-        f"of {len(one.categories)} classes. "
-        f"<span class=error>{findings.number(ERROR)} errors</span>, "
-        f"<span class=warning>{findings.number(WARNING)} warnings</span>, "
-        f"<span class=note>{findings.number(NOTE)} notes</span>.</p>",
+        f"<p><code>{html.escape(one.source)}</code>: {counted(one.counts[0], 'image')} and "
+        f"{counted(one.counts[1], 'annotation')} by its files; "
+        f"{len(one.images)} and {len(one.annotations)} ({crowd} crowd) can be kept, "
+        f"of {counted(len(one.categories), 'class', 'classes')}. "
+        + ", ".join(
+            f"<span class={grade}>{counted(findings.number(grade), grade)}</span>" for grade in (ERROR, WARNING, NOTE)
+        )
+        + ".</p>",
     ]
     counts = findings.counts()
     if counts:
@@ -153,7 +156,7 @@ def _samples(examined: Examined, seed: int) -> list[str]:
         ]
         captions = [names[a.record["category_id"]] + (" (crowd)" if a.record["iscrowd"] else "") for a in mine]
         picture = draw_instances(image.pixels(), np.array(frames), np.stack(masks) / 255, captions)
-        caption = f"{image.record['file_name']}, {width} x {height}, {len(mine)} objects"
+        caption = f"{image.record['file_name']}, {width} x {height}, {counted(len(mine), 'object')}"
         figures.append(figure(jpeg(picture, _SAMPLE_SIDE), caption))
     return figures
 

@@ -11,7 +11,7 @@ from kmaskrcnn.data.readers.cvat import is_cvat, read_cvat
 from kmaskrcnn.data.readers.json_file import read_json
 from kmaskrcnn.data.readers.label_studio import is_label_studio, read_label_studio
 from kmaskrcnn.data.readers.labelme import is_labelme, read_labelme
-from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files
+from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files, read_semantic_masks
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
 from kmaskrcnn.data.readers.voc import is_voc, read_voc
@@ -26,6 +26,7 @@ _READERS: dict[str, Callable[[str, str], RawSet]] = {
     "via": read_via,
     "voc": read_voc,
     "masks": read_mask_files,
+    "semantic_masks": read_semantic_masks,
     "tfrecord": read_tfrecord,
     "yolo": read_yolo,
     "cvat": read_cvat,
@@ -91,10 +92,16 @@ def read_raw(
     class_names: Sequence[str] = (),
     class_map: Mapping[str, str] | None = None,
     labels: Labels | None = None,
+    given_as: str = "images_dir",
 ) -> RawSet:
-    """Read a set, not checked yet; arguments as for `kmaskrcnn.data.load_dataset`."""
+    """Read a set, not checked yet; arguments as for `kmaskrcnn.data.load_dataset`, messages call images_dir `given_as`.
+
+    Raises DataError also where there is no folder images_dir.
+    """
     path, images_dir = os.fspath(path), os.fspath(images_dir)
     path = path.rstrip("/")
+    if images_dir and not files.is_folder(images_dir):
+        raise DataError(f"{given_as}={images_dir}: no such folder")
     if data_format == "auto" and is_shards(path) and files.exists(os.path.join(path, INSTANCES)):
         path = os.path.join(path, INSTANCES)  # as kmaskrcnn.data.readers.write_tfrecord leaves it beside its shards
     if data_format == "auto" and not is_shards(path) and not is_yolo(path) and not files.exists(path):

@@ -66,7 +66,7 @@ def _read_image(builder: SetBuilder, image: ElementTree.Element, position: int) 
     for number, shape in enumerate(image):
         if shape.tag == "tag":  # of the whole image
             continue
-        label, group = shape.get("label", ""), shape.get("group_id") or "0"
+        label, group = shape.get("label", "").strip(), shape.get("group_id") or "0"
         record = f"{place}: {shape.tag} {number} ({label})"
         if not label:
             builder.problem("bad-annotation-record", record, "needs a label")

@@ -104,7 +104,7 @@ def _instance(result: Any, height: int, width: int) -> tuple[str, Part] | None:
     if not isinstance(value, dict):
         raise ValueError(f"'value' {brief(value)} is not an object")
     labels = value.get(kind)
-    if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
+    if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str) or not labels[0].strip():
         raise ValueError(f"{kind} {brief(labels)} is not one class")
 
     def pixels(name: str, side: int) -> float:

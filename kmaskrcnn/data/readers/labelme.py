@@ -47,7 +47,22 @@ def read_labelme(path: str, images_dir: str) -> RawSet:
             builder.problem("unreadable-record", name, "not a LabelMe file: needs 'shapes' and 'imagePath'")
             continue
         _read_image(builder, path, name, tree)
+    _note_unlisted(builder, path, {files.stem(name) for name in names})
     return builder.finish()
+
+
+def _note_unlisted(builder: SetBuilder, folder: str, annotated: set[str]) -> None:
+    """Note the photographs that no file is of: they may wait to be annotated, or lack the file of a negative."""
+    images_dir = builder.raw.images_dir
+    paths = [
+        os.path.join(d, n)
+        for d in dict.fromkeys((images_dir, folder))
+        for n in files.matching(d, *files.IMAGE_PATTERNS)
+    ]
+    listed = {os.path.normpath(files.join(images_dir, i["file_name"])) for i in builder.raw.images}
+    for path in paths:
+        if os.path.normpath(path) not in listed and files.stem(path) not in annotated:
+            builder.problem("unlisted-image", path, "has no LabelMe file and is not used")
 
 
 def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any]) -> None:
@@ -69,7 +84,8 @@ def _read_image(builder: SetBuilder, folder: str, name: str, tree: dict[str, Any
     for position, shape in enumerate(tree["shapes"]):
         place = f"{name}: shapes[{position}]"
         label = shape.get("label") if isinstance(shape, dict) else None
-        if not isinstance(label, str) or not label:
+        label = label.strip() if isinstance(label, str) else ""
+        if not label:
             builder.problem("bad-annotation-record", place, "needs a text 'label'")
             continue
         group = shape.get("group_id")

@@ -1,4 +1,4 @@
-"""A folder of images with instance-mask files: one indexed PNG an image, or one file an instance."""
+"""A folder of images with mask files: one indexed PNG an image, one file an instance, or masks of classes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.data import files
-from kmaskrcnn.data.image_files import ImageError, ImageHeader, code_of, open_image, read_header
-from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder, encode_mask
-from kmaskrcnn.errors import DataError
+from kmaskrcnn.data.image_files import ImageError, code_of, open_image, read_header
+from kmaskrcnn.data.readers.components import count_scattered, label_components
+from kmaskrcnn.data.sets.raw_set import RawSet, SetBuilder
+from kmaskrcnn.errors import DataError, counted
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "jpegimages", "pngimages")
 _MASK_FOLDERS = ("masks", "mask", "pedmasks", "instances", "labels", "annotations")
 _SUFFIXES = ("", "_mask", "_masks", "-mask", "_instances", "_label")
 _MASK_PATTERNS = ("*.png", "*.tif", "*.tiff", "*.bmp", "*.gif")
+_LOSSY_PATTERNS, _LOSSY_ENDINGS = ("*.jpg", "*.jpeg"), (".jpg", ".jpeg")
+_CLASS = "object"
+_LOSSY = "JPEG, which changes the values of a mask: save masks as PNG, TIFF, BMP or GIF"
+# Masks of classes are told by so many files, of which this share of the values lies in parts far from each other.
+_MOST_LOOKS, _SCATTERED = 200, 0.25
 
 
 def find_images(folder: str) -> dict[str, str]:
@@ -34,15 +40,21 @@ def read_indices(path: str) -> np.ndarray:
 
     Raises OSError where it cannot be read, holds no whole numbers, or has smoothed edges.
     """
+    indices, values = _values(path)
+    if values:
+        detail = f"{values} gray levels along the edges: a smoothed mask, not one value per object; save it unsmoothed"
+        raise ImageError("smooth-mask", detail)
+    return indices
+
+
+def _values(path: str) -> tuple[np.ndarray, int]:
+    """(H, W) integers of a mask file, and how many of them only smooth edges."""
     try:
         with files.open_binary(path) as file, open_image(file) as image:
             indices, is_palette = _indices(image), image.mode in ("P", "PA", "1")
     except ImageError as error:
         raise ImageError("unreadable-record", f"the mask cannot be read ({error})") from None
-    if not is_palette and (values := count_smooth_values(indices)):
-        detail = f"{values} gray levels along the edges: a smoothed mask, not one value per object; save it unsmoothed"
-        raise ImageError("smooth-mask", detail)
-    return indices
+    return indices, 0 if is_palette else count_smooth_values(indices)
 
 
 def _indices(image: Image.Image) -> np.ndarray:
@@ -139,46 +151,143 @@ def _pairs_of(folder: str) -> Iterator[tuple[str, str]]:
                 yield images, masks
 
 
-def read_mask_files(path: str, images_dir: str, default_class: str = "object") -> RawSet:
+def read_mask_files(path: str, images_dir: str) -> RawSet:
     """Read a folder with `images` and `masks`, or one whose subfolders have these, one an image.
 
     The masks of images/NAME.jpg are masks/NAME.png (or NAME_mask.png): each value but 0 is an instance; or the files
     of masks/NAME/, one an instance; or masks/CLASS/NAME.png. Where each image has its own folder every file of its
-    masks folder is an instance. Without a folder CLASS the class is `default_class`.
+    masks folder is an instance. Without a folder CLASS the class is "object".
     """
-    pairs = [(images_dir, path)] if images_dir else list(_pairs_of(path))
-    if not pairs:
-        raise DataError(f"{path}: no folders of images and masks here; name the images' folder too")
-    single = len(pairs) == 1
-    root = pairs[0][0] if single else path
-    builder = SetBuilder(path, root)
-    for images, masks in pairs:
-        found = find_images(images)
-        names = {name: os.path.relpath(os.path.join(images, f), root) if not single else f for name, f in found.items()}
-        for name in found:
-            header = _header(builder, os.path.join(images, found[name]))
-            if header is None:
+    return _Reader(path, images_dir, are_semantic=False).read()
+
+
+def read_semantic_masks(path: str, images_dir: str) -> RawSet:
+    """Read masks of classes, laid out as for `read_mask_files`: the connected parts of a value are the instances.
+
+    The class is the folder CLASS, else the value as text, or "object" where the set has one value alone. Smoothed masks
+    are cut at half.
+    """
+    return _Reader(path, images_dir, are_semantic=True).read()
+
+
+class _MaskFile(NamedTuple):
+    """A mask file: its values, (0, 0) where it cannot be used; whether it is one object; the class, if it has one."""
+
+    path: str
+    values: np.ndarray
+    one_object: bool
+    label: str
+
+
+class _Reader:
+    """Reads a set of mask files."""
+
+    def __init__(self, path: str, images_dir: str, are_semantic: bool):
+        self.path, self.are_semantic = path, are_semantic
+        self.pairs = [(images_dir, _named(path, _MASK_FOLDERS) or path)] if images_dir else list(_pairs_of(path))
+        if not self.pairs:
+            raise DataError(f"{path}: no folders of images and masks here; name the images' folder too")
+        self.single = len(self.pairs) == 1
+        self.root = self.pairs[0][0] if self.single else path
+        self.builder = SetBuilder(path, self.root)
+        self.masks_read, self.lossy = 0, 0
+        self.looks, self.values, self.scattered = 0, 0, 0  # files looked at, their values, those in separate parts
+
+    def read(self) -> RawSet:
+        """The set."""
+        for images, masks in self.pairs:
+            found = find_images(images)
+            for name, file in found.items():
+                one_folder = not self.single and len(found) == 1
+                shown = file if self.single else os.path.relpath(os.path.join(images, file), self.root)
+                sources = [(masks, "")] if one_folder else _sources(masks, name, found)
+                self._read_image(os.path.join(images, file), shown, masks, sources)
+        if self.lossy and not self.masks_read:
+            raise DataError(f"{self.pairs[0][1]}: {counted(self.lossy, 'mask file')} in {_LOSSY}")
+        if self.scattered > _SCATTERED * self.values:
+            self.builder.problem(
+                "semantic-masks",
+                self.pairs[0][1] if self.single else self.path,
+                f"in {counted(self.looks, 'file')} {self.scattered} of {counted(self.values, 'value')} lie in several "
+                "parts far from each other; data_format=semantic_masks makes each part an object",
+            )
+        values = {a["category_id"] for a in self.builder.raw.annotations}
+        if self.are_semantic and len(values) == 1 and values.pop().isdecimal():  # black and white
+            for annotation in self.builder.raw.annotations:
+                annotation["category_id"] = _CLASS
+        return self.builder.finish()
+
+    def _read_image(self, path: str, name: str, masks: str, sources: list[tuple[str, str]]) -> None:
+        """Add an image with its masks, or note why it is left out: without its mask it would pass for a negative."""
+        try:
+            header = read_header(path)
+        except OSError as error:
+            self.builder.problem(code_of(error), path, str(error))
+            return
+        parts = [part for source, label in sources for part in self._read_masks(source, label)]
+        if not sources:
+            self.builder.problem("unreadable-record", name, f"no mask of this image in {masks}")
+        # Masks of the size of the stored pixels mean these, all others the image as EXIF turns it.
+        sizes = {part.values.shape for part in parts if part.values.size}
+        size = next((s for s in sizes if header.turn_for(*s) is not None), header.upright)
+        instances = []
+        is_whole = bool(sources)
+        for part in parts:
+            if part.values.shape == size:
+                instances += list(self._instances(part))
                 continue
-            one_folder = not single and len(found) == 1
-            sources = [(masks, "")] if one_folder else _sources(masks, name, found)
-            if not sources:
-                builder.problem("unreadable-record", names[name], f"no mask of this image in {masks}")
-            parts = [part for source, label in sources for part in _read_masks(builder, source, label or default_class)]
-            # Masks of the size of the stored pixels mean these, all others the image as EXIF turns it.
-            sizes = {part.indices.shape for part in parts}
-            size = next((s for s in sizes if header.turn_for(*s) is not None), header.upright)
-            image_id = builder.image(names[name], size[0], size[1], names[name])
-            for part in parts:
-                _add_masks(builder, image_id, part, size)
-    return builder.finish()
+            is_whole &= part.one_object
+            if part.values.size:
+                detail = f"{part.values.shape[1]} x {part.values.shape[0]}, its image {size[1]} x {size[0]}"
+                self.builder.problem("image-size-differs", part.path, f"the mask has {detail}")
+        if is_whole:
+            image_id = self.builder.image(name, size[0], size[1], name)
+            for class_name, mask, place in instances:
+                self.builder.instance(image_id, class_name, mask, place)
 
+    def _read_masks(self, source: str, label: str) -> Iterator[_MaskFile]:
+        """The mask files of a source, a file or a folder."""
+        is_folder = files.is_folder(source)
+        paths = [source]
+        if is_folder:
+            names = files.matching(source, *_MASK_PATTERNS) or files.matching(source, *_LOSSY_PATTERNS)
+            paths = [os.path.join(source, name) for name in names]
+        one_object = is_folder and not self.are_semantic
+        for path in paths:
+            part = _MaskFile(path, self._read(path, one_object), one_object, label)
+            if not self.are_semantic and len(paths) == 1 and self.looks < _MOST_LOOKS:
+                values, scattered = count_scattered(part.values)
+                self.looks, self.values = self.looks + 1, self.values + values
+                self.scattered += scattered
+            yield part
 
-def _header(builder: SetBuilder, path: str) -> ImageHeader | None:
-    try:
-        return read_header(path)
-    except OSError as error:
-        builder.problem(code_of(error), path, str(error))
-        return None
+    def _read(self, path: str, one_object: bool) -> np.ndarray:
+        """(H, W) integers of a mask file; (0, 0) after a note where it cannot be used."""
+        try:
+            if os.path.splitext(path)[1].lower() in _LOSSY_ENDINGS:
+                self.lossy += 1
+                raise ImageError("unreadable-record", f"is a {_LOSSY}")
+            if one_object or self.are_semantic:
+                values, is_smooth = _values(path)
+                values = values.max() * (2 * values >= values.max()) if is_smooth else values
+            else:
+                values = read_indices(path)
+        except OSError as error:
+            self.builder.problem(getattr(error, "code", "unreadable-record"), path, str(error))
+            return np.zeros((0, 0), np.int64)
+        self.masks_read += 1
+        return (values > 0).astype(np.int64) if one_object else values
+
+    def _instances(self, part: _MaskFile) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Class, RLE and name in messages of each object of a mask file."""
+        if self.are_semantic:
+            labels, values = label_components(part.values)
+            for number, mask in indexed_masks(labels):
+                value = int(values[number - 1])
+                yield part.label or str(value), mask, f"{part.path}: value {value}, part {number}"
+            return
+        for value, mask in indexed_masks(part.values):
+            yield part.label or _CLASS, mask, part.path if part.one_object else f"{part.path}: value {value}"
 
 
 def _sources(masks: str, name: str, images: dict[str, str]) -> list[tuple[str, str]]:
@@ -188,51 +297,12 @@ def _sources(masks: str, name: str, images: dict[str, str]) -> list[tuple[str, s
         return [(folder, "")]
 
     def file_in(place: str) -> str:
-        choices = [os.path.join(place, f"{name}{s}{p[1:]}") for s in _SUFFIXES for p in _MASK_PATTERNS]
+        choices = [
+            os.path.join(place, f"{name}{s}{p[1:]}") for s in _SUFFIXES for p in _MASK_PATTERNS + _LOSSY_PATTERNS
+        ]
         return next((choice for choice in choices if files.exists(choice)), "")
 
     if source := file_in(masks):
         return [(source, "")]
     labels = [n for n in files.names_in(masks) if n not in images and files.is_folder(os.path.join(masks, n))]
     return [(source, label) for label in labels if (source := file_in(os.path.join(masks, label)))]
-
-
-class _MaskFile(NamedTuple):
-    """A mask file: its values, whether it is one object, and the class."""
-
-    path: str
-    indices: np.ndarray
-    one_object: bool
-    label: str
-
-
-def _read_masks(builder: SetBuilder, source: str, label: str) -> Iterator[_MaskFile]:
-    one_each = files.is_folder(source)
-    paths = [os.path.join(source, n) for n in files.matching(source, *_MASK_PATTERNS)] if one_each else [source]
-    for path in paths:
-        try:
-            yield _MaskFile(path, _read_object(path) if one_each else read_indices(path), one_each, label)
-        except OSError as error:
-            builder.problem(getattr(error, "code", "unreadable-record"), path, str(error))
-
-
-def _read_object(path: str) -> np.ndarray:
-    """(H, W) bool of a file with one object; of a smoothed one what is at least half as bright as the brightest."""
-    try:
-        with files.open_binary(path) as file, open_image(file) as image:
-            indices, is_palette = _indices(image), image.mode in ("P", "PA", "1")
-    except ImageError as error:
-        raise ImageError("unreadable-record", f"the mask cannot be read ({error})") from None
-    if is_palette or not count_smooth_values(indices):
-        return indices > 0
-    return 2 * indices >= indices.max()
-
-
-def _add_masks(builder: SetBuilder, image_id: int, part: _MaskFile, size: tuple[int, int]) -> None:
-    path, indices = part.path, part.indices
-    if indices.shape != size:
-        sizes = f"{indices.shape[1]} x {indices.shape[0]}, its image {size[1]} x {size[0]}"
-        builder.problem("image-size-differs", path, f"the mask has {sizes}")
-        return
-    for value, rle in [(1, encode_mask(indices))] if part.one_object else indexed_masks(indices):
-        builder.instance(image_id, part.label, rle, path if part.one_object else f"{path}: value {value}")

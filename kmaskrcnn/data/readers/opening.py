@@ -8,18 +8,29 @@ from collections.abc import Mapping, Sequence
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.yolo import with_split
+from kmaskrcnn.data.sets.check_set import no_objects
 from kmaskrcnn.data.sets.class_names import parse_class_map, parse_class_names
 from kmaskrcnn.data.sets.dataset import CocoDataset, dataset_of
+from kmaskrcnn.data.sets.file_names import is_anywhere
 from kmaskrcnn.data.sets.raw_set import RawSet
 from kmaskrcnn.data.sets.shapes import make_shapes
+from kmaskrcnn.errors import DataError
 from kmaskrcnn.folders import local_folder
 from kmaskrcnn.results.labels import Labels
 
 
 def open_dataset(config: Config, split: str, labels: Labels | None = None) -> CocoDataset | None:
-    """The checked data set of a split, "train" or "val", that the settings name; arguments as for `open_raw`."""
+    """The checked data set of a split, "train" or "val", that the settings name; arguments as for `open_raw`.
+
+    Raises DataError also where no image of a training set has an object.
+    """
     raw = open_raw(config, split, labels)
-    return None if raw is None else dataset_of(raw, config.data.on_bad_record)
+    if raw is None:
+        return None
+    dataset = dataset_of(raw, config.data.on_bad_record)
+    if split == "train" and not len(dataset.classes):
+        raise DataError(f"{raw.source}: {no_objects(len(dataset))}")
+    return dataset
 
 
 def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet | None:
@@ -39,7 +50,21 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")
     names, renamed = parse_class_names(config.data.class_names), parse_class_map(config.data.class_map)
-    return read_raw(with_split(annotations, split), images, config.data.data_format, names, renamed, labels)
+    path, given_as = with_split(annotations, split), f"--{split}_images"
+    raw = read_raw(path, images, config.data.data_format, names, renamed, labels, given_as)
+    _check_folder(raw, given_as)
+    return raw
+
+
+def _check_folder(raw: RawSet, given_as: str) -> None:
+    """Raise DataError with one line where none of the images of a set is there; `given_as` is what names the folder."""
+    names = [i.get("file_name") for i in raw.images if isinstance(i, dict) and "shard" not in i]
+    if len(names) < len(raw.images) or any(problem.code != "missing-image" for problem in raw.problems):
+        return
+    count = len(names) + len(raw.problems)
+    if count and not any(not isinstance(name, str) or is_anywhere(raw.images_dir, name) for name in names):
+        who = "its image is not" if count == 1 else f"none of its {count} images is"
+        raise DataError(f"{raw.source}: {who} in {raw.images_dir or '.'}; {given_as} names their folder")
 
 
 def load_dataset(
@@ -72,6 +97,7 @@ def load_dataset(
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f"on_bad_record={on_bad_record!r}: choose error or skip")
     raw = read_raw(path, images_dir, data_format, class_names, class_map, labels)
+    _check_folder(raw, "images_dir")
     return dataset_of(raw, on_bad_record)
 
 

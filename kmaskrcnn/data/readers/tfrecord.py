@@ -180,7 +180,7 @@ def _read_objects(shard: _Shard, features: _Features, place: str, height: int, w
     """Take the objects of a record; raises Flaw where its lists do not agree."""
     corners = [features.column(f"image/object/bbox/{side}", float) for side in ("ymin", "xmin", "ymax", "xmax")]
     count = len(corners[0])
-    names = [text.decode(errors="replace") for text in features.column("image/object/class/text", bytes)]
+    names = [text.decode(errors="replace").strip() for text in features.column("image/object/class/text", bytes)]
     labels, crowd = (features.column(f"image/object/{name}", int) for name in ("class/label", "is_crowd"))
     areas = features.column("image/object/area", (float, int))
     masks: Any = features.get("image/object/mask", [])

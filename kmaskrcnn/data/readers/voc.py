@@ -52,7 +52,7 @@ def _read_image(builder: SetBuilder, root: str, name: str, image: str) -> None:
     mask_path = os.path.join(root, _MASKS, f"{name}.png")
     try:
         tree = ElementTree.fromstring(files.read_bytes(os.path.join(root, _RECORDS, f"{name}.xml")))
-        objects = [(o.findtext("name") or "", o.findtext("difficult") == "1") for o in tree.iter("object")]
+        objects = [((o.findtext("name") or "").strip(), o.findtext("difficult") == "1") for o in tree.iter("object")]
     except FileNotFoundError:
         builder.problem("unreadable-record", name, f"{_RECORDS}/{name}.xml is missing")
         return

@@ -31,6 +31,25 @@ def with_split(path: str, split: str) -> str:
     return f"{path}@{split}" if path.lower().endswith(_YAML) else path
 
 
+def own_validation(path: str) -> str:
+    """The path of the val split that a YOLO set names beside the train split that `path` means; empty: it has none.
+
+    A val split of the same images as the train split is none. Raises DataError where its images are missing.
+    """
+    source, split = _parts(path)
+    if split != "train" or not is_yolo(path):
+        return ""
+    yaml_path = _yaml_path(source)
+    tree = _read_yaml(yaml_path)
+    if not tree.get("val") or _image_places(yaml_path, tree, "val") == _image_places(yaml_path, tree, "train"):
+        return ""
+    return f"{yaml_path}@val"
+
+
+def _yaml_path(source: str) -> str:
+    return os.path.join(source, files.matching(source, "data.y*ml")[0]) if files.is_folder(source) else source
+
+
 def _parts(path: str) -> tuple[str, str]:
     """The YAML file or folder, and the split."""
     if match := re.fullmatch(rf"(.+)@({'|'.join(_SPLITS)})", path):
@@ -46,8 +65,7 @@ def read_yolo(path: str, images_dir: str) -> RawSet:
     numbers become the category ids 1, 2, ... in their order.
     """
     source, split = _parts(path)
-    if files.is_folder(source):
-        source = os.path.join(source, files.matching(source, "data.y*ml")[0])
+    source = _yaml_path(source)
     tree = _read_yaml(source)
     names = _class_names(source, tree)
     places = [images_dir] if images_dir else _image_places(source, tree, split)
@@ -75,7 +93,7 @@ def _class_names(path: str, tree: dict[str, Any]) -> list[str]:
         names = [numbered.get(i) for i in range(len(numbered))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise DataError(f"{path}: 'names' {brief(tree.get('names'))} is not a list of class names from number 0 on")
-    names = [str(name) for name in names]
+    names = [str(name).strip() for name in names]
     if len(set(names)) != len(names):
         raise DataError(f"{path}: 'names' has a name twice")
     return names

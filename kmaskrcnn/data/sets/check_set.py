@@ -13,14 +13,16 @@ from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import ImageHeader, code_of, read_header
 from kmaskrcnn.data.sets.check_mask import CheckedMask, Note, check_area, check_mask
 from kmaskrcnn.data.sets.check_record import brief, is_id, parse_box, size_flaw
-from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, Findings
+from kmaskrcnn.data.sets.defects import DEFECTS, ERROR, Finding, Findings
 from kmaskrcnn.data.sets.file_names import find_moved, find_spelling, missing_detail
 from kmaskrcnn.data.sets.raw_set import RawSet
-from kmaskrcnn.errors import DataError, Flaw
+from kmaskrcnn.errors import DataError, Flaw, counted
 from kmaskrcnn.progress import Progress
 
 # More lines than this help nobody; the total is stated besides.
 _MAX_LINES = 20
+# What is wrong with a class is wrong with each of its objects, and said once.
+_OF_A_CLASS = ("unknown-class", "unknown-category")
 # Sides of a box may differ from the mask's by this many pixels, or this share of its longer side.
 _BOX_PIXELS, _BOX_SHARE = 3.0, 0.05
 _PARTS = ("offset", "length")
@@ -30,14 +32,28 @@ def raise_errors(findings: Findings, source: str) -> None:
     """Raise DataError with a line for each error, up to a limit, if there are any."""
     errors = findings.errors()
     if errors:
-        lines = error_lines(findings, source)
-        more = [f"... and {len(errors) - len(lines)} more"] if len(errors) > len(lines) else []
-        raise DataError("\n".join([*lines, *more, f"{len(errors)} bad records; on_bad_record=skip leaves them out"]))
+        count, them = counted(len(errors), "bad record"), "it" if len(errors) == 1 else "them"
+        last = f"{count}; on_bad_record=skip leaves {them} out"
+        raise DataError("\n".join([*error_lines(findings, source), last]))
 
 
 def error_lines(findings: Findings, source: str) -> list[str]:
-    """The first errors, a line each."""
-    return [f"{source}: {f.place}: {f.detail}" for f in findings.errors()[:_MAX_LINES]]
+    """The first errors, a line each, and how many more there are; one line stands for all objects of a wrong class."""
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for number, finding in enumerate(findings.errors()):
+        key = finding.detail if finding.code in _OF_A_CLASS else str(number)
+        alike.setdefault((finding.code, key), []).append(finding)
+    lines = [
+        f"{source}: {first.place}: {first.detail}" + f" (and {len(rest)} more of it)" * bool(rest)
+        for first, *rest in alike.values()
+    ]
+    more = [f"... and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
+    return [*lines[:_MAX_LINES], *more]
+
+
+def no_objects(images: int) -> str:
+    """That a set has nothing to train on."""
+    return "its image has no object" if images == 1 else f"none of its {images} images has an object"
 
 
 # Classes
@@ -210,9 +226,11 @@ def check_size(image: ImagePlace, header: ImageHeader, add: Callable[[str, str, 
         seen = f"the file has {header.width} x {header.height}, the annotations {width} x {height}"
         add("image-size-differs", image.place, seen)
     elif header.orientation != 1:
-        meant = "as turned" if turn != 1 else "as stored, prediction would rotate it"
         stored = f"orientation {header.orientation}, stored as {header.width} x {header.height}"
-        add("exif-rotation", image.place, f"{stored}; the annotations mean it {meant}")
+        if turn != 1:
+            add("exif-rotation", image.place, f"{stored}; the annotations mean it upright")
+        else:
+            add("exif-ignored", image.place, f"{stored}; the annotations mean it as stored")
     return turn
 
 

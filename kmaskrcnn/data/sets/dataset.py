@@ -21,7 +21,9 @@ from kmaskrcnn.data.sets.check_set import (
 from kmaskrcnn.data.sets.defects import DEFECTS, WARNING, Findings
 from kmaskrcnn.data.sets.masks import CropCache, Segmentation, mask_frame, rasterize_polygons, resample_area
 from kmaskrcnn.data.sets.raw_set import RawSet
-from kmaskrcnn.errors import DataError
+from kmaskrcnn.errors import DataError, counted
+
+_LOST = "annotation of an image left out"
 
 
 class CocoDataset:
@@ -59,6 +61,7 @@ class CocoDataset:
         self.spans = np.array(spans, np.int64).reshape(-1, 2)
         self.report: collections.Counter[str] = collections.Counter()
         self.warnings: collections.Counter[str] = collections.Counter()
+        self._findings = Findings()
         self.file_names = [i["file_name"] for i in images]
         self.segmentations: list[Segmentation] = []
         self._cache = CropCache()
@@ -175,11 +178,12 @@ class CocoDataset:
         """Print and return a line with the counts, and one for each reason why records were left out."""
         empty = int(np.sum(np.diff(self._starts) == 0))
         lines = [
-            f"{len(self)} images ({empty} without objects), {len(self.classes)} instances "
-            f"({int(self.is_crowd.sum())} crowd), {len(self.class_names)} classes"
+            f"{counted(len(self), 'image')} ({empty} without objects), {counted(len(self.classes), 'instance')} "
+            f"({int(self.is_crowd.sum())} crowd), {counted(len(self.class_names), 'class', 'classes')}",
+            *self._findings.reasons(),
         ]
-        lines += [f"left out: {count} x {_title(code)}" for code, count in sorted(self.report.items())]
-        lines += [f"taken all the same: {count} x {_title(code)}" for code, count in sorted(self.warnings.items())]
+        if lost := self.report[_LOST]:
+            lines.append(f"left out: {lost} x {_LOST}")
         print("\n".join(lines))
         return "\n".join(lines)
 
@@ -213,7 +217,8 @@ def dataset_of(raw: RawSet, on_bad_record: str = "error") -> CocoDataset:
         raise DataError("\n".join([*error_lines(findings, raw.source), f"{raw.source}: no usable image is left"]))
     dataset.report = collections.Counter(f.code for f in findings.errors())
     if lost := sum(_image_of(a) in images.dropped for a in raw.annotations):
-        dataset.report["annotation of an image left out"] = lost
+        dataset.report[_LOST] = lost
+    dataset._findings = findings
     dataset.warnings = collections.Counter(f.code for f in findings.all if DEFECTS[f.code].grade == WARNING)
     return dataset
 
@@ -221,7 +226,3 @@ def dataset_of(raw: RawSet, on_bad_record: str = "error") -> CocoDataset:
 def _image_of(annotation: object) -> int | None:
     number = annotation.get("image_id") if isinstance(annotation, dict) else None
     return number if is_id(number) else None
-
-
-def _title(code: str) -> str:
-    return f"{code}: {DEFECTS[code].title}" if code in DEFECTS else code

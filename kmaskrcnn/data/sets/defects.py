@@ -30,6 +30,11 @@ DEFECTS: dict[str, Defect] = {
     "image-size-differs": Defect(ERROR, "the image size differs from the annotations", _OUT),
     "other-file-name": Defect(WARNING, "the file name is spelled differently on disk", "the file's name on disk"),
     "exif-rotation": Defect(WARNING, "an EXIF orientation, which only some programs apply", "stored upright"),
+    "exif-ignored": Defect(
+        WARNING,
+        "annotated without the EXIF orientation, which prediction applies: it would rotate the image",
+        "stored without the orientation",
+    ),
     "duplicate-content": Defect(WARNING, "the same image under two names", "the first is kept"),
     "leak": Defect(ERROR, "a training image is in the validation set too", "left out of the training set"),
     "wrong-file-ending": Defect(NOTE, "the file format differs from the file extension", "kept"),
@@ -41,6 +46,7 @@ DEFECTS: dict[str, Defect] = {
     "duplicate-image-id": Defect(ERROR, "two image records with the same id", "the first is kept"),
     "duplicate-file-name": Defect(WARNING, "two image records of the same file", "merged into the first"),
     "image-without-objects": Defect(NOTE, "an image without objects (a valid negative)", "kept"),
+    "no-objects": Defect(ERROR, "no image of the set has an object: there is nothing to learn", "kept"),
     # Classes.
     "bad-category": Defect(ERROR, "a category without id or name", _OUT),
     "duplicate-category-id": Defect(ERROR, "two categories with the same id", "the first is kept"),
@@ -85,6 +91,11 @@ DEFECTS: dict[str, Defect] = {
     "area-differs": Defect(WARNING, "the stated area differs from that of the mask", "the mask's area"),
     "duplicate-instance": Defect(WARNING, "the same object twice", "the first is kept"),
     # What a reader could not make sense of.
+    "semantic-masks": Defect(
+        WARNING,
+        "masks of classes, it seems: one value for several separate objects",
+        "kept; with data_format=semantic_masks each part is an object",
+    ),
     "smooth-mask": Defect(ERROR, "a mask file with gray edges instead of one value per object", _OUT),
     "unreadable-record": Defect(ERROR, "a record that the reader of this format cannot use", _OUT),
 }
@@ -99,6 +110,9 @@ class Finding(NamedTuple):
 
 
 _MOST_CHARACTERS = 600
+_WORDS = {ERROR: "left out", WARNING: "taken all the same", NOTE: "note"}
+# So many findings of one defect are shown whole where defects are counted.
+_MOST_SHOWN = 2
 
 
 def _one_line(text: str) -> str:
@@ -134,6 +148,17 @@ class Findings:
     def number(self, grade: str) -> int:
         """How many there are of a grade."""
         return sum(DEFECTS[f.code].grade == grade for f in self.all)
+
+    def reasons(self) -> list[str]:
+        """A line for each defect with what a loader did about it; where there are few findings, these too."""
+        lines = []
+        for grade, words in _WORDS.items():
+            for code, count in self.counts().items():
+                if DEFECTS[code].grade == grade:
+                    found = self.of(code) if count <= _MOST_SHOWN else []
+                    shown = _one_line("; ".join(f"{f.place}: {f.detail}" for f in found))
+                    lines.append(f"{words}: {count} x {code}: {DEFECTS[code].title}" + f" ({shown})" * bool(shown))
+        return lines
 
     def text(self, examples: int = 3) -> str:
         """Lines with counts and examples, the gravest first."""

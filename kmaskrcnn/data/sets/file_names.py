@@ -39,12 +39,23 @@ def find_moved(folders: list[str], name: str) -> str | None:
     return None
 
 
-def missing_detail(folder: str, name: str) -> str:
-    """That a file is missing, and one beside it that may be meant."""
+def is_anywhere(folder: str, name: str) -> bool:
+    """Whether there is a file that a record means, or one that may be meant."""
+    found = find_spelling(folder, name) is not None or find_moved([folder], name) is not None
+    return found or bool(_name_beside(folder, name))
+
+
+def _name_beside(folder: str, name: str) -> str:
+    """A file in the place of another that differs in case alone; empty: there is none."""
     place = files.join(folder, name.replace("\\", "/")).rpartition("/")[0]
     try:
         names = files.names_in(place) if files.is_folder(place) else []
     except (OSError, ValueError):
         names = []
-    near = next((n for n in names if n.lower() == bare_name(name).lower()), "")
+    return next((n for n in names if n.lower() == bare_name(name).lower()), "")
+
+
+def missing_detail(folder: str, name: str) -> str:
+    """That a file is missing, and one beside it that may be meant."""
+    near = _name_beside(folder, name)
     return "the file is missing" + (f"; there is {near!r}" if near else "")

@@ -67,7 +67,7 @@ class SetBuilder:
             {
                 "id": len(self.raw.annotations) + 1,
                 "image_id": image_id,
-                "category_id": name,  # replaced by the number in `finish`
+                "category_id": name.strip(),  # typed by hand; replaced by the number in `finish`
                 "iscrowd": int(is_crowd),
                 "bbox": bbox or box_of(segmentation),
                 "segmentation": segmentation,
@@ -158,7 +158,14 @@ def order_classes(raw: RawSet, names: Sequence[str], ids: Sequence[int] | None =
         raise DataError(f"class_names: {', '.join(names)}: a name occurs twice")
     number = dict(zip(names, ids or range(1, len(names) + 1), strict=True))
     sound, broken = _sound_classes(raw)
-    change = {c["id"]: (number.get(c["name"]), f"class {c['name']!r} is not among the class names") for c in sound}
+    wanted, used_ids = ", ".join(names), {a.get("category_id") for a in raw.annotations if isinstance(a, dict)}
+    used = {str(c["name"]) for c in sound if c["id"] in used_ids}
+    if used and not used & number.keys():
+        raise DataError(
+            f"{raw.source}: no object is of the classes {wanted}: those of the data are {', '.join(sorted(used))}"
+        )
+    detail = f"is not among the class names {wanted}"
+    change = {c["id"]: (number.get(c["name"]), f"class {c['name']!r} {detail}") for c in sound}
     raw.categories = [{"id": i, "name": name} for name, i in number.items()] + broken
     _renumber(raw, change)
 

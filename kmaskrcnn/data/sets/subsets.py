@@ -12,9 +12,11 @@ import numpy as np
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.sets.check_record import is_integer
+from kmaskrcnn.data.sets.check_set import raise_errors
 from kmaskrcnn.data.sets.dataset import CocoDataset
+from kmaskrcnn.data.sets.defects import Findings
 from kmaskrcnn.data.sets.raw_set import RawSet
-from kmaskrcnn.errors import DataError
+from kmaskrcnn.errors import DataError, counted
 from kmaskrcnn.outputs import Outputs
 
 Tree = dict[str, Any]
@@ -125,30 +127,45 @@ def merge_coco(datasets: Sequence[CocoDataset], folder: str) -> Tree:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def tree_of(raw: RawSet, folder: str) -> Tree:
+def tree_of(raw: RawSet, folder: str, on_bad_record: str = "error") -> Tree:
     """A raw set as a COCO dict to lie in another folder, its file names still from the images' folder.
 
-    The records go through as they are, bad ones too; an image inside a TFRecord shard is named from the new folder.
+    The records go through as they are, but for what the reader could not use and records without the ids that link
+    them: these raise DataError or, where on_bad_record is "skip", are left out and counted in lines that are printed.
+    An image inside a TFRecord shard is named from the new folder.
     """
-    if raw.problems:
-        raise DataError("\n".join(f"{raw.source}: {p.place}: {p.detail}" for p in raw.problems[:20]))
-    links = (("id",), ("image_id", "category_id"))
-    for records, places, keys in zip(
-        (raw.images, raw.annotations), (raw.image_places, raw.annotation_places), links, strict=True
-    ):
-        for record, place in zip(records, places, strict=True):
-            if not isinstance(record, dict) or not all(is_integer(record.get(key)) for key in keys):
-                raise DataError(f"{raw.source}: {place}: needs integers {', '.join(map(repr, keys))}")
-    for number, category in enumerate(raw.categories):
-        if not isinstance(category, dict) or not is_integer(category.get("id")):
-            raise DataError(f"{raw.source}: categories[{number}]: needs an integer 'id'")
-    tree: Tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
-    shards = {image["shard"] for image in raw.images if "shard" in image}
+    findings = Findings()
+    findings.all += raw.problems
+    images = _linked(raw.images, raw.image_places, ("id",), "bad-image-record", findings)
+    annotations = _linked(
+        raw.annotations, raw.annotation_places, ("image_id", "category_id"), "bad-annotation-record", findings
+    )
+    places = [f"categories[{number}]" for number in range(len(raw.categories))]
+    categories = _linked(raw.categories, places, ("id",), "bad-category", findings)
+    if on_bad_record == "error":
+        raise_errors(findings, raw.source)
+    for line in findings.reasons():
+        print(line)
+    tree: Tree = {"images": images, "annotations": annotations, "categories": categories}
+    shards = {image["shard"] for image in images if "shard" in image}
     if not shards:
         return tree
     name = {path: path if files.is_remote(path) else os.path.relpath(path, folder) for path in shards}
-    images = [{**image, "shard": name[image["shard"]]} for image in raw.images]
+    images = [{**image, "shard": name[image["shard"]]} if "shard" in image else image for image in images]
     return {"shards": {name[path]: files.size(path) for path in sorted(shards)}, **tree, "images": images}
+
+
+def _linked(
+    records: list[Any], places: list[str], keys: tuple[str, ...], code: str, findings: Findings
+) -> list[dict[str, Any]]:
+    """The records with integers for all keys; the others are noted."""
+    good, words = [], "integers" if len(keys) > 1 else "an integer"
+    for record, place in zip(records, places, strict=True):
+        if isinstance(record, dict) and all(is_integer(record.get(key)) for key in keys):
+            good.append(record)
+        else:
+            findings.add(code, place, f"needs {words} {', '.join(map(repr, keys))}")
+    return good
 
 
 def with_records(raw: RawSet, part: Tree) -> RawSet:
@@ -167,4 +184,4 @@ def with_records(raw: RawSet, part: Tree) -> RawSet:
 def write_tree(outputs: Outputs, name: str, tree: Tree) -> None:
     """Write a COCO dict as JSON, and say so."""
     path = outputs.write_text(name, json.dumps(tree))
-    print(f"{path}: {len(tree['images'])} images, {len(tree['annotations'])} annotations")
+    print(f"{path}: {counted(len(tree['images']), 'image')}, {counted(len(tree['annotations']), 'annotation')}")

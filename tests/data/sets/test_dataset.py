@@ -9,7 +9,10 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from kmaskrcnn.data import DataError, load_coco
+from kmaskrcnn.config import Config
+from kmaskrcnn.data import DataError, load_coco, load_dataset, open_dataset
+from kmaskrcnn.data.doctor.examine import examine
+from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.sets.subsets import split_coco
 
 HEIGHT, WIDTH = 40, 60
@@ -209,7 +212,7 @@ def test_missing_annotation_file(tmp_path):
 
 
 def test_many_defects_are_listed_up_to_a_limit_and_counted(tmp_path, tree):
-    bad = [dict(copy.deepcopy(tree["annotations"][0]), id=100 + i, category_id=5) for i in range(50)]
+    bad = [dict(copy.deepcopy(tree["annotations"][0]), id=100 + i, image_id=50 + i) for i in range(50)]
     tree["annotations"] += bad
     with pytest.raises(DataError) as error:
         load_coco(_write(tmp_path, tree))
@@ -217,6 +220,69 @@ def test_many_defects_are_listed_up_to_a_limit_and_counted(tmp_path, tree):
     assert len(lines) == 22
     assert lines[-2] == "... and 30 more"
     assert lines[-1].startswith("50 bad records")
+
+
+def test_a_wrong_class_is_said_once_for_all_its_objects(tmp_path, tree):
+    tree["annotations"] += [dict(copy.deepcopy(tree["annotations"][0]), id=100 + i, category_id=5) for i in range(50)]
+    with pytest.raises(DataError) as error:
+        load_coco(_write(tmp_path, tree))
+    first, last = str(error.value).splitlines()
+    assert first.endswith("unknown category id 5 (and 49 more of it)")
+    assert last.startswith("50 bad records; on_bad_record=skip leaves them out")
+
+
+def test_class_names_of_another_set_are_one_line_with_both_lists(tmp_path, tree):
+    names = [c["name"] for c in tree["categories"]]
+    with pytest.raises(DataError) as error:
+        load_dataset(_write(tmp_path, tree), class_names=["ape", "elk"])
+    assert len(str(error.value).splitlines()) == 1
+    assert "ape, elk" in str(error.value)
+    assert any(name in str(error.value) for name in names)
+    with pytest.raises(DataError, match="is not among the class names ape, ") as error:
+        load_dataset(_write(tmp_path, tree), class_names=["ape", names[0]])
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_images_that_are_nowhere_are_one_line_with_the_folder(tmp_path, tree):
+    path = _write(tmp_path, tree)
+    with pytest.raises(DataError) as error:
+        load_dataset(path, tmp_path / "none")
+    assert str(error.value) == f"images_dir={tmp_path / 'none'}: no such folder"
+    (tmp_path / "other").mkdir()
+    for on_bad_record in ("error", "skip"):
+        with pytest.raises(DataError) as error:
+            load_dataset(path, tmp_path / "other", on_bad_record)
+        expected = f"none of its 4 images is in {tmp_path / 'other'}; images_dir names their folder"
+        assert str(error.value) == f"{path}: {expected}"
+
+
+def test_images_without_objects_are_a_set_but_not_one_to_train_on(tmp_path, tree):
+    tree["annotations"] = []
+    path = _write(tmp_path, tree)
+    assert load_dataset(path).summary().startswith("4 images (4 without objects), 0 instances")
+    config = Config().replace(train_annotations=path, val_annotations=path)
+    with pytest.raises(DataError, match="none of its 4 images has an object"):
+        open_dataset(config, "train")
+    assert len(open_dataset(config, "val")) == 4
+    found = examine(read_raw(path)).findings
+    assert found.counts() == {"image-without-objects": 4, "no-objects": 1, "unused-category": len(tree["categories"])}
+
+
+def test_counts_of_one_are_singular(tmp_path, tree):
+    tree["images"], tree["categories"] = tree["images"][:1], tree["categories"][:1]
+    tree["annotations"] = tree["annotations"][:1]
+    assert (
+        load_dataset(_write(tmp_path, tree)).summary() == "1 image (0 without objects), 1 instance (0 crowd), 1 class"
+    )
+    tree["annotations"][0]["segmentation"] = None
+    with pytest.raises(DataError, match="1 bad record; on_bad_record=skip leaves it out"):
+        load_dataset(_write(tmp_path, tree))
+
+
+def test_names_that_differ_in_case_are_both_shown(tmp_path, tree):
+    tree["categories"].append({"id": 99, "name": tree["categories"][0]["name"].upper()})
+    name = tree["categories"][0]["name"]
+    assert f"{name.upper()!r} and {name!r}" in load_dataset(_write(tmp_path, tree)).summary()
 
 
 def test_boxes_that_stick_out_are_clipped(tmp_path, tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -68,8 +69,11 @@ def ask_accelerator(content: bytes) -> dict | None:
         return json.loads(lines[-1])
     if _ADAPTER not in result.stderr:
         return None
-    reasons = [line for line in result.stderr.splitlines() if "ERROR" in line or line.startswith("E0")]
-    return {"error": reasons[0].partition("] ")[2] if reasons else f"its process ended with {result.returncode}"}
+    lines = result.stderr.splitlines()
+    refused = [after for line, after in itertools.pairwise(lines) if "operations are not supported" in line]
+    # Of other devices' plugins, which are not there, the log says ERROR too.
+    errors = [line for line in lines if ("ERROR" in line or line.startswith("E0")) and "plugin" not in line]
+    return {"error": next(iter(refused + errors), f"its process ended with {result.returncode}")}
 
 
 def _main(path: str) -> None:

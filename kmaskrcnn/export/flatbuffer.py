@@ -50,6 +50,20 @@ def operation_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     return _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
+def add_relu(model: schema.ModelT, before: int, after: int) -> schema.OperatorT:
+    """A RELU from one tensor of a graph to another; the caller puts it into the graph."""
+    relu, operator = schema.BuiltinOperator.RELU, schema.OperatorT()
+    codes = [code.builtinCode for code in model.operatorCodes]
+    if relu not in codes:
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = relu
+        code.version = 1
+        model.operatorCodes.append(code)
+        codes.append(relu)
+    operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(relu), [before], [after]
+    return operator
+
+
 def operations(content: bytes) -> collections.Counter[str]:
     """How often each operation occurs, over all signatures."""
     model = read(content)

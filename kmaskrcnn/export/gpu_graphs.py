@@ -12,6 +12,7 @@ Every operation in them is a convolution or the like, of fixed size.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import os
@@ -22,9 +23,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras import ops
+from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.export import tflite
+from kmaskrcnn.export import flatbuffer, tflite
 from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
 from kmaskrcnn.layers.normalization import apply_norm
 from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
@@ -142,12 +144,43 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         except Exception as error:  # the converter has no exception of its own
             first = str(error).strip().splitlines()[0]
             raise tflite.ExportError(f"conversion to TFLite builtins failed: {first}") from error
+    content = without_fused_activations(content, "TRANSPOSE_CONV")
     if quantize == "float16":
         content = tflite.quantized(content, "float16")
     try:
         return content, check_accelerated(content)
     except AcceleratorError as error:
         raise tflite.ExportError(str(error)) from None
+
+
+def without_fused_activations(content: bytes, name: str) -> bytes:
+    """The .tflite with a RELU behind each operation of a name into which the converter put one.
+
+    The accelerator takes TRANSPOSE_CONV up to version 3, which has a bias; version 4 has the activation too.
+    """
+    model = flatbuffer.read(content)
+    fused = schema.ActivationFunctionType
+    for graph in model.subgraphs:
+        operators = []
+        for operator in graph.operators:
+            operators.append(operator)
+            if flatbuffer.operation_name(model, operator) != name:
+                continue
+            if operator.builtinOptions.fusedActivationFunction == fused.NONE:
+                continue
+            if operator.builtinOptions.fusedActivationFunction != fused.RELU:
+                raise tflite.ExportError(f"{name} with a fused activation that is not ReLU: not for a GPU")
+            operator.builtinOptions.fusedActivationFunction = fused.NONE
+            before = copy.copy(graph.tensors[operator.outputs[0]])
+            before.name = before.name + b"/before_relu"
+            graph.tensors.append(before)
+            operators.append(flatbuffer.add_relu(model, len(graph.tensors) - 1, operator.outputs[0]))
+            operator.outputs = [len(graph.tensors) - 1]
+        graph.operators = operators
+    for code in model.operatorCodes:
+        if code.builtinCode == getattr(schema.BuiltinOperator, name):
+            code.version = min(code.version, 3)
+    return flatbuffer.pack(model)
 
 
 def host_settings(model: MaskRCNN, height: int, width: int) -> dict[str, Any]:

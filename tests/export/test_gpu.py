@@ -18,6 +18,8 @@ HEIGHT, WIDTH = 64, 96
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     model = random_model(**SETTINGS)
+    bias = model.mask_head.deconv.bias  # with one, the converter puts ReLU into the operation
+    bias.assign(np.random.default_rng(0).normal(0, 0.1, bias.shape))
     content, checked_by = gpu_graphs.convert(model, HEIGHT, WIDTH)
     path = tmp_path_factory.mktemp("gpu") / "model.tflite"
     config = Config().replace(**vars(model.config))
@@ -34,6 +36,16 @@ def test_one_file_with_three_signatures_of_fixed_size(exported):
     operations = flatbuffer.operations(exported.content)
     assert set(operations) <= accelerator.OPERATIONS
     assert operations["TRANSPOSE_CONV"] == 1
+
+
+def test_relu_is_not_part_of_the_deconvolution(exported):
+    """The accelerator takes TRANSPOSE_CONV up to version 3, which has no activation."""
+    model = flatbuffer.read(exported.content)
+    operators = [(flatbuffer.operation_name(model, o), o) for graph in model.subgraphs for o in graph.operators]
+    (deconvolution,) = (operator for name, operator in operators if name == "TRANSPOSE_CONV")
+    assert model.operatorCodes[deconvolution.opcodeIndex].version == 3
+    assert deconvolution.builtinOptions.fusedActivationFunction == 0
+    assert [list(o.inputs) for name, o in operators if name == "RELU"] == [list(deconvolution.outputs)]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (300, 120), (90, 400), (17, 23)])

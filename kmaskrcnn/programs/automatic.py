@@ -75,7 +75,7 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
     """Split a set in two files in the model folder where no validation set is given; says so."""
     from kmaskrcnn.data.sets.subsets import split_coco, tree_of, write_tree
 
-    if config.data.val_annotations:
+    if config.data.val_annotations or not raw.annotations:  # without objects nothing is trained, as reading will tell
         return config
     count = len(raw.images)
     if count < 2 * _VAL_LEAST:

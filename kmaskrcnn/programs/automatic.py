@@ -132,7 +132,7 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
     from kmaskrcnn.data.sets.subsets import part_without, sample_coco, split_coco, tree_of, write_tree
     from kmaskrcnn.errors import DataError
 
-    if config.data.val_annotations:
+    if config.data.val_annotations or not raw.annotations:  # without objects nothing is trained, as reading will tell
         return config
     count = len(raw.images)
     if count < 2 * _VAL_LEAST:

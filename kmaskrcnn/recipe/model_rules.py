@@ -39,18 +39,16 @@ def anchors(given: Given) -> list[Choice]:
     sizes = facts.image_sizes[facts.box_images] * scales[:, None]
     boxes = facts.boxes * scales[:, None]
     config, crop = given.config.model, given.config.data.crop_size
-    factors = sorted({1.0, *given.config.data.scale_jitter})
     fixed_sizes = tuple(config.anchor_sizes) if "anchor_sizes" in given.fixed else None
     fixed_ratios = tuple(config.anchor_aspect_ratios) if "anchor_aspect_ratios" in given.fixed else None
     found = fit_anchors(
-        np.concatenate([boxes * factor for factor in factors]),
-        np.concatenate([sizes * factor for factor in factors]),
-        crop,
-        given.config.data.rotate90,
+        boxes,
+        sizes,
+        given.config.data,
         fixed_sizes,
         fixed_ratios,
     )
-    reason = f"mean IoU of {found.mean:.2f} between a box and its best anchor"
+    reason = f"in training, mean IoU of {found.mean:.2f} between a box and its best anchor, counted up to 0.7"
     limit = f"; none longer than the crop of {crop}" if crop else ""
     return [
         Choice("anchor_sizes", found.sizes, reason + limit),

@@ -95,6 +95,14 @@ def test_records_without_ids_are_left_out_before_a_split(tmp_path, capsys):
     assert capsys.readouterr().out.count("left out: 1 x ") == 2
 
 
+def test_a_set_without_objects_is_not_split(via, tmp_path):
+    tree = {name: {**entry, "regions": []} for name, entry in json.loads((tmp_path / "via.json").read_text()).items()}
+    (tmp_path / "via.json").write_text(json.dumps(tree))
+    assert automatic.keep_validation_images(via, open_raw(via, "train")) is via
+    with pytest.raises(DataError, match=r"via\.json: none of its 12 images has an object"):
+        open_dataset(via, "train")
+
+
 def test_a_set_in_the_working_folder_is_split(via, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = via.replace(train_annotations="via.json")

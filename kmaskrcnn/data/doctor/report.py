@@ -107,7 +107,7 @@ def _charts(statistics: Statistics) -> str:
 
 def _anchors(statistics: Statistics, config: Config) -> str:
     own, published = (
-        coverage(statistics, config.model, tuple(m.anchor_sizes), tuple(m.anchor_aspect_ratios))
+        coverage(statistics, config, tuple(m.anchor_sizes), tuple(m.anchor_aspect_ratios))
         for m in (config.model, ModelConfig())
     )
 
@@ -115,16 +115,18 @@ def _anchors(statistics: Statistics, config: Config) -> str:
         sizes, ratios = (", ".join(f"{v:g}" for v in values) for values in (c.anchor_sizes, c.ratios))
         return (
             f"<tr><td>{name}<td>{sizes}<td>{ratios}<td class=n>{c.unmatched:.1%}<td class=n>{c.hopeless:.1%}"
-            f"<td class=n>{c.mean:.2f}</tr>"
+            f"<td class=n>{c.mean:.2f}<td class=n>{c.in_training:.2f}</tr>"
         )
 
     rows = [line("the flagfile's", own)] + ([line("the published", published)] if published != own else [])
     positive, negative = config.model.rpn_positive_iou, config.model.rpn_negative_iou
     return (
         "<p>Share of the boxes that no anchor meets with an IoU of "
-        f"{positive:g} (they train through their one best anchor alone) or even {negative:g}.</p>"
+        f"{positive:g} (they train through their one best anchor alone) or even {negative:g}. The last column is what "
+        "the recipe maximizes: the boxes in training crops, at both ends of the scale jitter too, each IoU counted up "
+        "to 0.7, since an anchor of that IoU is a positive.</p>"
         f"<table><tr><th>anchors<th>sizes<th>height / width<th>best IoU below {positive:g}<th>below {negative:g}"
-        f"<th>mean best IoU</tr>{''.join(rows)}</table>"
+        f"<th>mean best IoU<th>in training, up to 0.7</tr>{''.join(rows)}</table>"
     )
 
 

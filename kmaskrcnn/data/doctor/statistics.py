@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kmaskrcnn.config import DataConfig, ModelConfig
+from kmaskrcnn.config import Config, DataConfig
 from kmaskrcnn.data.doctor.examine import Examined
 from kmaskrcnn.data.sizes import base_scale, network_size
 from kmaskrcnn.ops.anchors import cell_anchors
@@ -15,6 +15,8 @@ from kmaskrcnn.ops.anchors import cell_anchors
 _STRIDES = (4, 8, 16, 32, 64)
 # Coverage is measured on at most so many boxes, evenly taken from all.
 _MOST_BOXES = 20000
+# Anchors are fitted to at most so many boxes of training crops, and gain nothing above the IoU that makes a positive.
+_MOST_FITTED, _POSITIVE = 5000, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,36 @@ def best_anchor_iou(
     return best
 
 
+def boxes_in_training(boxes: np.ndarray, sizes: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes as training shows them: as they are and at both ends of scale_jitter, cut to the side of the crop.
+
+    Args:
+        boxes: (N, 4) yxyx network pixels.
+        sizes: (N, 2) height and width of the image of each.
+        config: its crop_size and scale_jitter.
+
+    Returns:
+        (M, 4) boxes, evenly taken from all, at a place of the crop that is each box's own, and (M, 2) sizes.
+    """
+    factors = sorted({1.0, *config.scale_jitter})
+    boxes = np.concatenate([boxes * factor for factor in factors])
+    sizes = np.concatenate([np.asarray(sizes, np.float64) * factor for factor in factors])
+    every = max(1, -(-len(boxes) // _MOST_FITTED))
+    boxes, sizes = boxes[::every], sizes[::every]
+    if not config.crop_size:
+        return boxes, sizes
+    sides = np.minimum(boxes[:, 2:] - boxes[:, :2], config.crop_size)
+    places = np.random.default_rng(0).random(sides.shape) * (config.crop_size - sides)
+    return np.concatenate([places, places + sides], axis=1), np.full_like(sizes, config.crop_size)
+
+
+def training_iou(
+    boxes: np.ndarray, sizes: np.ndarray, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
+) -> float:
+    """The mean IoU of `boxes_in_training` with their best anchors, each counted up to 0.7, which makes a positive."""
+    return float(np.minimum(best_anchor_iou(boxes, sizes, anchor_sizes, ratios), _POSITIVE).mean())
+
+
 class Coverage(NamedTuple):
     """How well a set of anchors meets the boxes: shares of the boxes whose best anchor has an IoU ..."""
 
@@ -107,16 +139,19 @@ class Coverage(NamedTuple):
     unmatched: float  # below rpn_positive_iou: trained through the one best anchor alone
     hopeless: float  # below rpn_negative_iou
     mean: float  # of the IoUs
+    in_training: float  # `training_iou`, which the recipe maximizes
 
 
 def coverage(
-    statistics: Statistics, config: ModelConfig, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
+    statistics: Statistics, config: Config, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
 ) -> Coverage:
     """How well anchors of these sizes and ratios meet the boxes of a set."""
+    if not len(statistics.scaled):
+        return Coverage(anchor_sizes, ratios, 0.0, 0.0, 0.0, 0.0)
     every = max(1, -(-len(statistics.scaled) // _MOST_BOXES))
     sizes = statistics.network_sizes[statistics.box_images[::every]]
     iou = best_anchor_iou(statistics.scaled[::every], sizes, anchor_sizes, ratios)
-    if not len(iou):
-        return Coverage(anchor_sizes, ratios, 0.0, 0.0, 0.0)
-    low, high = (float((iou < limit).mean()) for limit in (config.rpn_negative_iou, config.rpn_positive_iou))
-    return Coverage(anchor_sizes, ratios, high, low, float(iou.mean()))
+    limits = config.model.rpn_negative_iou, config.model.rpn_positive_iou
+    low, high = (float((iou < limit).mean()) for limit in limits)
+    trained = boxes_in_training(statistics.scaled, statistics.network_sizes[statistics.box_images], config.data)
+    return Coverage(anchor_sizes, ratios, high, low, float(iou.mean()), training_iou(*trained, anchor_sizes, ratios))

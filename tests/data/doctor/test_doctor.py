@@ -12,12 +12,11 @@ from kmaskrcnn.data import load_coco, make_shapes
 from kmaskrcnn.data.doctor.examine import examine, examine_pair
 from kmaskrcnn.data.doctor.repair import write_repaired
 from kmaskrcnn.data.doctor.report import report_page
-from kmaskrcnn.data.doctor.statistics import best_anchor_iou, coverage, measure
+from kmaskrcnn.data.doctor.statistics import coverage, measure
 from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.data.sets.check_mask import find_crossing
 from kmaskrcnn.data.sets.defects import DEFECTS
-from kmaskrcnn.ops.anchors import cell_anchors, grid_anchors
 from kmaskrcnn.outputs import OutputError
 from tests.processes import run_program, run_python
 
@@ -302,25 +301,6 @@ def test_crossing_polygons(points, crosses):
     assert (find_crossing(np.array(points, float)) is not None) == crosses
 
 
-def test_best_anchor_is_the_best_of_all_anchors():
-    rng = np.random.default_rng(0)
-    height, width = 200, 264
-    corner = rng.uniform(0, (height - 40, width - 40), (40, 2))
-    boxes = np.concatenate([corner, np.minimum(corner + rng.uniform(4, 160, (40, 2)), (height, width))], axis=1)
-    sizes, ratios = (16.0, 32.0, 64.0, 128.0, 256.0), (0.5, 1.0, 2.0)
-    found = best_anchor_iou(boxes, np.tile([height, width], (40, 1)), sizes, ratios)
-    anchors = []
-    for stride, side in zip((4, 8, 16, 32, 64), sizes, strict=True):
-        rows, columns = -(-height // stride), -(-width // stride)
-        anchors.append(np.asarray(grid_anchors(rows, columns, stride, cell_anchors(side, ratios))))
-    anchors = np.concatenate(anchors).astype(np.float64)
-    low = np.maximum(boxes[:, None, :2], anchors[None, :, :2])
-    overlap = np.maximum(np.minimum(boxes[:, None, 2:], anchors[None, :, 2:]) - low, 0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, anchors)]
-    iou = overlap / (areas[0][:, None] + areas[1][None] - overlap)
-    np.testing.assert_allclose(found, iou.max(axis=1), atol=1e-6)
-
-
 def test_coverage_and_the_page(tmp_path):
     b = _Breaker(tmp_path)
     for i in range(6):
@@ -330,9 +310,9 @@ def test_coverage_and_the_page(tmp_path):
     found = examine(read_raw(b.write()))
     config = Config().replace(resize_mode="native", anchor_sizes=(10, 20, 40, 80, 160))
     statistics = measure(found, config.data)
-    published = coverage(statistics, config.model, (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
+    published = coverage(statistics, config, (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
     assert published.unmatched == 1.0
-    own = coverage(statistics, config.model, config.model.anchor_sizes, (0.5, 1.0, 2.0))
+    own = coverage(statistics, config, config.model.anchor_sizes, (0.5, 1.0, 2.0))
     assert own.unmatched == 0.0
     assert own.mean > 0.9
     page = report_page(found, None, config, ["--anchor_sizes=10,20,40,80,160"])

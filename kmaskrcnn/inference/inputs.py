@@ -17,8 +17,11 @@ from kmaskrcnn.outputs import images_written, output_names
 
 # Files of a folder with other endings are passed over. Those of telephones and cameras that cannot be read are not: who
 # reads them says so.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".avif", ".jp2", ".jxl")
-IMAGE_SUFFIXES += HEIF_SUFFIXES + RAW_SUFFIXES
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".avif", ".jp2", ".jxl"),
+    *HEIF_SUFFIXES,
+    *RAW_SUFFIXES,
+)
 
 
 def find_inputs(

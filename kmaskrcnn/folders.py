@@ -1,4 +1,4 @@
-"""Where a model folder is on the disk."""
+"""Where a model folder is on the disk, and whether it is one."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def local_folder(name: str | os.PathLike) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ConfigError(f"{text}: there is no such home folder") from None
+
+
+def config_file(folder: str | os.PathLike) -> Path:
+    """The file of settings in a model folder; raises ConfigError where there is none."""
+    path = local_folder(folder) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a model folder: it has no config.json")
+    return path

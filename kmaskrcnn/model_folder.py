@@ -22,7 +22,7 @@ import keras
 from kmaskrcnn import backbones
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.errors import LOCK, TrainingError
-from kmaskrcnn.folders import local_folder
+from kmaskrcnn.folders import config_file, local_folder
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.results.labels import Labels, read_labels, write_labels, write_text
 
@@ -111,9 +111,7 @@ def _check_same_model(path: Path, config: Config, labels: Labels) -> None:
 
 def read_config(directory: str | os.PathLike) -> Config:
     """The settings of a model folder; raises ConfigError where there is none."""
-    path = local_folder(directory) / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{directory} is not a model folder: it has no config.json")
+    path = config_file(directory)
     try:
         return Config.from_json(path.read_text())
     except (ConfigError, UnicodeDecodeError) as error:

@@ -1,7 +1,8 @@
-"""TensorFlow without its start-up noise: what it logs while it is imported, but for GPUs that it cannot use."""
+"""Libraries without noise: what TensorFlow logs while it is imported, but for GPUs that it cannot use, and LiteRT."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import glob
 import importlib.abc
@@ -11,7 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -21,18 +23,24 @@ _GPU_FAULT = re.compile(
 )
 
 
-def quiet_tensorflow() -> None:
+def quiet_tensorflow(while_importing: Callable[[], AbstractContextManager] = contextlib.nullcontext) -> None:
     """From now on importing TensorFlow prints nothing, but a warning where a GPU is there that it cannot use.
 
     Part of its log does not heed TF_CPP_MIN_LOG_LEVEL before TensorFlow has started, so stderr is held meanwhile.
+
+    Args:
+        while_importing: makes a context for the import, which takes seconds.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" not in sys.modules and not any(isinstance(f, _QuietFinder) for f in sys.meta_path):
-        sys.meta_path.insert(0, _QuietFinder())
+        sys.meta_path.insert(0, _QuietFinder(while_importing))
 
 
 class _QuietFinder(importlib.abc.MetaPathFinder):
     """Finds TensorFlow once, with a loader that holds stderr."""
+
+    def __init__(self, while_importing: Callable[[], AbstractContextManager]):
+        self._while_importing = while_importing
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -46,7 +54,7 @@ class _QuietFinder(importlib.abc.MetaPathFinder):
         run = spec.loader.exec_module
 
         def held(module: ModuleType) -> None:
-            with _held_stderr():
+            with self._while_importing(), held_stderr():
                 run(module)
                 gpus = module.config.list_physical_devices("GPU")  # opens the libraries of GPUs
             if not gpus and _gpu_driver():
@@ -57,7 +65,7 @@ class _QuietFinder(importlib.abc.MetaPathFinder):
 
 
 @contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
+def held_stderr() -> Iterator[None]:
     """Keep what C++ writes to stderr, and let it go only where an exception follows."""
     sys.stderr.flush()
     own = os.dup(2)
@@ -73,6 +81,20 @@ def _held_stderr() -> Iterator[None]:
         finally:
             os.dup2(own, 2)
             os.close(own)
+
+
+@contextlib.contextmanager
+def quiet_litert() -> Iterator[None]:
+    """LiteRT's log, which nothing turns off, is held; also what it says when the process ends."""
+    atexit.unregister(_drop_stderr)
+    atexit.register(_drop_stderr)
+    with held_stderr():
+        yield
+
+
+def _drop_stderr() -> None:
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _gpu_driver() -> bool:

@@ -15,8 +15,14 @@ def _run(code):
 def test_nothing_is_printed_but_the_faults_of_a_gpu():
 
     code = """
-import os
-quiet.quiet_tensorflow()
+import contextlib, os
+@contextlib.contextmanager
+def told():
+    print("starting")
+    yield
+    print("started")
+quiet.quiet_tensorflow(told)
+print("not yet")
 import keras
 import tensorflow as tf
 assert keras.ops.ones(3).numpy().sum() == tf.ones(3).numpy().sum()
@@ -25,7 +31,7 @@ os.write(2, b"stderr is back\\n")
     result = _run(code)
     assert result.returncode == 0, result.stderr
     assert result.stderr == "stderr is back\n"
-    assert result.stdout == ""
+    assert result.stdout == "not yet\nstarting\nstarted\n"
 
 
 def test_faults_of_a_gpu_are_told(monkeypatch, capsys):
@@ -65,7 +71,7 @@ def test_an_import_that_fails_shows_all_that_was_held():
     code = """
 import os
 try:
-    with quiet._held_stderr():
+    with quiet.held_stderr():
         os.write(2, b"the reason\\n")
         raise ImportError("broken")
 except ImportError as error:
@@ -95,3 +101,16 @@ train.main()
 """
     result = run_python("-c", code)
     assert result.stdout.split() == [given or "1", "False"], result.stderr
+
+
+def test_the_log_of_litert_is_held_to_the_end_of_the_process():
+    code = """
+import os
+import atexit
+atexit.register(lambda: os.write(2, b"DestroyAccelerator\\n"))
+with quiet.quiet_litert():
+    os.write(2, b"INFO: Created\\n")
+os.write(2, b"ours\\n")
+"""
+    result = _run(code)
+    assert result.returncode == 0 and result.stderr == "ours\n"

@@ -13,12 +13,14 @@ from pycocotools import mask as mask_utils
 
 from kmaskrcnn.evaluation.coco_metrics import score
 from kmaskrcnn.export.client import ImageError
+from kmaskrcnn.progress import Progress
 from kmaskrcnn.results.prediction import Prediction
 
 Predict = Callable[[str], Prediction]
 
-# Detections of the model with a lower score are not looked for in the artifact.
-MIN_SCORE = 0.3
+# Detections of the model with a lower score are not looked for in the artifact. In drawn images, which are not what the
+# model was trained for, scores are low; below its score_threshold, 0.05, it finds nothing.
+MIN_SCORE, _MIN_SCORE_DRAWN = 0.3, 0.1
 _MATCH_IOU = 0.5
 
 
@@ -69,10 +71,15 @@ class Report:
 
 
 class Differences:
-    """Differences over pairs of predictions, one of each kind for each pair of detections."""
+    """Differences over pairs of predictions, one of each kind for each pair of detections.
 
-    def __init__(self) -> None:
-        self.images = self.expected = self.found = 0
+    Args:
+        min_score: detections of the model with a lower score are not looked for.
+    """
+
+    def __init__(self, min_score: float = MIN_SCORE):
+        self.min_score = min_score
+        self.images = self.expected = self.found = self.fallen = 0
         self.box: list[float] = []
         self.score: list[float] = []
         self.mask: list[float] = []
@@ -80,8 +87,8 @@ class Differences:
     def add(self, expected: Prediction, found: Prediction) -> None:
         """Count what an image adds; detections are matched by class and IoU, the best pairs first."""
         self.images += 1
-        self.found += int(np.sum(found.scores >= MIN_SCORE))
-        rows = np.flatnonzero(expected.scores >= MIN_SCORE)
+        self.found += int(np.sum(found.scores >= self.min_score))
+        rows = np.flatnonzero(expected.scores >= self.min_score)
         self.expected += len(rows)
         if not len(rows) or not len(found):
             return
@@ -99,6 +106,7 @@ class Differences:
         sides = np.maximum(box[2:] - box[:2], 1.0)
         self.box.append(float(np.max(np.abs(box - found.boxes[j]) / np.tile(sides, 2))))
         self.score.append(float(abs(expected.scores[i] - found.scores[j])))
+        self.fallen += int(found.scores[j] < self.min_score)
         own, other = expected.mask_probabilities, found.mask_probabilities
         assert own is not None and other is not None  # exported models see an image whole, without tiles
         self.mask.append(float(np.max(np.abs(own[i] - other[j]))))
@@ -118,6 +126,7 @@ def verify(
     artifact: Predict,
     bounds: Bounds,
     truth: tuple[dict, Sequence[int]] | None = None,
+    drawn: bool = False,
 ) -> Report:
     """Run both on the same images and compare.
 
@@ -127,8 +136,10 @@ def verify(
         artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
         bounds: what it may differ by.
         truth: a COCO instances dict and the image id of each image, for AP.
+        drawn: the images are drawn: lower scores are compared too, and that nothing is found is no problem.
     """
-    differences = Differences()
+    differences = Differences(_MIN_SCORE_DRAWN if drawn else MIN_SCORE)
+    progress = Progress("images compared", len(images))
     results: tuple[list[dict], list[dict]] = ([], [])
     refused, seconds, ids = [], ([], []), []
     for number, path in enumerate(images):
@@ -140,6 +151,8 @@ def verify(
         except ImageError as error:
             refused.append(f"{path}: {error}")
             continue
+        finally:
+            progress.step()
         for list_, duration in zip(seconds, (middle - start, time.perf_counter() - middle), strict=True):
             list_.append(duration)
         differences.add(expected, found)
@@ -147,6 +160,7 @@ def verify(
             ids.append(int(truth[1][number]))
             for list_, prediction in zip(results, (expected, found), strict=True):
                 list_ += prediction.to_coco(ids[-1])
+    progress.clear()
     lines, problems = _judge(differences, bounds)
     fails = bool(differences.expected) and len(differences.box) < bounds.matched * differences.expected
     if truth is not None and ids:
@@ -164,15 +178,19 @@ def verify(
     lines += [f"refused: {line}" for line in refused]
     if not differences.images:
         problems.append("no image could be compared")
-    elif not differences.expected:
+    elif not differences.expected and not drawn:
         problems.append(f"the model finds nothing with a score of at least {MIN_SCORE} in these images")
-    return Report(tuple(lines), tuple(problems), _verdict(differences, problems, fails, bool(ids)))
+    return Report(tuple(lines), tuple(problems), _verdict(differences, problems, fails, bool(ids), drawn))
 
 
-def _verdict(d: Differences, problems: list[str], fails: bool, with_truth: bool) -> str:
+def _verdict(d: Differences, problems: list[str], fails: bool, with_truth: bool, drawn: bool) -> str:
     """Whether the artifact can be used, and otherwise what to do."""
     if not d.images:
         return "not known: give images that the exported model can read"
+    if drawn and not d.expected:
+        return "not known: the model finds nothing in drawn images; compare on yours with --verify_images"
+    if drawn and not problems:
+        return "usable: it finds what the model finds in drawn images; AP is not known without a validation set"
     if not d.expected:
         return "not known, nothing was compared: train on, or verify on images with objects that the model finds"
     if not problems:
@@ -198,12 +216,15 @@ def _judge(d: Differences, bounds: Bounds) -> tuple[list[str], list[str]]:
     matched = len(d.box)
     lines = [
         f"images compared            {d.images}",
-        f"detections above {MIN_SCORE}       {d.expected} in the model, {d.found} exported",
+        f"detections above {d.min_score}       {d.expected} in the model, {d.found} exported",
     ]
     if not d.expected:
         return lines, []
     share = matched / d.expected
-    lines.append(f"matched                    {matched} ({share:.1%}), at least {bounds.matched:.0%}")
+    fallen = f"; of these, {d.fallen} score below {d.min_score} in the exported model" if d.fallen else ""
+    lines.append(
+        f"matched                    {matched} of {d.expected} ({share:.1%}), at least {bounds.matched:.0%}{fallen}"
+    )
     problems = [] if share >= bounds.matched else [f"only {share:.1%} of the model's detections are matched"]
     for name, values, bound in (
         ("box (share of side)", d.box, bounds.box),

@@ -123,6 +123,8 @@ def _check(options: argparse.Namespace) -> list[int]:
     for name, lowest in (("batch_size", 1), ("shards", 0), ("threads", 0)):
         if getattr(options, name) < lowest:
             raise ConfigError(f"--{name}={getattr(options, name)}: must be at least {lowest}")
+    if not 0 <= options.min_score <= 1:
+        raise ConfigError(f"--min_score={options.min_score:g}: must be from 0 to 1")
     tflite = options.model.endswith(".tflite")
     if tflite and options.batch_size != 1:
         raise ConfigError("--batch_size: a .tflite file takes one image at once")

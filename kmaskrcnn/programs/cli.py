@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import kmaskrcnn
 from kmaskrcnn.console import steady_output
+from kmaskrcnn.progress import phase
 from kmaskrcnn.quiet import quiet_tensorflow
 
 # Command -> (module, function in it that takes the command's name and its arguments, what it does)
@@ -36,7 +37,7 @@ def run_command(command: str, arguments: Sequence[str], name: str = "") -> None:
         arguments: what follows it on the command line.
         name: how the user called it, for help and messages; default: "kmaskrcnn COMMAND".
     """
-    quiet_tensorflow()
+    quiet_tensorflow(lambda: phase("starting TensorFlow"))
     steady_output()
     module, function, _ = COMMANDS[command]
     try:

@@ -33,12 +33,14 @@ def main() -> int:
     trained.check_model(settings)
     if COMPARE.value and not REPORT.value:
         raise ConfigError("--compare needs --report")
+    trained.check_folder(settings)
     from kmaskrcnn.cluster import open_cluster
     from kmaskrcnn.data import open_dataset
     from kmaskrcnn.evaluation import evaluate
     from kmaskrcnn.evaluation.evaluator import evaluation_outputs
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.programs.launcher import follow_launcher, launch
+    from kmaskrcnn.progress import phase
 
     if settings.get("num_local_workers"):
         return launch(settings["num_local_workers"], sys.orig_argv[1:])
@@ -47,7 +49,8 @@ def main() -> int:
     cluster = open_cluster(TrainConfig(strategy=settings.get("strategy", "one")))
     with cluster.watch(), cluster.quiet():
         folder = trained.trained_folder(settings)
-        predictor = Predictor.from_directory(folder, trained.WHICH.value, **settings)
+        with phase("loading the model"):
+            predictor = Predictor.from_directory(folder, trained.WHICH.value, **settings)
         with cluster.in_turn():
             dataset = open_dataset(predictor.config, "val", predictor.labels)
         if dataset is None:

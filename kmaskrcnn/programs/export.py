@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
 from kmaskrcnn.programs import flags, trained
+from kmaskrcnn.quiet import quiet_litert
 
 FORMAT = absl_flags.DEFINE_enum(
     "format",
@@ -54,7 +55,9 @@ COMPACT_MASKS = absl_flags.DEFINE_bool(
 )
 VERIFY = absl_flags.DEFINE_bool("verify", True, "Run the exported model on images and compare it with the original.")
 VERIFY_IMAGES = absl_flags.DEFINE_list(
-    "verify_images", [], "Images to verify on (files, folders, globs); default: those of the evaluation set, with AP."
+    "verify_images",
+    [],
+    "Images to verify on (files, folders, globs); default: those of the evaluation set, with AP, or others there are.",
 )
 VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Most images to verify on.")
 ABOUT = "Export a trained model to SavedModel or .tflite (LiteRT), and verify it in its own runtime."
@@ -88,8 +91,11 @@ def main() -> int:
             raise ConfigError(f"--{bound.name}={bound.value}: must be above 0")
     if QUANTIZE.value == "int8" and not CALIBRATION_IMAGES.value:
         raise ConfigError("--quantize=int8 needs --calibration_images: images typical of what the model will see")
+    trained.check_folder(settings)
+    from kmaskrcnn.export.comparison_images import ComparisonImages, comparison_images, readable
     from kmaskrcnn.export.tflite import MOBILE_SETTINGS, open_output
     from kmaskrcnn.model_folder import load_model
+    from kmaskrcnn.progress import phase
 
     # A server's processor need not know bfloat16.
     fixed = {"dtype": "float32"} if FORMAT.value == "saved_model" else MOBILE_SETTINGS
@@ -99,24 +105,37 @@ def main() -> int:
             raise ConfigError(f"--{clash[0]} is fixed for --format={FORMAT.value}")
     if FORMAT.value != "saved_model":
         open_output(OUTPUT.value)  # a file in the way is told before the work
-    model, config, labels = load_model(trained.trained_folder(settings), trained.WHICH.value, **(fixed | settings))
+    with phase("loading the model"):
+        model, config, labels = load_model(trained.trained_folder(settings), trained.WHICH.value, **(fixed | settings))
     if config.evaluation.tile_size or config.evaluation.augmented:
         print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)
     exports = {"saved_model": _export_saved_model, "tflite": _export_tflite, "tflite_gpu": _export_tflite_gpu}
     export = exports[FORMAT.value]
-    with contextlib.ExitStack() as stack:
-        images, truth = _verification_images(config, stack) if VERIFY.value else ([], None)
+    quiet = contextlib.nullcontext if FORMAT.value == "saved_model" else quiet_litert
+    with tempfile.TemporaryDirectory() as folder:
+        with phase("reading the images"):
+            calibration = []
+            if QUANTIZE.value == "int8":
+                calibration = readable("calibration_images", CALIBRATION_IMAGES.value, _CALIBRATION_COUNT)
+            shown = ComparisonImages([], "none")
+            if VERIFY.value:
+                shown = comparison_images(config, VERIFY_IMAGES.value, calibration, VERIFY_COUNT.value, folder)
         start = time.monotonic()
-        path, reference, artifact = export(model, config, labels, images)
+        print(f"exporting to {FORMAT.value}: this takes about a minute ...", flush=True)
+        with quiet():
+            path, reference, artifact = export(model, config, labels, shown.paths, calibration)
         files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
         size = sum(file.stat().st_size for file in files) / 1e6
-        print(f"{path}: {size:.1f} MB, written in {time.monotonic() - start:.0f} s", flush=True)
+        taken = f", input {_input_sizes_of(path)}" if path.is_file() else ""
+        print(f"{path}: {size:.1f} MB{taken}, written in {time.monotonic() - start:.0f} s", flush=True)
         if not VERIFY.value:
             return 0
         from kmaskrcnn.export.verify import BOUNDS, verify
 
         bounds = BOUNDS["saved_model" if FORMAT.value == "saved_model" else QUANTIZE.value]
-        report = verify(images, reference, artifact(), bounds, truth)
+        print(f"comparing it with the model on {shown.about} ...", flush=True)
+        with quiet():
+            report = verify(shown.paths, reference, artifact(), bounds, shown.truth, shown.drawn)
     print(report)
     return 1 if report.problems else 0
 
@@ -128,31 +147,22 @@ def _input_sizes():
         height, _, width = text.partition("x")
         if not (height.isdecimal() and width.isdecimal()):
             raise ConfigError(f"--input_sizes={text}: expected HEIGHTxWIDTH, for instance 320x320")
+        if int(height) % 32 or int(width) % 32 or not int(height) * int(width):
+            raise ConfigError(f"input size {height} x {width}: both must be multiples of 32")
         sizes.append((int(height), int(width)))
     return sizes or _DEFAULT_SIZES.get(FORMAT.value, [])
 
 
-def _verification_images(config, stack):
-    """Files, and the ground truth with the ids of the images where they are an evaluation set's."""
-    from kmaskrcnn.data import files, open_dataset
-    from kmaskrcnn.inference.inputs import find_inputs
+def _input_sizes_of(path):
+    """What the inputs of a .tflite take, in words."""
+    from kmaskrcnn.export.litert_client import read_metadata
 
-    if VERIFY_IMAGES.value:
-        return [path for path, _ in find_inputs(VERIFY_IMAGES.value)][: VERIFY_COUNT.value], None
-    dataset = open_dataset(config, "val")
-    if dataset is None:
-        raise ConfigError("--verify_images is missing: images to verify on, or --noverify to skip verification")
-    paths = list(dataset.paths[: VERIFY_COUNT.value])
-    if (dataset.spans[:, 1] >= 0).any():  # in TFRecord: each gets a file for as long as it is needed
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for index, shard in enumerate(paths):
-            file = folder / f"{index}_{Path(dataset.file_names[index]).name}"
-            file.write_bytes(files.read_bytes(shard, *map(int, dataset.spans[index])))
-            paths[index] = str(file)
-    return paths, (dataset.coco_dict, dataset.image_ids[: len(paths)])
+    metadata = read_metadata(path)
+    sizes = metadata.get("signatures", {"": metadata["input"]["shape"][1:3]}).values()
+    return ", ".join(f"{height} x {width}" for height, width in sizes)
 
 
-def _export_saved_model(model, config, labels, images):
+def _export_saved_model(model, config, labels, images, calibration):
     from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
     from kmaskrcnn.inference.predictor import Predictor
 
@@ -166,19 +176,16 @@ def _export_saved_model(model, config, labels, images):
     return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 
-def _export_tflite(model, config, labels, images):
+def _export_tflite(model, config, labels, images, calibration):
     from kmaskrcnn.data import load_image
     from kmaskrcnn.export import tflite
     from kmaskrcnn.export.litert_client import LiteRTClient, letterbox
-    from kmaskrcnn.inference.inputs import find_inputs
 
     sizes, pad = _input_sizes(), tflite.pad_value(config)
-    calibration = []
-    if QUANTIZE.value == "int8":
-        pixels = [load_image(path) for path, _ in find_inputs(CALIBRATION_IMAGES.value)[:_CALIBRATION_COUNT]]
-        calibration = [letterbox(image, height, width, pad)[0] for height, width in sizes for image in pixels]
+    pixels = [load_image(path) for path in calibration]
+    typical = [letterbox(image, height, width, pad)[0] for height, width in sizes for image in pixels]
     try:
-        content = tflite.convert(model, sizes, QUANTIZE.value, calibration)
+        content = tflite.convert(model, sizes, QUANTIZE.value, typical)
     except tflite.ExportError as error:
         raise ConfigError(str(error)) from error
     path = Path(OUTPUT.value).expanduser()
@@ -197,7 +204,7 @@ def _export_tflite(model, config, labels, images):
     return path, reference, lambda: lambda path: client.predict(load_image(path))
 
 
-def _export_tflite_gpu(model, config, labels, images):
+def _export_tflite_gpu(model, config, labels, images, calibration):
     import tensorflow as tf
 
     from kmaskrcnn.data import load_image

@@ -19,7 +19,9 @@ OUTPUTS = absl_flags.DEFINE_list(
     "What to write. overlay: NAME.png (of a video NAME.mp4); masks: NAME_masks.png with an instance number per pixel; "
     "coco: results.json; labelme: labelme/NAME.json, to correct and train on; csv: objects.csv with areas and boxes.",
 )
-MIN_SCORE = absl_flags.DEFINE_float("min_score", 0.5, "Objects with a lower score are neither drawn nor written.")
+MIN_SCORE = absl_flags.DEFINE_float(
+    "min_score", 0.5, "Objects with a lower score are neither drawn nor written.", lower_bound=0, upper_bound=1
+)
 SCORE_THRESHOLDS = absl_flags.DEFINE_string(
     "score_thresholds",
     "",
@@ -51,10 +53,11 @@ def main(inputs: Sequence[str]) -> int:
     trained.check_model(settings, needed=False)
     if not OUTPUT.value:
         raise ConfigError(f"--output is missing: the folder for {', '.join(OUTPUTS.value)}")
+    trained.check_folder(settings)
     from kmaskrcnn.inference.inputs import find_inputs
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.inference.video import is_video
-    from kmaskrcnn.progress import Progress, clock
+    from kmaskrcnn.progress import Progress, clock, phase
     from kmaskrcnn.results.prediction import class_indices
     from kmaskrcnn.results.thresholds import read_score_thresholds
     from kmaskrcnn.results.writers import Writer
@@ -65,14 +68,22 @@ def main(inputs: Sequence[str]) -> int:
         print(f"skipped: {len(left_out)} files written by earlier runs, such as {left_out[0]}")
     if TRACK.value and not any(is_video(path) for path, _ in paths):
         raise ConfigError("--track: there is no video among the inputs")
-    predictor = Predictor.from_directory(_model_folder(settings), trained.WHICH.value, **settings)
+    folder = _model_folder(settings)
+    with phase("loading the model"):
+        predictor = Predictor.from_directory(folder, trained.WHICH.value, **settings)
     class_indices(predictor.labels, CLASSES.value)  # a wrong name is told before the work
     thresholds = read_score_thresholds(SCORE_THRESHOLDS.value, predictor.labels) if SCORE_THRESHOLDS.value else {}
     writer = Writer(OUTPUT.value, OUTPUTS.value, predictor.labels, [path for path, _ in paths], FONT.value)
     writer.check((name, is_video(path)) for path, name in paths)  # a file in the way is told before the work
 
+    kept, best = 0, 0.0
+
     def select(prediction: Any) -> Any:
-        return prediction.select(MIN_SCORE.value, CLASSES.value, TOP_K.value, thresholds)
+        nonlocal kept, best
+        best = max(best, float(prediction.select(classes=CLASSES.value).scores.max(initial=0.0)))
+        selected = prediction.select(MIN_SCORE.value, CLASSES.value, TOP_K.value, thresholds)
+        kept += len(selected)
+        return selected
 
     progress, failed = Progress("inputs", len(paths)), 0
     for path, name in paths:
@@ -97,7 +108,19 @@ def main(inputs: Sequence[str]) -> int:
     progress.clear()
     sums = [str(path) for path in writer.close()] or [OUTPUT.value]
     print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
+    if not kept and failed < len(paths):
+        print(nothing_line(best, MIN_SCORE.value))
     return 1 if failed else 0
+
+
+def nothing_line(best: float, min_score: float) -> str:
+    """What to try where no object was shown in any image; `best` is the highest score that there was."""
+    if not best:
+        return "no object was found in any image, with whatever score: is it a model for such images?"
+    return (
+        f"no object is shown: the highest score is {best:.2f}, and --min_score is {min_score:g}; "
+        "--min_score=0.05 shows what is less certain"
+    )
 
 
 def count_line(found: Any, shown: Any, limit: int, min_score: float) -> str:

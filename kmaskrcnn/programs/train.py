@@ -154,11 +154,8 @@ def preview(config: Config) -> None:
 
 def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int:
     """Train as one of the workers, or the only one."""
-    from kmaskrcnn.progress import phase
-
-    with phase("starting TensorFlow"):
-        import keras
-        import tensorflow as tf
+    import keras
+    import tensorflow as tf
 
     from kmaskrcnn.cluster import open_cluster
     from kmaskrcnn.errors import EXIT_INTERRUPTED

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from kmaskrcnn.config import ConfigError
+from kmaskrcnn.folders import config_file
 
 PRESET = absl_flags.DEFINE_string("preset", "", "Instead of --model_dir: the name of a preset, or hf://OWNER/NAME.")
 WHICH = absl_flags.DEFINE_enum(
@@ -22,6 +23,12 @@ def check_model(settings: Mapping[str, Any], needed: bool = True) -> None:
         raise ConfigError(f"--model_dir={settings['model_dir']} and --preset={PRESET.value}: give one of them")
     if needed and not settings.get("model_dir") and not PRESET.value:
         raise ConfigError("--model_dir is missing: a folder that training wrote; or give --preset")
+
+
+def check_folder(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where --model_dir is no model folder, before TensorFlow is started."""
+    if settings.get("model_dir"):
+        config_file(settings["model_dir"])
 
 
 def trained_folder(settings: Mapping[str, Any], default: str = "") -> str:

@@ -297,6 +297,7 @@ def test_an_image_that_stops_the_model_stops_no_other(model):
         (["--model={model}", "--output=y", "--input={tmp}"], "is a folder: give a glob"),
         (["--model={model}", "--output=y", "--input={tmp}/*.jpg"], "*.jpg: no such files"),
         (["--model={model}", "--output=y", "--input_csv={tmp}/a.csv"], "no column 'uri', only path"),
+        (["--model={model}", "--output=y", "--input=a", "--min_score=1.5"], "--min_score=1.5: must be from 0 to 1"),
         (["--model={model}", "--output=y", "--input=a", "--batch_size=0"], "--batch_size=0: must be at least 1"),
     ],
 )

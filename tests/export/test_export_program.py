@@ -29,6 +29,7 @@ def test_saved_model_is_written_and_verified(model_dir, exported, tmp_path):
     for number, size in enumerate(((70, 200), (90, 60), (64, 64))):
         (tmp_path / f"{number}.png").write_bytes(encode(picture(*size, number)))
     (tmp_path / "a.tif").write_bytes(encode(picture(), "TIFF"))
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     # The model would look at an image in tiles and several times; what is exported looks once.
     views = ("--tile_size=64", "--tile_overlap=16", "--tta_flip")
     arguments = [f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}", f"--verify_images={tmp_path}", *views]
@@ -39,6 +40,9 @@ def test_saved_model_is_written_and_verified(model_dir, exported, tmp_path):
     assert f"{version}: " in result.stdout
     assert "images compared            3" in result.stdout
     assert "a.tif: not a JPEG" in result.stdout
+    lines = result.stdout.splitlines()
+    skipped = f"skipped: {tmp_path / 'broken.jpg'}: not an image in a format that can be read"
+    assert lines.index(skipped) < lines.index("exporting to saved_model: this takes about a minute ...")
     data = (tmp_path / "1.png").read_bytes()
     expected = exported.predictor.predict(picture(90, 60, 1))
     assert len(SavedModelClient(version).predict(data)) == len(expected)
@@ -65,6 +69,15 @@ def test_an_evaluation_set_in_tfrecord_is_verified_with_ap(model_dir, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "images compared            3" in result.stdout
     assert "mask AP on 3 images" in result.stdout
+
+
+@pytest.mark.slow
+def test_without_images_it_is_compared_on_drawn_ones(model_dir, tmp_path):
+    result = run(f"--model_dir={model_dir}", f"--output={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "comparing it with the model on drawn images" in result.stdout
+    assert "images compared            4" in result.stdout and " AP on " not in result.stdout
+    assert "in drawn images" in result.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -95,12 +108,17 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
         ),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_pixels=0"], "--max_pixels=0: must be above 0"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--max_images=-1"], "--max_images=-1: must be above 0"),
-        (["--model_dir={model}", "--output={tmp}/o", "--verify_images={tmp}/no*.jpg"], "no*.jpg: no image there"),
+        (
+            ["--model_dir={model}", "--output={tmp}/o", "--verify_images={tmp}/no*.jpg"],
+            "no*.jpg: no file matches",
+        ),
+        (["--model_dir={model}", "--output={tmp}/o", "--verify_images={broken}"], "none of the images can be read"),
         (["--model_dir={model}", "--output={tmp}/o", "stray"], "unexpected argument 'stray'"),
     ],
 )
 def test_wrong_settings_are_one_line(arguments, words, model_dir, tmp_path):
-    result = run(*(a.format(tmp=tmp_path, model=model_dir) for a in arguments))
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    result = run(*(a.format(tmp=tmp_path, model=model_dir, broken=tmp_path / "broken.jpg") for a in arguments))
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(errors) == 1 and words in errors[0]

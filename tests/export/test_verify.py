@@ -40,7 +40,7 @@ def test_the_model_itself_passes():
     report = verify(["a", "b"], reference, reference, BOUND)
     assert report.problems == ()
     assert "images compared            2" in str(report)
-    assert "matched                    4 (100.0%)" in str(report)
+    assert "matched                    4 of 4 (100.0%)" in str(report)
 
 
 def test_a_model_that_finds_nothing_is_not_verified():
@@ -118,3 +118,21 @@ def test_lower_ap_is_a_problem():
     weak = changed(scores=lambda x: x, boxes=lambda x: x + np.float32([0, 0, 0, 30]))
     problems = verify(["a"], reference, weak, BOUNDS["int8"], truth).problems
     assert any(problem.startswith("box AP falls by") for problem in problems), problems
+
+
+def test_a_match_that_falls_below_the_score_is_told():
+    """It is found again, though it is not among the artifact's own detections above 0.3."""
+    artifact = changed(scores=lambda s: np.where(s == np.float32(0.6), np.float32(0.29), s))
+    lines = verify(["a"], reference, artifact, BOUNDS["int8"]).lines
+    assert lines[1] == "detections above 0.3       2 in the model, 1 exported"
+    assert lines[2].endswith("2 of 2 (100.0%), at least 90%; of these, 1 score below 0.3 in the exported model")
+    assert "; of these" not in verify(["a"], reference, reference, BOUND).lines[2]
+
+
+def test_drawn_images():
+    """Low scores are compared too, and a model that finds nothing in them is no failure."""
+    assert verify(["a"], reference, reference, BOUND, drawn=True).lines[1].startswith("detections above 0.1       3 in")
+    report = verify(["a"], reference, lambda path: reference(path).above(0.5), BOUND, drawn=True)
+    assert report.problems and report.verdict.startswith("not usable")
+    nothing = verify(["a"], lambda path: reference(path).above(1.0), reference, BOUND, drawn=True)
+    assert nothing.problems == () and nothing.verdict.startswith("not known: the model finds nothing in drawn images")

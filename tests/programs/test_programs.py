@@ -118,6 +118,12 @@ def test_predict_takes_a_threshold_for_each_class(trained, tmp_path):
         f"error: {tmp_path / 'bad.json'}: 'circle' has the threshold \"high\": expected a number from 0 to 1"
     ]
     assert not (tmp_path / "x").exists()
+    result = run_program(*arguments, f"--output={tmp_path / 'none'}", "--min_score=1")
+    highest = max(score for _, score in found["all"])
+    assert result.returncode == 0 and result.stdout.splitlines()[-1] == (
+        f"no object is shown: the highest score is {highest:.2f}, and --min_score is 1; --min_score=0.05 shows what is "
+        "less certain"
+    )
 
 
 def test_predict_on_files_folders_and_globs(trained, tmp_path):
@@ -241,9 +247,10 @@ def test_predict_on_a_video(trained, tmp_path):
             "no: no such preset; presets are tor",
         ),
         ("predict.py", ["--preset=a", "--model_dir=b", "--output={tmp}/o", "--input=docs"], "give one of them"),
+        ("predict.py", ["--model_dir={tmp}", "--input=docs", "--min_score=1.5"], "--min_score=1.5"),
         (
             "predict.py",
-            ["--model_dir={tmp}", "--output={tmp}/o", "--input={tmp}/none"],
+            ["--preset=nuclei_mobilenet_v2", "--output={tmp}/o", "--input={tmp}/none"],
             "{tmp}/none: no such file or folder",
         ),
     ],
@@ -256,6 +263,22 @@ def test_wrong_settings_are_one_line(program, arguments, words, flagfile, tmp_pa
     assert len(errors) == 1
     assert words.format(**fill) in errors[0]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("predict", ["a.png"]), ("evaluate", []), ("export", ["--output=o"])]
+)
+def test_a_wrong_model_folder_is_told_before_tensorflow_starts(command, arguments, tmp_path):
+    code = """
+import sys
+from kmaskrcnn.programs import cli
+try:
+    cli.run_command(sys.argv[1], sys.argv[2:])
+except SystemExit as end:
+    print(end.code, "tensorflow" in sys.modules)
+"""
+    result = run_python("-c", code, command, f"--model_dir={tmp_path}", *arguments)
+    assert result.stdout == "2 False\n" and "is not a model folder" in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["--help", "--helpfull"])

@@ -125,7 +125,7 @@ def _check_port(settings: ServeSettings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise OSError(f"--port={settings.port}: cannot listen on {settings.host} ({error.strerror})") from None
+            raise OSError(f"port={settings.port}: cannot listen on {settings.host} ({error.strerror})") from None
 
 
 def _tell_when_ready(settings: ServeSettings) -> None:

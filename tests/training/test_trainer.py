@@ -212,7 +212,10 @@ def test_the_precision_that_auto_finds_is_kept_in_the_folder(tmp_path, monkeypat
         trainer = Trainer(config, open_dataset(config, "train"))
         assert trainer.model.dtype_policy.name == dtype
         assert model_folder.read_config(tmp_path / "run").train.dtype == dtype
-    Trainer(config.replace(dtype="mixed_bfloat16"), open_dataset(config, "train"))
+    config = config.replace(dtype="mixed_bfloat16")
+    Trainer(config, open_dataset(config, "train"))  # as the folder has it
+    assert "slower" not in capsys.readouterr().out
+    Trainer(config.replace(model_dir=str(tmp_path / "other")), open_dataset(config, "train"))
     assert "5.0 times slower" in capsys.readouterr().out
 
 

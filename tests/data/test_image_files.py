@@ -116,7 +116,7 @@ def test_annotations_of_the_pixels_as_stored_are_obeyed_and_named(tmp_path):
     path = _save(tmp_path / "turned.png", Image.fromarray(PIXELS), exif=exif)
     dataset = load_coco(_coco_of(path, 48, 64))
     np.testing.assert_array_equal(dataset.image(0), PIXELS)
-    assert dataset.warnings == {"exif-ignored": 1}
+    assert dataset.warnings == {"exif-rotation-ignored": 1}
     assert "would rotate" in dataset.summary()
     with pytest.raises(DataError, match="64 x 48, the annotations 64 x 47"):
         load_coco(_coco_of(path, 47, 64))

@@ -230,7 +230,7 @@ def check_size(image: ImagePlace, header: ImageHeader, add: Callable[[str, str, 
         if turn != 1:
             add("exif-rotation", image.place, f"{stored}; the annotations mean it upright")
         else:
-            add("exif-ignored", image.place, f"{stored}; the annotations mean it as stored")
+            add("exif-rotation-ignored", image.place, f"{stored}; the annotations mean it as stored")
     return turn
 
 

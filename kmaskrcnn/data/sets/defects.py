@@ -30,7 +30,7 @@ DEFECTS: dict[str, Defect] = {
     "image-size-differs": Defect(ERROR, "the image size differs from the annotations", _OUT),
     "other-file-name": Defect(WARNING, "the file name is spelled differently on disk", "the file's name on disk"),
     "exif-rotation": Defect(WARNING, "an EXIF orientation, which only some programs apply", "stored upright"),
-    "exif-ignored": Defect(
+    "exif-rotation-ignored": Defect(
         WARNING,
         "annotated without the EXIF orientation, which prediction applies: it would rotate the image",
         "stored without the orientation",

@@ -108,7 +108,7 @@ def _break_everything(folder):
     expect(("exif-rotation", "turned.jpg"))
     _picture(72).save(folder / "tagged.jpg", exif=exif)
     b.annotation(b.image("tagged.jpg", save=False))  # annotated as stored
-    expect(("exif-ignored", "tagged.jpg"))
+    expect(("exif-rotation-ignored", "tagged.jpg"))
     b.annotation(b.image("twin.png", seed=whole))
     expect(("duplicate-content", "twin.png"))
     _picture(73).save(folder / "wrong.jpg", "PNG")

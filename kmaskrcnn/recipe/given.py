@@ -58,8 +58,3 @@ def scale_of(facts: Facts, config: Config) -> np.ndarray:
 def round_up(value: float, multiple: int) -> int:
     """The least multiple that is not below a value."""
     return math.ceil(value / multiple - 1e-9) * multiple
-
-
-def objects(count: float) -> str:
-    """A rounded number of objects in words: 1 object, 2 objects."""
-    return f"{count:.0f} object{'' if f'{count:.0f}' == '1' else 's'}"

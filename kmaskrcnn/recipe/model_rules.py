@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from kmaskrcnn.errors import counted
 from kmaskrcnn.recipe.anchor_fit import fit_anchors
 from kmaskrcnn.recipe.facts import most_in_window
-from kmaskrcnn.recipe.given import Choice, Given, objects, round_up, scale_of
+from kmaskrcnn.recipe.given import Choice, Given, round_up, scale_of
 
 
 def starting_weights(given: Given) -> list[Choice]:
@@ -70,7 +71,7 @@ def instances(given: Given) -> list[Choice]:
         in_crop = min(most, most_in_window(facts, data.crop_size / (scale_of(facts, given.config) * factor)))
     if tile:
         in_tile = min(most, most_in_window(facts, np.full(facts.images, float(tile))))
-    reason = f"an image has up to {objects(most)}"
+    reason = f"an image has up to {counted(most, 'object')}"
     in_crop_too, in_tile_too = f", a crop {in_crop}" * bool(data.crop_size), f", a tile {in_tile}" * bool(tile)
     found = max(100, round_up(1.25 * in_tile, 50))
     choices = [
@@ -80,7 +81,7 @@ def instances(given: Given) -> list[Choice]:
     proposals = round_up(_PROPOSALS * in_tile, 100)
     if proposals > given.config.model.rpn_post_nms_top_k:
         for name in ("rpn_pre_nms_top_k", "rpn_post_nms_top_k"):
-            choices.append(Choice(name, proposals, f"{_PROPOSALS} for each of {objects(in_tile)}"))
+            choices.append(Choice(name, proposals, f"{_PROPOSALS} for each of {counted(in_tile, 'object')}"))
     return choices
 
 
@@ -111,10 +112,10 @@ def heads(given: Given) -> list[Choice]:
         return widths
     seen, most = objects_in_view(given), int(given.facts.per_image.max(initial=0))
     rois = int(min(192, max(128, round_up(16 * seen, 64))))  # a quarter are positives, four for an object
-    reason = f"a crop holds about {objects(seen)}"
+    reason = f"a crop holds about {counted(round(seen), 'object')}"
     proposals = 1000 if most > 50 else 500
     if given.config.model.rpn_post_nms_top_k <= 1000:  # `instances` has not asked for more
-        widths.append(Choice("rpn_post_nms_top_k", proposals, f"an image has up to {objects(most)}"))
+        widths.append(Choice("rpn_post_nms_top_k", proposals, f"an image has up to {counted(most, 'object')}"))
     return [
         *widths,
         Choice("roi_batch_size", rois, reason),

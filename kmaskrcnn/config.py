@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import operator
 import re
 import types
 import typing
@@ -14,7 +15,7 @@ from typing import Any
 
 from kmaskrcnn import __version__
 from kmaskrcnn.errors import ConfigError, UnknownSetting
-from kmaskrcnn.setting_groups import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from kmaskrcnn.settings import DataConfig, EvalConfig, ModelConfig, TrainConfig
 
 __all__ = [
     "Config",
@@ -128,21 +129,25 @@ def groups() -> dict[str, list[str]]:
     return {g.name: [f.name for f in dataclasses.fields(types_of[g.name])] for g in dataclasses.fields(Config)}
 
 
+_BOUNDS = {"above": operator.gt, "low": operator.ge, "below": operator.lt, "high": operator.le}
+_BOUND_WORDS = {"above": "above", "low": "at least", "below": "below", "high": "at most"}
+
+
 def _out_of_range(value: Any, allowed: Mapping[str, Any]) -> str:
-    """What a value breaks of the metadata that `_setting` laid beside it; empty where it fits."""
+    """What a value breaks of the metadata that `setting` laid beside it; empty where it fits."""
     if allowed["choices"]:
         return "" if value in allowed["choices"] else f"choose one of {', '.join(allowed['choices'])}"
     many, lengths = isinstance(value, tuple), allowed["lengths"]
     if lengths and len(value) not in lengths:
         return f"needs {max(lengths)} numbers" + (" or none" if 0 in lengths else "")
-    low, high, above = (allowed[name] for name in ("low", "high", "above"))
+    bounds = [(bound, holds) for name, holds in _BOUNDS.items() if (bound := allowed[name]) is not None]
+    if all(holds(number, bound) for number in (value if many else (value,)) for bound, holds in bounds):
+        return ""
     whose = "every number must" if many else "must"
-    for number in value if many else (value,):
-        if above is not None and not number > above:
-            return f"{whose} be above {above}"
-        if low is not None and not low <= number <= (float("inf") if high is None else high):
-            return f"{whose} " + (f"not be below {low}" if high is None else f"lie in {low}..{high}")
-    return ""
+    if None not in (allowed["low"], allowed["high"]):
+        return f"{whose} lie in {allowed['low']:g}..{allowed['high']:g}"
+    words = [f"{_BOUND_WORDS[name]} {allowed[name]:g}" for name in _BOUNDS if allowed[name] is not None]
+    return f"{whose} be {' and '.join(words)}"
 
 
 def validate(config: Config) -> None:

@@ -105,6 +105,18 @@ class Outputs:
             file.write(data)
         return self.path(name)
 
+    def set_aside(self, name: str) -> str:
+        """Rename an output of an earlier run to NAME-1, NAME-2 ..., the first that is free; returns its new path.
+
+        Raises:
+            OutputError: the file is no such output.
+        """
+        self._check(name)
+        stem, suffix = os.path.splitext(self.path(name))
+        free = next(path for n in itertools.count(1) if not os.path.lexists(path := f"{stem}-{n}{suffix}"))
+        os.rename(self.path(name), free)
+        return free
+
     def _claim(self, name: str) -> str:
         """Take a name for this run; returns its path."""
         with self._lock:

@@ -51,7 +51,7 @@ def build_backbone(
         raise ValueError(f"backbone_norm={norm!r}: choose one of {', '.join(_NORMS)}")
     if not 0 <= frozen_stages <= 5:
         raise ValueError(f"frozen_stages={frozen_stages!r}: must lie in 0..5")
-    if stride_in_1x1 and (name.endswith("d") or not (name in resnet.BLOCKS and resnet.BLOCKS[name][1])):
+    if stride_in_1x1 and (resnet.is_resnet_d(name) or not (name in resnet.BLOCKS and resnet.BLOCKS[name][1])):
         raise ValueError(f"backbone_stride_in_1x1=True: {name} has no such blocks; use resnet50, 101 or 152")
     if stem_pool_padding != "symmetric" and name not in resnet.BLOCKS:
         raise ValueError(f"stem_pool_padding={stem_pool_padding!r}: {name} has no max-pool; use a ResNet")

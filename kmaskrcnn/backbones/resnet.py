@@ -17,6 +17,11 @@ BLOCKS = {
 BLOCKS |= {f"{name}d": blocks for name, blocks in BLOCKS.items()}
 
 
+def is_resnet_d(name: str) -> bool:
+    """Whether it is a ResNet-D (He et al. 2018, "Bag of Tricks"), such as resnet50d."""
+    return name in BLOCKS and name.endswith("d")
+
+
 def build(
     name: str, norm: str, stride_in_1x1: bool, frozen_stages: int, dtype: str | None, tf_pool_padding: bool = False
 ) -> Graph:
@@ -30,7 +35,7 @@ def build(
     counts, bottleneck = BLOCKS[name]
     net = BackboneBuilder(norm, 1e-5, frozen_stages, dtype)
     inputs = keras.Input((None, None, 3), name="image")
-    if name.endswith("d"):
+    if is_resnet_d(name):
         x = net.norm(net.conv(inputs, 32, 3, 2, "conv1_0"), "conv1_1", "relu")
         x = net.norm(net.conv(x, 32, 3, 1, "conv1_3"), "conv1_4", "relu")
         x = net.conv(x, 64, 3, 1, "conv1_6")
@@ -45,7 +50,7 @@ def build(
             stride = 2 if group > 0 and index == 0 else 1
             prefix = f"layer{group + 1}_{index}"
             width = 64 * 2**group
-            shortcut = _shortcut(net, x, width * (4 if bottleneck else 1), stride, prefix, name.endswith("d"))
+            shortcut = _shortcut(net, x, width * (4 if bottleneck else 1), stride, prefix, is_resnet_d(name))
             if bottleneck:
                 x = _bottleneck(net, x, shortcut, width, stride, stride_in_1x1, prefix)
             else:

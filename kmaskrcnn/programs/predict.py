@@ -107,6 +107,8 @@ def main(inputs: Sequence[str]) -> int:
         progress.step()
     progress.clear()
     sums = [str(path) for path in writer.close()] or [OUTPUT.value]
+    if writer.set_aside:
+        print(f"kept, since it has other images: {', '.join(writer.set_aside)}")
     print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
     if not kept and failed < len(paths):
         print(nothing_line(best, MIN_SCORE.value))

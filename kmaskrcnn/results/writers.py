@@ -40,6 +40,9 @@ class Writer:
         read: the input files, which no output replaces.
         font: font file for the captions; empty: an installed font that has their characters.
 
+    Attributes:
+        set_aside: paths under which `close` kept the files of an earlier run.
+
     Raises:
         ConfigError: an unknown output, or one that needs a package that is not installed.
         OutputError: a file exists that an earlier run did not write.
@@ -65,6 +68,8 @@ class Writer:
         self._records: list[tuple[str, int, int]] = []
         self._results: list[list[dict[str, Any]]] = []
         self._rows: list[list[Any]] = []
+        self._paths: set[str] = set()
+        self.set_aside: list[str] = []
 
     def check(self, names: Iterable[tuple[str, bool]]) -> None:
         """Check before the work that the files of (name, whether it is a video) may be written; raises OutputError."""
@@ -94,6 +99,7 @@ class Writer:
             OutputError: one of them would replace a file that an earlier run did not write.
         """
         written = []
+        self._paths.add(path)
         if overlay and "overlay" in self.outputs:
             written.append(self._save(name, prediction.draw(min_score=0.0, font=self.font)))
         if "masks" in self.outputs:
@@ -119,12 +125,25 @@ class Writer:
         return self.files.path(name)
 
     def close(self) -> list[Path]:
-        """Write the files for all images, and return their paths."""
+        """Write the files for all images, and return their paths.
+
+        Those of an earlier run with an image that this one does not have are kept under another name (`set_aside`).
+        """
         table = io.StringIO(newline="")
         csv.writer(table).writerows([CSV_COLUMNS, *self._rows])
         tree = coco_dataset(self._records, self._results, self.labels)
+        self.set_aside = [self.files.set_aside(name) for name in self._sums if self._images(name) - self._paths]
         texts = {"results.json": json.dumps(tree), "objects.csv": table.getvalue()}
         return [Path(self.files.write_text(name, texts[name])) for name in self._sums]
+
+    def _images(self, name: str) -> set[str]:
+        """Paths of the images in a file for all images as an earlier run wrote it; none where it did not."""
+        if not os.path.exists(self.files.path(name)):
+            return set()
+        with open(self.files.path(name), newline="", encoding="utf-8") as file:
+            if name == "objects.csv":
+                return {row["image"] for row in csv.DictReader(file)}
+            return {image["file_name"] for image in json.load(file)["images"]}
 
 
 def _labelme_name(name: str) -> str:

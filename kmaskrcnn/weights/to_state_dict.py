@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kmaskrcnn.backbones.resnet import is_resnet_d
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.weight_files.writer import write_pth
@@ -38,7 +39,7 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
     backbone, config = model.config.backbone, model.config
     if target not in TARGETS:
         raise WeightsError(f"{target}: choose one of {', '.join(TARGETS)}")
-    if backbone.endswith("d") or ((target == "detectron2" or backbone != "mobilenet_v2") and backbone[:6] != "resnet"):
+    if is_resnet_d(backbone) or ((target == "detectron2" or backbone != "mobilenet_v2") and backbone[:6] != "resnet"):
         raise WeightsError(f"{target} has no {backbone}")
     if target == "torchvision" and config.backbone_stride_in_1x1:
         raise WeightsError(

@@ -156,3 +156,24 @@ def test_files_in_the_way_are_told_before_the_work(prediction, tmp_path):
     with pytest.raises(OutputError, match=r"results\.json: already exists"):
         Writer(tmp_path, ["coco"], LABELS)
     Writer(tmp_path, ["csv"], LABELS)
+
+
+def test_results_of_other_images_are_kept_under_another_name(prediction, tmp_path):
+    def run(*names):
+        writer = Writer(tmp_path, ["coco", "csv"], LABELS)
+        for name in names:
+            writer.add(name, name, prediction)
+        writer.close()
+        return [path.removeprefix(f"{tmp_path}/") for path in writer.set_aside]
+
+    def images(file):
+        return {image["file_name"] for image in json.loads((tmp_path / file).read_text())["images"]}
+
+    assert run("a.jpg", "b.jpg") == run("a.jpg", "b.jpg") == []  # the same again replaces
+    assert run("c.jpg") == ["results-1.json", "objects-1.csv"]
+    assert images("results-1.json") == {"a.jpg", "b.jpg"}
+    assert images("results.json") == {"c.jpg"}
+    assert run("c.jpg", "d.jpg") == []
+    assert run("e.jpg") == ["results-2.json", "objects-2.csv"]
+    with open(tmp_path / "objects-2.csv", newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {"c.jpg", "d.jpg"}

@@ -56,6 +56,7 @@ def flagfile(folder, recipe):
         "init_weights": str(write_folder(imported, folder / "start")),
         "schedule": "constant",
         "warmup_factor": 0.0,
+        "dtype": "float32",
     }
     config, plain = imported.config.replace(**training), Config()
     lines = []

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from kmaskrcnn.data.sets.dataset import CocoDataset
 
 # Outlines are looked at on at most so many objects, at this resolution.
 _MOST_OUTLINES, _OUTLINE_CELLS = 3000, 28
+# Pixels are looked at in so many images, scaled to this side.
+_MOST_LOOKED_AT, _LOOK_SIDE = 16, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Facts:
         classes: (N,) index of the class of each, from 0.
         outlined: (M,) indices of the objects whose outlines were looked at: all, or a fixed random part.
         lean: (M, 2) offset of the middle of their mask from the middle of their box, y and x, in sides of the box.
+        contrast: standard deviation of the pixels of an image, 0..1; median over some images, NaN if none can be read.
+        color: the same of their colorfulness (Hasler and Süsstrunk 2003), 0 for gray images; 0.06 is slightly colorful.
     """
 
     class_names: tuple[str, ...]
@@ -38,6 +43,8 @@ class Facts:
     classes: np.ndarray
     outlined: np.ndarray
     lean: np.ndarray
+    contrast: float
+    color: float
 
     @property
     def images(self) -> int:
@@ -109,7 +116,26 @@ def facts_of(dataset: CocoDataset) -> Facts:
         dataset.classes[kept].astype(np.int64) - 1,
         chosen,
         lean,
+        *_look_of(dataset),
     )
+
+
+def _look_of(dataset: CocoDataset) -> tuple[float, float]:
+    """Contrast and color of `Facts`."""
+    found = [(np.nan, np.nan)]
+    for index in np.random.default_rng(0).permutation(len(dataset))[:_MOST_LOOKED_AT]:
+        try:
+            image = Image.fromarray(dataset.image(int(index)))
+        except (OSError, tf.errors.OpError):  # training says which, and what is to be done about it
+            continue
+        image.thumbnail((_LOOK_SIDE, _LOOK_SIDE))
+        pixels = np.asarray(image, np.float64).reshape(-1, 3) / 255
+        red, green, blue = pixels.T
+        opponents = np.stack([red - green, (red + green) / 2 - blue])
+        color = np.hypot(*opponents.std(axis=1)) + 0.3 * np.hypot(*opponents.mean(axis=1))
+        found.append((float(pixels.std(axis=0).mean()), float(color)))
+    contrast, color = np.nanmedian(found, axis=0) if len(found) > 1 else found[0]
+    return float(contrast), float(color)
 
 
 def _length(rows: slice) -> int:

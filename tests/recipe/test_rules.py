@@ -1,12 +1,25 @@
 """Each rule of the recipe: the fact that it follows from, and what it chooses."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kmaskrcnn.config import Config
-from kmaskrcnn.recipe import RULES, Facts, Machine, Start, input_rules, make_recipe, model_rules, training_rules
+from kmaskrcnn.data import load_coco
+from kmaskrcnn.recipe import (
+    RULES,
+    Facts,
+    Machine,
+    Start,
+    facts_of,
+    input_rules,
+    make_recipe,
+    model_rules,
+    training_rules,
+)
 from kmaskrcnn.recipe.facts import most_in_window
 from kmaskrcnn.recipe.given import Given, scale_of
 
@@ -14,9 +27,12 @@ IMAGENET = Start("imagenet", {"backbone": "mobilenet_v2", "init_weights": "image
 COCO = Start("coco", {"backbone": "resnet50", "init_weights": "a_model"}, "here")
 NONE = Start("none", {"backbone": "resnet18", "init_weights": "none"}, "nothing here", "get better ones")
 CPU, GPU = Machine(0, 24.0), Machine(1, 24.0)
+SQUARE = [8, 8, 38, 8, 38, 38, 8, 38]
 
 
-def make_facts(sides=(60, 60), images=20, size=(480, 640), each=5, classes=None, class_names=("thing",), seed=0):
+def make_facts(
+    sides=(60, 60), images=20, size=(480, 640), each=5, classes=None, class_names=("thing",), seed=0, look=(0.1, 0.0)
+):
     """Boxes of the given height and width at random places of images of one size (or of one each)."""
     rng = np.random.default_rng(seed)
     sizes = np.array(size if np.ndim(size) == 2 else [size] * images, np.float64)
@@ -26,7 +42,7 @@ def make_facts(sides=(60, 60), images=20, size=(480, 640), each=5, classes=None,
     classes = np.zeros(len(owners), np.int64) if classes is None else np.asarray(classes)
     lean = rng.normal(0, 0.05, (len(owners), 2))
     boxes = np.concatenate([corners, corners + sides], axis=1)
-    return Facts(tuple(class_names), sizes, boxes, owners, classes, np.arange(len(owners)), lean)
+    return Facts(tuple(class_names), sizes, boxes, owners, classes, np.arange(len(owners)), lean, *look)
 
 
 def make_given(facts=None, machine=CPU, start=IMAGENET, fixed=(), evaluation=True, **settings):
@@ -43,8 +59,13 @@ def test_weights_bring_their_backbone():
     assert chosen(model_rules.starting_weights) == {"backbone": "mobilenet_v2", "init_weights": "imagenet"}
 
 
-def test_normalization_is_trained_but_for_a_model_of_coco():
-    assert chosen(model_rules.backbone_training) == {"backbone_norm": "bn", "frozen_stages": 0}
+def test_normalization_is_trained_but_for_photographs_and_a_model_of_coco():
+    trained, frozen = ({"backbone_norm": "bn", "frozen_stages": 0}, {"backbone_norm": "frozen_bn", "frozen_stages": 2})
+    assert chosen(model_rules.backbone_training) == trained
+    assert chosen(model_rules.backbone_training, make_facts(look=(0.22, 0.15))) == frozen
+    assert chosen(model_rules.backbone_training, make_facts(look=(0.22, 0.0))) == trained  # gray
+    assert chosen(model_rules.backbone_training, make_facts(look=(0.08, 0.15))) == trained  # faint
+    assert chosen(model_rules.backbone_training, make_facts(look=(np.nan, np.nan))) == trained
     assert chosen(model_rules.backbone_training, start=NONE)["frozen_stages"] == 0
     assert chosen(model_rules.backbone_training, start=COCO) == {}
 
@@ -331,3 +352,30 @@ def rules_flag(choice):
     from kmaskrcnn.recipe.recipe import flag_text
 
     return flag_text(choice.name, choice.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "contrast", "color"), [("photograph", 0.2, 0.1), ("gray", 0.2, 0.0), ("faint", 0.01, 0.0)]
+)
+def test_the_look_of_the_images_is_measured(kind, contrast, color, tmp_path):
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(3):
+        coarse = rng.integers(0, 256, (8, 8, 3 if kind == "photograph" else 1))
+        pixels = np.broadcast_to(coarse, (8, 8, 3)).repeat(12, axis=0).repeat(12, axis=1)
+        if kind == "faint":
+            pixels = 120 + pixels // 60
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
+    objects = [
+        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [8, 8, 30, 30], "segmentation": [SQUARE], "area": 900}
+    ]
+    tree = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "square"}]}
+    (tmp_path / "set.json").write_text(json.dumps(tree))
+    dataset = load_coco(tmp_path / "set.json")
+    facts = facts_of(dataset)
+    assert (facts.contrast > contrast) == (kind != "faint")
+    assert facts.color > color if kind == "photograph" else facts.color == pytest.approx(0, abs=1e-9)
+    for number in range(3):  # an image that is broken is left to the training, which names it
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    assert np.isnan(facts_of(dataset).contrast)

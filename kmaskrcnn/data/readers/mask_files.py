@@ -191,6 +191,7 @@ class _Reader:
         self.root = self.pairs[0][0] if self.single else path
         self.builder = SetBuilder(path, self.root)
         self.masks_read, self.lossy = 0, 0
+        self.used: set[str] = set()
         self.looks, self.values, self.scattered = 0, 0, 0  # files looked at, their values, those in separate parts
 
     def read(self) -> RawSet:
@@ -202,6 +203,9 @@ class _Reader:
                 shown = file if self.single else os.path.relpath(os.path.join(images, file), self.root)
                 sources = [(masks, "")] if one_folder else _sources(masks, name, found)
                 self._read_image(os.path.join(images, file), shown, masks, sources)
+                self.used |= {source for source, _ in sources}
+            if self.single and os.path.normpath(images) != os.path.normpath(masks):
+                self._note_unused(masks)
         if self.lossy and not self.masks_read:
             raise DataError(f"{self.pairs[0][1]}: {counted(self.lossy, 'mask file')} in {_LOSSY}")
         if self.scattered > _SCATTERED * self.values:
@@ -244,6 +248,25 @@ class _Reader:
             image_id = self.builder.image(name, size[0], size[1], name)
             for class_name, mask, place in instances:
                 self.builder.instance(image_id, class_name, mask, place)
+
+    def _note_unused(self, masks: str) -> None:
+        """Note the mask files of a folder, and those of its folders, that no image has."""
+        for name in files.names_in(masks):
+            place = os.path.join(masks, name)
+            if place in self.used or not files.is_folder(place):
+                continue
+            names = files.matching(place, *_MASK_PATTERNS)
+            unused = [n for n in names if os.path.join(place, n) not in self.used]
+            if len(unused) == len(names) > 1:
+                self.builder.problem("unlisted-mask", place, f"no image for the folder's {len(names)} files")
+            else:
+                self._note_files(place, unused)
+        self._note_files(masks, files.matching(masks, *_MASK_PATTERNS))
+
+    def _note_files(self, folder: str, names: list[str]) -> None:
+        for name in names:
+            if (path := os.path.join(folder, name)) not in self.used:
+                self.builder.problem("unlisted-mask", path, f"no image for it in {self.pairs[0][0]}")
 
     def _read_masks(self, source: str, label: str) -> Iterator[_MaskFile]:
         """The mask files of a source, a file or a folder."""

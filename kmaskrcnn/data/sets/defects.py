@@ -40,6 +40,7 @@ DEFECTS: dict[str, Defect] = {
     "wrong-file-ending": Defect(NOTE, "the file format differs from the file extension", "kept"),
     "unusual-pixels": Defect(NOTE, "CMYK, 16 bits, transparency or an animation: colors change on reading", "kept"),
     "unlisted-image": Defect(NOTE, "an image file that no record names", "not copied"),
+    "unlisted-mask": Defect(NOTE, "a mask file that belongs to no image", "not copied"),
     # Image records.
     "bad-image-record": Defect(ERROR, "an image record without id, size or file name", _OUT),
     "unusable-id": Defect(ERROR, "an id that is not a 64-bit integer", "a new id"),

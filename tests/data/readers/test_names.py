@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,29 @@ def test_a_photograph_without_its_labelme_file_is_said(tmp_path):
     (tmp_path / "gone.json").unlink()
     (tmp_path / "gone.png").unlink()
     assert examine(read_raw(str(tmp_path))).findings.counts() == {"unlisted-image": 1}
+
+
+def test_a_mask_without_its_image_is_said(tmp_path):
+    first, second = _two_masks()
+    _picture(tmp_path / "images" / "a.jpg")
+    for name in ("a.png", "gone.png", "gone too/1.png", "gone too/2.png", "cat/lost.png"):
+        target = tmp_path / "masks" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(first + 2 * second).save(target)
+    notes = [finding for finding in read_raw(str(tmp_path)).problems if finding.code == "unlisted-mask"]
+    places = [finding.place.removeprefix(f"{tmp_path}/masks/") for finding in notes]
+    assert sorted(places) == ["cat/lost.png", "gone too", "gone.png"]
+    assert "note: 3 x unlisted-mask: a mask file that belongs to no image" in load_dataset(tmp_path).summary()
+
+
+def test_masks_in_folders_of_classes_are_told_from_those_without_an_image(tmp_path):
+    first, _ = _two_masks()
+    _picture(tmp_path / "images" / "a.jpg")
+    for name in ("cat/a.png", "dog/a.png", "dog/gone.png"):
+        target = tmp_path / "masks" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(first).save(target)
+    assert [Path(finding.place).name for finding in read_raw(str(tmp_path)).problems] == ["gone.png"]
 
 
 def test_blanks_around_a_label_make_no_class(tmp_path):

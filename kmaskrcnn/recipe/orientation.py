@@ -59,9 +59,9 @@ def find_orientation(facts: Facts) -> Orientation:
         if not up_down and _differs(lean[:, 0], _LEAST_LEAN):
             up_down = f"the outlines of {name} differ from their upside-down mirror image"
         if not up_down and _differs(place[:, 0], _LEAST_PLACE):
-            up_down = f"{name} lie mostly in the upper or the lower half of the images"
+            up_down = f"objects of {name} lie mostly in the upper or the lower half of the images"
         if not up_down and _correlated(sizes[members], place[:, 0]):
-            up_down = f"{name} are larger toward one edge, as things near the camera are"
+            up_down = f"objects of {name} are larger toward one edge, as things near the camera are"
         if not turns and _differs(aspects[members], _LEAST_ASPECT):
             turns = f"the boxes of {name} are {'tall' if np.median(aspects[members]) > 0 else 'wide'}"
         if not left_right and mirror_distance(_rounded(lean[:, 1], _LEAST_LEAN)) > _ONE_SIDED:

@@ -61,8 +61,8 @@ def score(
 
     Args:
         ground_truth: a COCO instances dict.
-        results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty. Masks
-            rank by `mask_score` where there is one (mask_scoring).
+        results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty.
+            Masks rank by `mask_score` where there is one (mask_scoring).
         kind: "box", "mask", or "boundary" for masks by the smaller of mask IoU and boundary IoU (Boundary AP).
         max_detections: detections per image that count, the best ones; 0: COCO's 100, or as many as the fullest image
             has objects where that is more.

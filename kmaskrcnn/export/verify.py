@@ -105,7 +105,8 @@ class Differences:
         box = expected.boxes[i]
         sides = np.maximum(box[2:] - box[:2], 1.0)
         self.box.append(float(np.max(np.abs(box - found.boxes[j]) / np.tile(sides, 2))))
-        self.score.append(float(abs(expected.scores[i] - found.scores[j])))
+        scores = [(expected.scores, found.scores), (expected.mask_scores, found.mask_scores)]
+        self.score.append(max(float(abs(a[i] - b[j])) for a, b in scores if a is not None and b is not None))
         self.fallen += int(found.scores[j] < self.min_score)
         own, other = expected.mask_probabilities, found.mask_probabilities
         assert own is not None and other is not None  # exported models see an image whole, without tiles

@@ -40,8 +40,8 @@ class Prediction:
         pasted: masks at the size of the image, if objects were merged from tiles.
         track_ids: (N,) int32 ids of the objects in a tracked video; -1 for one without a track.
         shown_from: the lowest score that `draw` and a notebook show by default; a selection by score sets it.
-        mask_scores: (N,) float32 score times the predicted IoU of the mask, of a model with mask_scoring; else None. Mask
-            AP ranks by them. Order, selection, drawing and tracking go by `scores`, which say whether there is an object.
+        mask_scores: (N,) float32, of a model with mask_scoring: score times the predicted IoU of the mask, by which
+            mask AP ranks. Order, selection, drawing and tracking go by `scores`: whether there is an object.
 
     Jupyter notebooks display the image with a table of the objects.
     """
@@ -161,8 +161,8 @@ class Prediction:
         for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
             rle = window_to_rle(*self.window(index), self.height, self.width)
             y0, x0, y1, x1 = (float(v) for v in box)
-            more = {} if self.track_ids is None else {"track_id": int(self.track_ids[index])}
-            more |= {} if self.mask_scores is None else {"mask_score": float(self.mask_scores[index])}
+            track = {} if self.track_ids is None else {"track_id": int(self.track_ids[index])}
+            mask = {} if self.mask_scores is None else {"mask_score": float(self.mask_scores[index])}
             results.append(
                 {
                     "image_id": image_id,
@@ -170,7 +170,8 @@ class Prediction:
                     "score": float(score),
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                    **more,
+                    **track,
+                    **mask,
                 }
             )
         return results
@@ -192,14 +193,16 @@ class Prediction:
         except ImportError:
             raise ConfigError("to_supervision needs a package: pip install supervision") from None
         pasted = [self.mask(i) for i in range(len(self))] if masks else []
+        data: dict[str, Any] = {"class_name": np.array(self.names, str)}
+        if self.mask_scores is not None:
+            data["mask_score"] = self.mask_scores
         return Detections(
             xyxy=self.boxes[:, [1, 0, 3, 2]],
             mask=np.array(pasted, bool).reshape(-1, self.height, self.width) if masks else None,
             confidence=self.scores,
             class_id=self.classes.astype(int) - 1,
             tracker_id=None if self.track_ids is None else self.track_ids.astype(int),
-            data={"class_name": np.array(self.names, str)}
-            | ({} if self.mask_scores is None else {"mask_score": self.mask_scores}),
+            data=data,
         )
 
     def draw(self, image: np.ndarray | None = None, min_score: float | None = None, font: str = "") -> Image.Image:

@@ -23,7 +23,7 @@ VARIANTS = {
 
 
 def mmdet_targets(predicted, targets, bitmaps, rois):
-    """predicted (K, M, M) logits, targets (K, M, M) of 0 and 1, bitmaps (K, H, W) of 0 and 1, rois (K, 4) whole yxyx."""
+    """predicted (K, M, M) logits, targets (K, M, M) and bitmaps (K, H, W) of 0 and 1, rois (K, 4) whole yxyx."""
     ious = []
     for logits, target, bitmap, (y0, x0, y1, x1) in zip(predicted, targets, bitmaps, rois.astype(int), strict=True):
         ratio = bitmap[y0:y1, x0:x1].sum() / (bitmap.sum() + 1e-7)

@@ -85,7 +85,8 @@ def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
         seen.append(step)
         return {"mask_AP": 0.5}, {}
 
-    whole, outcome = _train(_config(tmp_path / "whole", eval_every=2), evaluate)
+    model = {"mask_scoring": True}  # which has one loss more
+    whole, outcome = _train(_config(tmp_path / "whole", eval_every=2, **model), evaluate)
     assert (outcome.step, seen) == (4, [2, 4])
 
     # The same schedule, stopped half way, in an evaluation: the rate of a step depends on the share of the run.
@@ -94,7 +95,7 @@ def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
         first.pulse()
         raise AssertionError("the signal should have ended this")
 
-    config = _config(tmp_path / "parts", eval_every=2)
+    config = _config(tmp_path / "parts", eval_every=2, **model)
     first = Trainer(config, open_dataset(config, "train"), interrupted)
     outcome = first.train()
     assert (outcome.step, outcome.interrupted) == (2, True)

@@ -200,6 +200,21 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
     assert len(same) >= len(other.weights) - 6
 
 
+def test_mask_scoring_starts_from_a_model_without_and_can_be_left_out_again(tmp_path):
+    plain = _config(tmp_path / "plain")
+    scoring = plain.replace(mask_scoring=True, seed=5)
+    model = model_folder.build_model(plain)
+    for name, config, own in (("plain", plain, model), ("scoring", scoring, model_folder.build_model(scoring))):
+        if name == "scoring":
+            assert "mask_iou_head/" in model_folder.load_initial_weights(own, str(tmp_path / "plain"))
+        model_folder.prepare_directory(tmp_path / name, config, Labels(tuple("abcd"), (1, 2, 3, 4)))
+        model_folder.save_weights(own, tmp_path / name / model_folder.LAST)
+    again, config, _ = model_folder.load_model(tmp_path / "scoring", mask_scoring=False)
+    assert again.mask_iou_head is None and not config.model.mask_scoring
+    for a, b in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
 @pytest.mark.parametrize("name", ["nothing", "nothing/best.weights.h5"])
 def test_opening_what_is_not_there(tmp_path, name):
     with pytest.raises(ConfigError, match="not a model folder"):

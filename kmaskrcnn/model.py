@@ -334,7 +334,7 @@ class MaskRCNN(KerasInterface):
         normalizer: Tensor,
         training: bool,
     ) -> dict[str, Tensor]:
-        """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
+        """Mean cross-entropy over the positive RoIs, on the mask of each one's own class; that of mask_scoring."""
         masks, frames, config = inputs["masks"], inputs["mask_frames"], self.config
         positive = self._mask_rois(sample, masks)
         if self.static_shapes:

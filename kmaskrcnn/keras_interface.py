@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import keras
+from keras import ops
 
 from kmaskrcnn.batch_checks import check_batch, check_dataset
 from kmaskrcnn.config import Config, ConfigError, ModelConfig, UnknownSetting, fields, near_match
@@ -17,7 +18,9 @@ from kmaskrcnn.ops.tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., None])
 
-LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")  # and two more for each further stage of a cascade
+# And two more for each further stage of a cascade, and the one of mask_scoring.
+LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
+MASK_IOU_LOSS = "mask_iou_loss"
 _D = ModelConfig  # whose fields are the defaults
 
 
@@ -95,8 +98,10 @@ class KerasInterface(keras.Model):
         binary_mask_targets: bool = _D.binary_mask_targets,
         mask_target_samples: int = _D.mask_target_samples,
         max_mask_rois: int = _D.max_mask_rois,
+        mask_scoring: bool = _D.mask_scoring,
         score_threshold: float = _D.score_threshold,
         nms_iou: float = _D.nms_iou,
+        soft_nms_sigma: float = _D.soft_nms_sigma,
         box_min_size: float = _D.box_min_size,
         class_agnostic_nms: bool = _D.class_agnostic_nms,
         max_detections: int = _D.max_detections,
@@ -118,6 +123,7 @@ class KerasInterface(keras.Model):
         self.static_shapes = keras.backend.backend() != "tensorflow"
         stages = range(2, len(self.config.cascade_ious) + 1)
         self.loss_names = (*LOSSES, *(f"{loss}_stage{stage}" for stage in stages for loss in ("class", "box")))
+        self.loss_names += (MASK_IOU_LOSS,) if self.config.mask_scoring else ()
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
         self._in_evaluation = False
         self._batch_is_checked = False
@@ -210,7 +216,15 @@ class KerasInterface(keras.Model):
 
     def _named_layers(self) -> dict[str, keras.layers.Layer]:
         """The model, its parts and their layers, from the outside in."""
-        parts = (self.backbone, self.fpn, self.rpn_head, self.box_head, self.cascade, self.mask_head)
+        parts = (
+            self.backbone,
+            self.fpn,
+            self.rpn_head,
+            self.box_head,
+            self.cascade,
+            self.mask_head,
+            self.mask_iou_head,
+        )
         parts = tuple(part for part in parts if part is not None)
         inner = {f"{part.name}/{layer.name}": layer for part in parts for layer in part._flatten_layers()}
         return {"": self, **{part.name: part for part in parts}, **inner}
@@ -271,3 +285,17 @@ def num_replicas() -> int:
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def over_replicas(counts: Tensor) -> Tensor:
+    """Counts as each replica divides by them: of all replicas, by their number.
+
+    The mean over the replicas of sums divided by these is what one device gives for the whole batch, however objects
+    are spread over the replicas.
+    """
+    replicas = num_replicas()
+    if replicas > 1:
+        import tensorflow as tf
+
+        counts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, ops.stop_gradient(counts))
+    return ops.maximum(counts, 1.0) / replicas

@@ -11,11 +11,12 @@ from keras import ops
 
 from kmaskrcnn import backbones
 from kmaskrcnn.backbones.folding import fold_normalization
-from kmaskrcnn.keras_interface import LOSSES, KerasInterface, num_replicas
+from kmaskrcnn.keras_interface import LOSSES, MASK_IOU_LOSS, KerasInterface, over_replicas
 from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
 from kmaskrcnn.layers.cascade import Cascade, scale_gradient
 from kmaskrcnn.layers.fpn import FPN
 from kmaskrcnn.layers.mask_head import MaskHead
+from kmaskrcnn.layers.mask_iou_head import MaskIoUHead, mask_iou_loss, mask_iou_targets
 from kmaskrcnn.layers.roi_align import RoIAlign
 from kmaskrcnn.layers.rpn import AnchorSample, RPNHead, level_anchors, propose, rpn_losses, sample_anchors
 from kmaskrcnn.ops import losses as loss_ops
@@ -55,8 +56,9 @@ class MaskRCNN(KerasInterface):
             all replicas. For gradient accumulation.
 
     Detections (a dict): boxes (B, D, 4) yxyx pixels of `images`, scores (B, D), classes (B, D) int32 in
-    1..num_classes and 0 in empty rows, masks (B, D, M, M) probabilities over each box, num_detections (B,). Valid rows
-    come first, by decreasing score.
+    1..num_classes and 0 in empty rows, masks (B, D, M, M) probabilities over each box, num_detections (B,); with
+    mask_scoring also mask_scores (B, D), scores times the predicted IoU of each mask. Valid rows come first, by
+    decreasing score.
 
     The keywords from num_classes to mask_paste are the fields of `kmaskrcnn.config.ModelConfig`, documented there
     and in docs/reference/settings.md.
@@ -112,15 +114,16 @@ class MaskRCNN(KerasInterface):
         self.cascade = Cascade(stages, *head, dtype=policy, name="cascade") if stages else None
         if self.cascade is not None:
             self.cascade.build(pooled)
-        self.mask_head = MaskHead(
-            config.num_classes,
-            config.mask_conv_channels,
-            config.head_norm,
-            config.mask_class_agnostic,
-            dtype=policy,
-            name="mask_head",
-        )
-        self.mask_head.build((None, config.mask_pool_size, config.mask_pool_size, config.fpn_channels))
+        classes, last = config.num_classes, (config.head_norm, config.mask_class_agnostic)
+        pooled = (None, config.mask_pool_size, config.mask_pool_size, config.fpn_channels)
+        self.mask_head = MaskHead(classes, config.mask_conv_channels, *last, dtype=policy, name="mask_head")
+        self.mask_head.build(pooled)
+        self.mask_iou_head = None
+        if config.mask_scoring:
+            width = (config.fpn_channels, *config.mask_conv_channels)[-1]
+            units = (width, *config.box_fc_channels)[-1]
+            self.mask_iou_head = MaskIoUHead(classes, width, units, *last, dtype=policy, name="mask_iou_head")
+            self.mask_iou_head.build(pooled)
         self.built = True
 
     # The network
@@ -143,7 +146,7 @@ class MaskRCNN(KerasInterface):
         counts = self._counts(anchor_sample, sample, inputs["masks"])
         if counts_only:
             return counts
-        normalizers = inputs["normalizers"] if "normalizers" in inputs else _over_replicas(counts)
+        normalizers = inputs["normalizers"] if "normalizers" in inputs else over_replicas(counts)
         losses = rpn_losses(rpn_outputs, anchors, anchor_sample, gt_boxes, normalizers[0], self.config)
         run = functools.partial(self._run_box_head, features, training, valid=sample.is_valid)
         logits, deltas = run(self.box_head, sample.boxes)
@@ -151,9 +154,7 @@ class MaskRCNN(KerasInterface):
         if self.cascade is not None:
             truth = (gt_boxes, gt_classes, gt_valid, gt_crowd)
             losses |= self.cascade.stage_losses(run, deltas, sample, truth, image_shapes, normalizers[1], self.config)
-        masks, frames = inputs["masks"], inputs["mask_frames"]
-        losses["mask"] = self._mask_loss(features, sample, masks, frames, normalizers[2], training)
-        return losses
+        return losses | self._mask_losses(features, sample, inputs, normalizers[2], training)
 
     def pyramid(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
         """The maps P2..P6 of normalized images."""
@@ -202,18 +203,22 @@ class MaskRCNN(KerasInterface):
         if self.static_shapes:
             pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)
             pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, D, S, S, C) -> (B * D, S, S, C)
-            masks = ops.sigmoid(self.mask_head(pooled, ops.reshape(classes, (-1,)), training=False))
-            masks = ops.reshape(masks, (-1, boxes.shape[1], *masks.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
-            masks = ops.where(valid[:, :, None, None], masks, 0.0)
+            found = self._run_mask_heads(pooled, ops.reshape(classes, (-1,)))
+            # (B * D, M, M) -> (B, D, M, M)
+            found = {name: ops.reshape(x, (-1, boxes.shape[1], *x.shape[1:])) for name, x in found.items()}
+            found["masks"] = ops.where(valid[:, :, None, None], found["masks"], 0.0)
         else:
             rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(valid))
             flat = rows * boxes.shape[1] + columns
             own_boxes = ops.take(ops.reshape(boxes, (-1, 4)), flat, axis=0)
             found = self.find_masks(features, own_boxes, ops.take(ops.reshape(classes, (-1,)), flat, axis=0), rows)
             total = ops.shape(boxes)[0] * boxes.shape[1]
-            masks = ops.scatter(flat[:, None], found, (total, *found.shape[1:]))
-            masks = ops.reshape(masks, (-1, boxes.shape[1], *found.shape[1:]))  # (B * D, M, M) -> (B, D, M, M)
-        return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
+            for name, value in found.items():  # (K, M, M) -> (B * D, M, M) -> (B, D, M, M)
+                value = ops.scatter(flat[:, None], value, (total, *value.shape[1:]))
+                found[name] = ops.reshape(value, (-1, boxes.shape[1], *value.shape[1:]))
+        if self.mask_iou_head is not None:
+            found["mask_scores"] = scores * found.pop("mask_ious")
+        return {"boxes": boxes, "scores": scores, "classes": classes, **found, "num_detections": count}
 
     def find_boxes(
         self, features: dict[str, Tensor], proposals: Tensor, scores: Tensor, image_shapes: Tensor
@@ -225,18 +230,33 @@ class MaskRCNN(KerasInterface):
             logits, deltas, proposals = self.cascade.refine(run, logits, deltas, proposals, image_shapes)
         return detect_boxes(logits, deltas, proposals, scores, image_shapes, self.config, self.static_shapes)
 
-    def find_masks(self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
-        """Mask probabilities (K, M, M) over boxes (K, 4) of classes (K,) in the images batch_indices (K,)."""
+    def find_masks(
+        self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor
+    ) -> dict[str, Tensor]:
+        """Mask probabilities `masks` (K, M, M) over boxes (K, 4) of classes (K,) in the images batch_indices (K,).
 
-        def find(boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> Tensor:
-            pooled = self.mask_roi_align.pool(features, boxes, batch_indices)
-            return ops.sigmoid(self.mask_head(pooled, classes, training=False))
+        With mask_scoring there are `mask_ious` (K,) too, what the MaskIoU head predicts, in 0..1.
+        """
+
+        def find(boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> dict[str, Tensor]:
+            return self._run_mask_heads(self.mask_roi_align.pool(features, boxes, batch_indices), classes)
 
         inputs = boxes, classes, batch_indices
         if self.config.max_detections <= _MASKS_AT_ONCE or self.static_shapes:
             return find(*inputs)
         side = 2 * self.config.mask_pool_size
-        return in_chunks(find, inputs, _MASKS_AT_ONCE, keras.KerasTensor((side, side), "float32"))
+        signature = {"masks": keras.KerasTensor((side, side), "float32")}
+        if self.mask_iou_head is not None:
+            signature["mask_ious"] = keras.KerasTensor((), "float32")
+        return in_chunks(find, inputs, _MASKS_AT_ONCE, signature)
+
+    def _run_mask_heads(self, pooled: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """What `find_masks` returns, of pooled features (K, S, S, C)."""
+        masks = ops.sigmoid(self.mask_head(pooled, classes, training=False))
+        if self.mask_iou_head is None:
+            return {"masks": masks}
+        ious = self.mask_iou_head(pooled, masks, classes, training=False)
+        return {"masks": masks, "mask_ious": ops.clip(ious, 0.0, 1.0)}
 
     def _run_box_head(
         self,
@@ -292,12 +312,11 @@ class MaskRCNN(KerasInterface):
 
     def _counts(self, anchors: AnchorSample, rois: RoISample, masks: Tensor) -> Tensor:
         """What the losses of the RPN, the box head and the mask head are divided by, of this batch, (3,) float32."""
+        flags = (anchors.is_valid, rois.is_valid, self._mask_rois(rois, masks))
+        counts = [ops.sum(ops.cast(x, "float32")) for x in flags]
         if self.config.rpn_loss_normalizer == "batch_size":
-            sampled_anchors = ops.shape(anchors.is_valid)[0] * self.config.rpn_batch_size
-        else:
-            sampled_anchors = _count(anchors.is_valid)
-        counts = (sampled_anchors, _count(rois.is_valid), _count(self._mask_rois(rois, masks)))
-        return ops.stack([ops.cast(count, "float32") for count in counts])
+            counts[0] = ops.cast(ops.shape(anchors.is_valid)[0] * self.config.rpn_batch_size, "float32")
+        return ops.stack(counts)
 
     def _mask_rois(self, sample: RoISample, masks: Tensor) -> Tensor:
         """Which RoIs train the mask head, (B, L) bool over the first L of the sample."""
@@ -307,17 +326,17 @@ class MaskRCNN(KerasInterface):
         # Positives come first and in random order; objects past the rows of masks have none.
         return ops.logical_and(sample.is_positive[:, :limit], sample.matched[:, :limit] < ops.shape(masks)[1])
 
-    def _mask_loss(
+    def _mask_losses(
         self,
         features: dict[str, Tensor],
         sample: RoISample,
-        masks: Tensor,
-        frames: Tensor,
+        inputs: Mapping[str, Tensor],
         normalizer: Tensor,
         training: bool,
-    ) -> Tensor:
-        """Mean binary cross-entropy over the positive RoIs, on the mask of each RoI's own class (section 3)."""
-        config, positive = self.config, self._mask_rois(sample, masks)
+    ) -> dict[str, Tensor]:
+        """Mean cross-entropy over the positive RoIs, on the mask of each one's own class; that of mask_scoring."""
+        masks, frames, config = inputs["masks"], inputs["mask_frames"], self.config
+        positive = self._mask_rois(sample, masks)
         if self.static_shapes:
             batch, limit = ops.shape(positive)
             rows = ops.repeat(ops.arange(batch, dtype="int32"), limit)
@@ -347,8 +366,13 @@ class MaskRCNN(KerasInterface):
         targets = mask_targets(
             own_masks, own_frames, rois, logits.shape[-1], config.binary_mask_targets, config.mask_target_samples
         )
-        losses = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
-        return ops.sum(losses * weights) / normalizer
+        errors = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
+        losses = {"mask": ops.sum(errors * weights) / normalizer}
+        if self.mask_iou_head is not None:
+            ious = self.mask_iou_head(pooled, ops.sigmoid(logits), classes, training=training, valid=valid)
+            targets = mask_iou_targets(logits, targets, own_masks, own_frames, rois)
+            losses[MASK_IOU_LOSS] = mask_iou_loss(ious, targets, weights, normalizer)
+        return losses
 
     @classmethod
     def from_preset(
@@ -373,21 +397,3 @@ class MaskRCNN(KerasInterface):
         from kmaskrcnn.weights.convert import open_model
 
         return open_model(name_or_path, mirror, offline, **settings)
-
-
-def _count(flags: Tensor) -> Tensor:
-    return ops.sum(ops.cast(flags, "float32"))
-
-
-def _over_replicas(counts: Tensor) -> Tensor:
-    """Counts as each replica divides by them: of all replicas, by their number.
-
-    The mean over the replicas of sums divided by these is what one device gives for the whole batch, however objects
-    are spread over the replicas.
-    """
-    replicas = num_replicas()
-    if replicas > 1:
-        import tensorflow as tf
-
-        counts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, ops.stop_gradient(counts))
-    return ops.maximum(counts, 1.0) / replicas

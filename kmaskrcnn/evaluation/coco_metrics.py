@@ -13,6 +13,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from kmaskrcnn.evaluation.boundary import BoundaryEval
+from kmaskrcnn.evaluation.error_kinds import ranking_score
 from kmaskrcnn.evaluation.sparse_eval import SparseCOCOeval
 
 # Detections of an image that COCO counts; more where an image of the set has more objects.
@@ -61,10 +62,11 @@ def score(
     Args:
         ground_truth: a COCO instances dict.
         results: dicts of image_id, category_id, score, bbox xywh, segmentation (RLE; only for masks); may be empty.
+            Masks rank by `mask_score` where there is one (mask_scoring).
         kind: "box", "mask", or "boundary" for masks by the smaller of mask IoU and boundary IoU (Boundary AP).
         max_detections: detections per image that count, the best ones; 0: COCO's 100, or as many as the fullest image
             has objects where that is more.
-        working_score: detections above this score enter the counts.
+        working_score: detections above this score, the one by which they rank, enter the counts.
         image_ids: score only these images; default: all.
     """
     if kind not in ("box", "mask", "boundary"):
@@ -146,8 +148,8 @@ def _annotations(results: Sequence[dict], kind: str) -> list[dict]:
         else:
             rle = result["segmentation"]
             own = {"segmentation": rle, "area": float(mask_utils.area(rle))}
-        common = {name: result[name] for name in ("image_id", "category_id", "score")}
-        annotations.append({"id": number, "iscrowd": 0, **common, **own})
+        common = {name: result[name] for name in ("image_id", "category_id")}
+        annotations.append({"id": number, "iscrowd": 0, **common, "score": ranking_score(result, kind), **own})
     return annotations
 
 

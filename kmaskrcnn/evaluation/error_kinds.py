@@ -84,6 +84,11 @@ def match_images(ground_truth: dict, results: Sequence[dict], image_ids: Sequenc
     return matches
 
 
+def ranking_score(result: dict, kind: str) -> float:
+    """The score by which a result ranks as a "box", or as a mask: `mask_score` where it has one."""
+    return result["score"] if kind == "box" else result.get("mask_score", result["score"])
+
+
 def to_rle(annotation: dict, image: dict) -> dict[str, Any]:
     """The segmentation of an annotation or a result as compressed RLE."""
     segmentation = annotation["segmentation"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kmaskrcnn.evaluation.error_kinds import to_rle
+from kmaskrcnn.evaluation.error_kinds import ranking_score, to_rle
 
 # A detection is an object from the one IoU on, and touches none up to the other.
 _FOREGROUND_IOU, _BACKGROUND_IOU = 0.5, 0.1
@@ -77,7 +77,7 @@ def tide_errors(
     records = {image["id"]: image for image in ground_truth["images"]}
     images = []
     for image_id in records if image_ids is None else map(int, image_ids):
-        best = sorted(found[image_id], key=lambda r: -r["score"])[:max_detections]
+        best = sorted(found[image_id], key=lambda r: -ranking_score(r, kind))[:max_detections]
         images.append(_examine(records[image_id], objects[image_id], best, position, kind))
     return _costs(images, len(position))
 
@@ -126,7 +126,7 @@ def _examine(record: dict, annotations: list[dict], results: list[dict], positio
         chosen, first = np.unique(target[candidates], return_index=True)  # the best score corrects, others are left out
         corrected[candidates[first]] = object_classes[chosen]
         missed[chosen] = False
-    scores = np.array([r["score"] for r in results], np.float64)
+    scores = np.array([ranking_score(r, kind) for r in results], np.float64)
     return _Image(classes, scores, states, kinds, corrected, object_classes, found, missed)
 
 

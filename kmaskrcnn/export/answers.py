@@ -16,6 +16,7 @@ from ..results.prediction import Prediction
 SIGNATURE = "serving_default"
 NUMBER, BOXES, SCORES = "num_detections", "detection_boxes", "detection_scores"
 CLASSES, MASKS = "detection_classes", "detection_masks"
+MASK_SCORES = "detection_mask_scores"  # of a model with mask_scoring alone
 SIZES, ERRORS = "image_sizes", "image_errors"
 COMPACT_MASKS = "detection_masks_png_bytes"
 OUTPUTS = (NUMBER, BOXES, SCORES, CLASSES, MASKS, SIZES, ERRORS)
@@ -90,6 +91,8 @@ def checked(outputs: Mapping[str, Any], count: int, labels: Labels) -> dict[str,
     number = np.asarray(outputs[NUMBER], object).reshape(-1)
     outputs = {**outputs, NUMBER: number.tolist()}
     result |= {NUMBER: array(NUMBER, count), SIZES: array(SIZES, count, 2)}
+    if MASK_SCORES in outputs:
+        result[MASK_SCORES] = array(MASK_SCORES, count, rows)
     errors = outputs.get(ERRORS, [""] * count)
     if len(errors) != count:
         raise ValueError(f"{ERRORS} has {len(errors)} entries for {count} images")
@@ -160,6 +163,7 @@ def to_prediction(
         np.asarray(outputs[MASKS][index][:count], np.float32),
         labels,
         mask_paste,
+        mask_scores=np.asarray(outputs[MASK_SCORES][index][:count], np.float32) if MASK_SCORES in outputs else None,
     )
 
 

@@ -21,6 +21,7 @@ from ..results.prediction import Prediction
 from .answers import (
     COMPACT_MASKS,
     COMPACT_OUTPUTS,
+    MASK_SCORES,
     OUTPUTS,
     SIGNATURE,
     SIZES,
@@ -240,6 +241,7 @@ class GrpcClient(Client):
         max_bytes: as for `Client`.
         compact_masks: whether the model was exported with compact masks.
         max_answer_bytes: longer answers are refused.
+        mask_scores: whether to ask for mask scores too, which models with mask_scoring alone have.
     """
 
     def __init__(
@@ -254,6 +256,7 @@ class GrpcClient(Client):
         max_bytes: int = _MAX_BYTES,
         compact_masks: bool = False,
         max_answer_bytes: int = 1 << 28,
+        mask_scores: bool = False,
     ):
         try:
             import grpc
@@ -266,7 +269,7 @@ class GrpcClient(Client):
         self.target, self.model, self.labels, self.timeout = target, model, labels, timeout
         self.retries, self.max_images, self.max_bytes = retries, max_images, max_bytes
         # Not the full-size masks that a server may have: they are large, and pasted here.
-        self._names = COMPACT_OUTPUTS if compact_masks else OUTPUTS
+        self._names = (COMPACT_OUTPUTS if compact_masks else OUTPUTS) + ((MASK_SCORES,) if mask_scores else ())
         options = [("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1)]
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)

@@ -115,8 +115,8 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         The flatbuffer, and by what it was found to be fully accelerated, as for `check_accelerated`.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, another quantization, a cascade, class_agnostic_nms, or a
-            roi_sampling_ratio of 0.
+        ConfigError: a size that is no multiple of 32, another quantization, a cascade, mask_scoring, soft_nms_sigma,
+            class_agnostic_nms, or a roi_sampling_ratio of 0.
         ExportError: a graph is not fully accelerated; the message says by what that was found.
     """
     if quantize not in QUANTIZE:
@@ -125,6 +125,13 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         raise ConfigError(f"input size {height} x {width}: both must be multiples of {SIZE_MULTIPLE}")
     if model.config.cascade_ious:
         raise ConfigError("cascade_ious: the host's steps have one box head; export a cascade as .tflite for the CPU")
+    if model.config.mask_scoring:
+        raise ConfigError(
+            "mask_scoring=True: the graphs have no MaskIoU head; give mask_scoring=False at export to leave it out, or "
+            "export as .tflite for the CPU"
+        )
+    if model.config.soft_nms_sigma:
+        raise ConfigError("soft_nms_sigma: the host's steps have NMS with a threshold alone, give 0 at export")
     if model.config.class_agnostic_nms:
         raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
     if not model.config.roi_sampling_ratio:

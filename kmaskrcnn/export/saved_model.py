@@ -16,6 +16,7 @@ from kmaskrcnn.config import Config, ConfigError, DataConfig
 from kmaskrcnn.data.resize import pixel_dtype, resize
 from kmaskrcnn.data.sizes import NATIVE_STEPS, long_sides
 from kmaskrcnn.export import encoded_images, serving_protos
+from kmaskrcnn.export.answers import MASK_SCORES
 from kmaskrcnn.export.client import Client
 from kmaskrcnn.export.frozen import freeze, inference_of
 from kmaskrcnn.export.retries import Deadline
@@ -44,9 +45,10 @@ class ServingFunctions:
     Both return, for each image of the batch: num_detections (B,), detection_boxes (B, D, 4) yxyx in 0..1 of the sent
     image, detection_scores (B, D), detection_classes (B, D) from 1, detection_masks (B, D, M, M) probabilities over
     each box, all float32 and by decreasing score, 0 in rows past num_detections; image_sizes (B, 2) float32, height and
-    width of the sent image, upright; `serving_default` also image_errors (B,), "" or why the image was left out. With
-    full_size_masks there is detection_masks_reframed (B, D, H, W) uint8 as well, the masks at the size of the largest
-    sent image, each in the top left of its own.
+    width of the sent image, upright; `serving_default` also image_errors (B,), "" or why the image was left out. Models
+    with mask_scoring also have detection_mask_scores (B, D) float32. With full_size_masks there is
+    detection_masks_reframed (B, D, H, W) uint8 as well, the masks at the size of the largest sent image, each in the
+    top left of its own.
 
     A refused image takes no part in what follows: the others are padded, batched and answered as without it.
 
@@ -206,6 +208,8 @@ class ServingFunctions:
             "detection_masks": tf.cast(found["masks"], tf.float32) * rows[:, :, None, None],
             "image_sizes": tf.cast(sent, tf.float32),
         }
+        if "mask_scores" in found:
+            outputs[MASK_SCORES] = found["mask_scores"] * rows
         if self.full_size_masks:
             masks, boxes = outputs["detection_masks"], outputs["detection_boxes"]
             outputs["detection_masks_reframed"] = _paste(masks, boxes, sent)

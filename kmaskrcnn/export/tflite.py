@@ -22,7 +22,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import flatbuffer
-from kmaskrcnn.export.answers import SIGNATURE
+from kmaskrcnn.export.answers import MASK_SCORES, SIGNATURE
 from kmaskrcnn.export.tflite_metadata import LABELS, SETTINGS, VALUE_LABELS, value_labels, with_metadata
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops.roi_align import LOOKUP_SUM
@@ -67,6 +67,7 @@ class MobileFunction:
             "detection_scores": found["scores"],
             "detection_classes": tf.cast(found["classes"], tf.float32),
             "detection_masks": found["masks"],
+            **({MASK_SCORES: found["mask_scores"]} if "mask_scores" in found else {}),
         }
 
 
@@ -274,6 +275,7 @@ _OUTPUTS = {
     "detection_classes": "(1, D) float32, from 1; line of labels.txt",
     "detection_masks": "(1, D, M, M) float32, probabilities over each box",
 }
+_MASK_SCORES = "(1, D) float32, score times the predicted IoU of the mask"
 _IMAGE_SHAPE = "(1, 2) int32, height and width of the image inside the padding"
 PADDING = "scale the image to fit, put it top left, fill the rest with pad_value"
 
@@ -287,18 +289,19 @@ def write(
     quantize: str,
 ) -> None:
     """Write a .tflite of these sizes with its metadata inside, and labels.txt and metadata.json beside it."""
+    outputs = _OUTPUTS | ({MASK_SCORES: _MASK_SCORES} if config.model.mask_scoring else {})
     settings = {
         "input": {"name": "images", "shape": [1, *sizes[0], 3], "dtype": "uint8", "channels": "RGB"},
         "signatures": {name: list(size) for name, size in signature_names(sizes).items()},
         "image_shape": _IMAGE_SHAPE,
-        "outputs": _OUTPUTS,
+        "outputs": outputs,
         "padding": PADDING,
         "pad_value": pad_value(config),
         "mask_paste": config.model.mask_paste,
         "quantize": quantize,
         **dataclasses.asdict(labels),
     }
-    tensors = {"images": f"uint8 RGB; {PADDING}", "image_shape": _IMAGE_SHAPE, **_OUTPUTS}
+    tensors = {"images": f"uint8 RGB; {PADDING}", "image_shape": _IMAGE_SHAPE, **outputs}
     write_with_metadata(content, Path(path), config, settings, labels, tensors)
 
 

@@ -106,6 +106,9 @@ class Differences:
         sides = np.maximum(box[2:] - box[:2], 1.0)
         self.box.append(float(np.max(np.abs(box - found.boxes[j]) / np.tile(sides, 2))))
         self.score.append(float(abs(expected.scores[i] - found.scores[j])))
+        if expected.mask_scores is not None:  # that there are none is the largest difference
+            theirs = math.nan if found.mask_scores is None else found.mask_scores[j]
+            self.score[-1] = float(np.maximum(self.score[-1], abs(expected.mask_scores[i] - theirs)))
         self.fallen += int(found.scores[j] < self.min_score)
         own, other = expected.mask_probabilities, found.mask_probabilities
         assert own is not None and other is not None  # exported models see an image whole, without tiles

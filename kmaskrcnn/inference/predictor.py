@@ -135,4 +135,5 @@ class Predictor:
             found["masks"][:count].astype(np.float32),
             self.labels,
             self.config.model.mask_paste,
+            mask_scores=found["mask_scores"][:count].astype(np.float32) if "mask_scores" in found else None,
         )

@@ -34,6 +34,7 @@ class _View:
     number: int  # class
     masks: PastedMasks  # one mask, in the image
     cut: bool  # whether it may go on beyond the tile
+    mask_score: float = 0.0  # of a model with mask_scoring
 
     def window(self) -> Window:
         return self.masks.window(0)
@@ -91,6 +92,7 @@ def predict_tiles(
         found.mask_paste,
         image,
         PastedMasks(o.window() for o in objects),
+        mask_scores=None if found.mask_scores is None else np.array([o.mask_score for o in objects], np.float32),
     )
 
 
@@ -108,7 +110,8 @@ def _views(found: Prediction, tile: np.ndarray, height: int, width: int) -> list
         cut = bool((inner & (gaps < np.maximum(_CUT_PIXELS, _CUT_SHARE * sides))).any())
         masks = PastedMasks([(mask, top + int(tile[0]), left + int(tile[1]))])
         box = found.boxes[index] + np.tile(tile[:2], 2)
-        views.append(_View(box, float(found.scores[index]), int(found.classes[index]), masks, cut))
+        mask_score = 0.0 if found.mask_scores is None else float(found.mask_scores[index])
+        views.append(_View(box, float(found.scores[index]), int(found.classes[index]), masks, cut, mask_score))
     return views
 
 
@@ -187,7 +190,8 @@ def _merge(group: list[_View]) -> _View:
     boxes = np.array([view.box for view in group])
     box = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
     masks = PastedMasks([union_window(view.window() for view in group)])
-    return _View(box, max(view.score for view in group), group[0].number, masks, True)
+    score, mask_score = max(view.score for view in group), max(view.mask_score for view in group)
+    return _View(box, score, group[0].number, masks, True, mask_score)
 
 
 def _without_pieces(objects: list[_View], nms_iou: float) -> list[_View]:

@@ -2,7 +2,8 @@
 
 Boxes of all views are brought together class by class: those with an IoU above nms_iou are one object, whose box is
 their mean weighted by the scores and whose score is the mean over all views, a view that missed it counting 0. The
-mask head then runs on the objects' boxes in every view, and its probabilities are averaged.
+mask head then runs on the objects' boxes in every view, and its probabilities are averaged, as are the IoUs that the
+MaskIoU head predicts.
 """
 
 from __future__ import annotations
@@ -79,13 +80,17 @@ class AugmentedDetector:
         boxes, scores, classes = merge_boxes(found, self.model.config.nms_iou)
         keep = np.flatnonzero(scores > self.model.config.score_threshold)[: self.model.config.max_detections]
         boxes, scores, classes = boxes[keep].astype(np.float32), scores[keep], classes[keep]
-        masks = np.mean([self._view_masks(view, boxes, classes) for view in views], axis=0)
+        seen = [self._view_masks(view, boxes, classes) for view in views]
+        means = {name: np.mean([masks[name] for masks in seen], axis=0) for name in seen[0]}
+        if "mask_ious" in means:
+            means["mask_scores"] = scores * means.pop("mask_ious")
         count = np.int32(len(boxes))
-        return {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks, "num_detections": count}
+        return {"boxes": boxes, "scores": scores, "classes": classes, **means, "num_detections": count}
 
-    def _view_masks(self, view: _View, boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        masks = self._masks(view.features, view.to_network(boxes).astype(np.float32), classes).numpy()
-        return masks[:, :, ::-1] if view.mirrored else masks
+    def _view_masks(self, view: _View, boxes: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+        found = self._masks(view.features, view.to_network(boxes).astype(np.float32), classes)
+        arrays = {name: value.numpy() for name, value in found.items()}
+        return arrays | {"masks": arrays["masks"][:, :, ::-1]} if view.mirrored else arrays
 
     def _find_boxes(self, images: tf.Tensor, image_shapes: tf.Tensor) -> tuple[Any, ...]:
         """Boxes, scores and classes of one image, and the pyramid, float32."""
@@ -98,8 +103,8 @@ class AugmentedDetector:
         features = {level: tf.cast(feature, tf.float32) for level, feature in features.items()}
         return boxes[0, :count], scores[0, :count], classes[0, :count], features
 
-    def _find_masks(self, features: dict[str, tf.Tensor], boxes: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """(N, M, M) probabilities over each box (N, 4) of the network's pixels."""
+    def _find_masks(self, features: dict[str, tf.Tensor], boxes: tf.Tensor, classes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `MaskRCNN.find_masks` finds in boxes (N, 4) of the network's pixels."""
         features = {level: tf.cast(feature, self.model.compute_dtype) for level, feature in features.items()}
         return self.model.find_masks(features, boxes, classes, tf.zeros_like(classes))
 

@@ -224,7 +224,7 @@ def detect_boxes(
         logits, deltas: (B, P, C + 1), (B, P, C + 1, 4) or (B, P, 1, 4), of the box head.
         proposals, proposal_scores: (B, P, 4) yxyx pixels, (B, P) with -inf where a row is empty.
         image_shapes: (B, 2), height and width that boxes are clipped to.
-        config: score_threshold, nms_iou, box_min_size, class_agnostic_nms, max_detections.
+        config: score_threshold, nms_iou, soft_nms_sigma, box_min_size, class_agnostic_nms, max_detections.
         static_shapes: as for `multiclass_nms`.
 
     Returns:
@@ -247,5 +247,6 @@ def detect_boxes(
         config.max_detections,
         static_shapes=static_shapes,
         class_agnostic=config.class_agnostic_nms,
+        soft_sigma=config.soft_nms_sigma,
     )
     return boxes, scores, classes, count

@@ -82,7 +82,35 @@ def mask_targets(
     m = masks.shape[-1]
     rows = _interpolation(rois[:, 0], rois[:, 2], frames[:, 0], frames[:, 2], size, m, samples)
     columns = _interpolation(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3], size, m, samples)
-    dtype = keras.backend.standardize_dtype(masks.dtype)
-    masks = ops.cast(masks, "float32") / (1.0 if dtype == "bool" or "float" in dtype else 255.0)
-    targets = ops.matmul(ops.matmul(rows, masks), ops.transpose(columns, (0, 2, 1)))
+    targets = ops.matmul(ops.matmul(rows, _coverage(masks)), ops.transpose(columns, (0, 2, 1)))
     return ops.cast(targets >= 0.5, "float32") if binary else targets
+
+
+def share_inside(masks: Tensor, frames: Tensor, rois: Tensor) -> Tensor:
+    """The share of the area of each mask that lies inside its RoI; of a cell that the border cuts, the part inside.
+
+    Args:
+        masks, frames, rois: as for `mask_targets`.
+
+    Returns:
+        (K,) float32 in 0..1; 0 for masks without area.
+    """
+    m = masks.shape[-1]
+    cells, low = (frames[:, 2:] - frames[:, :2]) / m, frames[:, :2]
+
+    def inside(axis: int) -> Tensor:
+        """(K, m): of each row or column of cells."""
+        first = low[:, axis, None] + ops.arange(m, dtype="float32") * cells[:, axis, None]
+        last = ops.minimum(first + cells[:, axis, None], rois[:, axis + 2, None])
+        length = ops.maximum(last - ops.maximum(first, rois[:, axis, None]), 0.0)
+        return length / ops.maximum(cells[:, axis, None], 1e-6)
+
+    masks = _coverage(masks)
+    area = ops.matmul(ops.matmul(inside(0)[:, None], masks), inside(1)[..., None])[:, 0, 0]
+    return ops.minimum(area / ops.maximum(ops.sum(masks, axis=(1, 2)), 1e-6), 1.0)
+
+
+def _coverage(masks: Tensor) -> Tensor:
+    """Masks of any type in float32, 0..1."""
+    dtype = keras.backend.standardize_dtype(masks.dtype)
+    return ops.cast(masks, "float32") / (1.0 if dtype == "bool" or "float" in dtype else 255.0)

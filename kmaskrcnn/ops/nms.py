@@ -1,4 +1,4 @@
-"""Non-maximum suppression (greedy, by decreasing score), with a TensorFlow kernel and a portable twin.
+"""Non-maximum suppression (greedy, by decreasing score) and Soft-NMS, with a TensorFlow kernel and portable twins.
 
 Boxes are yxyx in continuous pixels, and a box is dropped where its IoU with a kept one is above the threshold, as in
 torchvision. Of equal scores the lower index goes first. Boxes of no or of infinite area, boxes with a NaN and boxes
@@ -43,13 +43,57 @@ def nms(
     Returns:
         indices (max_output,) int32 by decreasing score, 0 past the end, and how many of them are valid (), int32.
     """
+    boxes, scores = _only_good(boxes, scores, score_threshold)
+    if portable or keras.backend.backend() != "tensorflow":
+        return _portable(boxes, scores, max_output, iou_threshold)
+    indices, _, count = _kernel(boxes, scores, max_output, iou_threshold, _NEVER, 0.0)
+    return indices, count
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    max_output: int,
+    sigma: float,
+    score_threshold: float,
+    portable: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the best box, multiply the score of each other one by exp(-IoU^2 / sigma), and again (Bodla et al. 2017).
+
+    A .tflite file's kernel differs in one case: it drops a box that equals a better one, where exp(-1 / sigma)
+    of its score would be left.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,), not negative.
+        max_output: length of the result.
+        sigma: above 0; 0.5 as published.
+        score_threshold: boxes are kept only with a score above this, then as at first.
+        portable: as for `nms`.
+
+    Returns:
+        indices (max_output,) int32 and scores (max_output,) float32 by decreasing score, 0 past the end, and how many
+        of them are valid (), int32.
+    """
+    boxes, scores = _only_good(boxes, scores, score_threshold)
+    if portable or keras.backend.backend() != "tensorflow":
+        return _portable_soft(boxes, scores, max_output, sigma, score_threshold)
+    # The kernel's formula is exp(-IoU^2 / (2 sigma)).
+    return _kernel(boxes, scores, max_output, 1.0, score_threshold, sigma / 2.0)
+
+
+def _only_good(boxes: Tensor, scores: Tensor, score_threshold: float) -> tuple[Tensor, Tensor]:
+    """Boxes and scores, those that are never kept with a score below every threshold."""
     boxes, scores = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
     good = ops.logical_and(_has_area(boxes), scores > score_threshold)  # a NaN is not above anything
     # TFLite's kernel keeps boxes of no area again and again unless their score rules them out.
-    boxes = ops.where(good[:, None], boxes, 0.0)
-    scores = ops.where(good, scores, 2.0 * _NEVER)
-    if portable or keras.backend.backend() != "tensorflow":
-        return _portable(boxes, scores, max_output, iou_threshold)
+    return ops.where(good[:, None], boxes, 0.0), ops.where(good, scores, 2.0 * _NEVER)
+
+
+def _kernel(
+    boxes: Tensor, scores: Tensor, max_output: int, iou_threshold: float, score_threshold: float, sigma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """TensorFlow's: indices and scores (max_output,), and how many are valid."""
     import tensorflow as tf
 
     result = tf.raw_ops.NonMaxSuppressionV5(
@@ -57,13 +101,13 @@ def nms(
         scores=scores,
         max_output_size=max_output,
         iou_threshold=iou_threshold,
-        score_threshold=_NEVER,
-        soft_nms_sigma=0.0,
+        score_threshold=score_threshold,
+        soft_nms_sigma=sigma,
         pad_to_max_output_size=True,
     )
-    indices = result.selected_indices
-    indices.set_shape((max_output,))
-    return indices, result.valid_outputs
+    for values in (result.selected_indices, result.selected_scores):
+        values.set_shape((max_output,))
+    return result.selected_indices, result.selected_scores, result.valid_outputs
 
 
 def _has_area(boxes: Tensor) -> Tensor:
@@ -104,6 +148,30 @@ def _portable(boxes: Tensor, scores: Tensor, max_output: int, iou_threshold: flo
     start = (ops.zeros((), "int32"), ops.zeros((max_output,), "int32"), ops.zeros((), "int32"))
     _, indices, count = ops.while_loop(unfinished, add_tile, start)
     return indices, count
+
+
+def _portable_soft(
+    boxes: Tensor, scores: Tensor, max_output: int, sigma: float, score_threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A box a step: every score depends on all that was kept before."""
+    boxes = ops.pad(ops.stop_gradient(boxes), ((0, 1), (0, 0)))  # so that there is a row among no boxes
+    scores = ops.pad(ops.stop_gradient(scores), ((0, 1),), constant_values=_NEVER)
+    rows, slots = ops.arange(ops.shape(scores)[0], dtype="int32"), ops.arange(max_output, dtype="int32")
+
+    def unfinished(scores: Tensor, indices: Tensor, kept: Tensor, count: Tensor) -> Tensor:
+        return ops.logical_and(ops.max(scores) > score_threshold, count < max_output)
+
+    def add_best(scores: Tensor, indices: Tensor, kept: Tensor, count: Tensor) -> tuple[Tensor, ...]:
+        best = ops.cast(ops.argmax(scores), "int32")
+        indices = ops.where(slots == count, best, indices)
+        kept = ops.where(slots == count, ops.max(scores), kept)
+        overlaps = box_ops.iou(ops.take(boxes, best[None], axis=0), boxes)[0]
+        decayed = scores * ops.exp(-ops.square(overlaps) / sigma)
+        return ops.where(rows == best, _NEVER, decayed), indices, kept, count + 1
+
+    start = (scores, ops.zeros_like(slots), ops.zeros((max_output,), "float32"), ops.zeros((), "int32"))
+    _, indices, kept, count = ops.while_loop(unfinished, add_best, start)
+    return indices, kept, count
 
 
 def _over(boxes: Tensor, others: Tensor, iou_threshold: float) -> Tensor:
@@ -152,18 +220,20 @@ def multiclass_nms(
     portable: bool = False,
     static_shapes: bool = False,
     class_agnostic: bool = False,
+    soft_sigma: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Detections from all (RoI, class) pairs: threshold, NMS within each class, the best over all classes.
 
     Args:
         boxes: (B, R, C, 4), a box for each RoI and class.
         scores: (B, R, C).
-        score_threshold: pairs with a score of at most this are dropped.
+        score_threshold: pairs with a score of at most this are dropped; with soft_sigma, also those that come to it.
         iou_threshold: of the NMS of each class.
         max_detections: detections kept an image, D.
         portable: as for `nms`; all R * C pairs then take part in every step.
         static_shapes: no shape depends on the number of pairs above the threshold, as XLA and TFLite want it.
         class_agnostic: pairs of different classes suppress each other too.
+        soft_sigma: Soft-NMS of each class with this sigma in place of NMS; 0: off.
 
     Returns:
         boxes (B, D, 4) and scores (B, D) float32, classes (B, D) int32 counted from 1, roi_indices (B, D) int32 and the
@@ -186,18 +256,18 @@ def multiclass_nms(
             flat_boxes, flat_scores = ops.take(flat_boxes, pairs, axis=0), ops.take(flat_scores, pairs)
             candidates = ops.take(candidates, pairs)
         usable = ops.where(candidates[:, None], flat_boxes, 0.0)  # without NaN
-        keep, count = nms(
-            usable if class_agnostic else _class_planes(usable, pairs % num_classes, num_classes),
-            ops.where(candidates, flat_scores, 2.0 * _NEVER),
-            max_detections,
-            iou_threshold,
-            portable=portable,
-        )
+        planes = usable if class_agnostic else _class_planes(usable, pairs % num_classes, num_classes)
+        ranked = ops.where(candidates, flat_scores, 2.0 * _NEVER)
+        if soft_sigma:
+            keep, soft_scores, count = soft_nms(planes, ranked, max_detections, soft_sigma, score_threshold, portable)
+        else:
+            keep, count = nms(planes, ranked, max_detections, iou_threshold, portable=portable)
         valid = ops.arange(max_detections, dtype="int32") < count
         # One row of zeros at the end, so that an image without candidates has something to gather.
         keep = ops.where(valid, keep, ops.shape(flat_scores)[0])
         kept_boxes = ops.take(ops.pad(usable, ((0, 1), (0, 0))), keep, axis=0)
         kept_scores = ops.take(ops.pad(flat_scores, ((0, 1),)), keep)
+        kept_scores = ops.where(valid, soft_scores, 0.0) if soft_sigma else kept_scores
         kept_pairs = ops.take(ops.pad(pairs, ((0, 1),)), keep)
         classes = ops.where(valid, kept_pairs % num_classes + 1, 0)
         return kept_boxes, kept_scores, classes, kept_pairs // num_classes, count

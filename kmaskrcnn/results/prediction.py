@@ -40,6 +40,8 @@ class Prediction:
         pasted: masks at the size of the image, if objects were merged from tiles.
         track_ids: (N,) int32 ids of the objects in a tracked video; -1 for one without a track.
         shown_from: the lowest score that `draw` and a notebook show by default; a selection by score sets it.
+        mask_scores: (N,) float32, of a model with mask_scoring: score times the predicted IoU of the mask, by which
+            mask AP ranks. Order, selection, drawing and tracking go by `scores`: whether there is an object.
 
     Jupyter notebooks display the image with a table of the objects.
     """
@@ -56,6 +58,7 @@ class Prediction:
     pasted: PastedMasks | None = None
     track_ids: np.ndarray | None = None
     shown_from: float = 0.5
+    mask_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.mask_probabilities is None and self.pasted is None:
@@ -109,7 +112,7 @@ class Prediction:
 
     def take(self, rows: np.ndarray) -> Prediction:
         """The objects selected by an array of indices, or of bool."""
-        fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted", "track_ids")
+        fields = ("boxes", "scores", "classes", "mask_probabilities", "pasted", "track_ids", "mask_scores")
         values: dict[str, Any] = {name: getattr(self, name) for name in fields}
         values = {name: None if value is None else value[rows] for name, value in values.items()}
         return dataclasses.replace(self, **values)
@@ -152,13 +155,14 @@ class Prediction:
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO results: dicts of image_id, category_id, score, bbox xywh, segmentation (compressed RLE), for JSON.
 
-        Objects of a tracked video also have their `track_id`.
+        Objects of a tracked video also have their `track_id`, those of a model with mask_scoring their `mask_score`.
         """
         results = []
         for index, (box, score, number) in enumerate(zip(self.boxes, self.scores, self.classes, strict=True)):
             rle = window_to_rle(*self.window(index), self.height, self.width)
             y0, x0, y1, x1 = (float(v) for v in box)
             track = {} if self.track_ids is None else {"track_id": int(self.track_ids[index])}
+            mask = {} if self.mask_scores is None else {"mask_score": float(self.mask_scores[index])}
             results.append(
                 {
                     "image_id": image_id,
@@ -167,6 +171,7 @@ class Prediction:
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
                     **track,
+                    **mask,
                 }
             )
         return results
@@ -174,7 +179,8 @@ class Prediction:
     def to_supervision(self, masks: bool = True) -> Any:
         """`supervision.Detections`, for the trackers, annotators and metrics of that package.
 
-        Classes count from 0 there; `data["class_name"]` holds their names, `tracker_id` the ids of a tracked video.
+        Classes count from 0 there; `data["class_name"]` holds their names, `data["mask_score"]` the mask scores
+        where there are any, `tracker_id` the ids of a tracked video.
 
         Args:
             masks: whether to include the masks, (N, height, width) bool.
@@ -187,13 +193,16 @@ class Prediction:
         except ImportError:
             raise ConfigError("to_supervision needs a package: pip install supervision") from None
         pasted = [self.mask(i) for i in range(len(self))] if masks else []
+        data: dict[str, Any] = {"class_name": np.array(self.names, str)}
+        if self.mask_scores is not None:
+            data["mask_score"] = self.mask_scores
         return Detections(
             xyxy=self.boxes[:, [1, 0, 3, 2]],
             mask=np.array(pasted, bool).reshape(-1, self.height, self.width) if masks else None,
             confidence=self.scores,
             class_id=self.classes.astype(int) - 1,
             tracker_id=None if self.track_ids is None else self.track_ids.astype(int),
-            data={"class_name": np.array(self.names, str)},
+            data=data,
         )
 
     def draw(self, image: np.ndarray | None = None, min_score: float | None = None, font: str = "") -> Image.Image:

@@ -21,7 +21,20 @@ from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction, coco_dataset
 
 OUTPUTS = ("overlay", "masks", "coco", "labelme", "csv")
-CSV_COLUMNS = ("image", "instance", "class", "score", "x0", "y0", "x1", "y1", "mask_area", "mask_share", "track")
+CSV_COLUMNS = (
+    "image",
+    "instance",
+    "class",
+    "score",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "mask_area",
+    "mask_share",
+    "track",
+    "mask_score",
+)
 # Points of a LabelMe polygon lie at most this far from the outline that they stand for, in pixels.
 _POLYGON_TOLERANCE = 0.5
 # Larger overlays are JPEG files, a tenth of the bytes of a PNG; a JPEG has no side beyond 65,500.
@@ -165,16 +178,18 @@ def instance_mask_image(numbers: np.ndarray) -> Image.Image:
 def csv_rows(path: str, prediction: Prediction) -> list[list[Any]]:
     """CSV_COLUMNS of each object: instance counts from 1 as in the mask PNG, boxes and areas in pixels of the image.
 
-    mask_share is the share of the image that the mask fills, track the id over a tracked video or empty.
+    mask_share is the share of the image that the mask fills; track, the id over a tracked video, and mask_score, of a
+    model with mask_scoring, are else empty.
     """
     rows = []
     pixels = prediction.height * prediction.width
     tracks = [""] * len(prediction) if prediction.track_ids is None else prediction.track_ids.tolist()
-    columns = (prediction.names, prediction.scores, prediction.boxes, prediction.mask_areas(), tracks)
-    for number, (name, score, box, area, track) in enumerate(zip(*columns, strict=True), 1):
+    masks = [""] * len(prediction) if prediction.mask_scores is None else [f"{v:.4f}" for v in prediction.mask_scores]
+    columns = (prediction.names, prediction.scores, prediction.boxes, prediction.mask_areas(), tracks, masks)
+    for number, (name, score, box, area, track, mask) in enumerate(zip(*columns, strict=True), 1):
         y0, x0, y1, x1 = (round(float(v), 2) for v in box)
         row = [path, number, name, round(float(score), 4), x0, y0, x1, y1, int(area), f"{area / pixels:.6f}", track]
-        rows.append(row)
+        rows.append([*row, mask])
     return rows
 
 

@@ -75,6 +75,8 @@ class LiteRTRunner:
             answers.SIZES: np.zeros((count, 2), np.float32),
             answers.ERRORS: np.array([one.encode() if isinstance(one, str) else b"" for one in found], object),
         }
+        if answers.MASK_SCORES in self._client.metadata.get("outputs", ()):
+            outputs[answers.MASK_SCORES] = np.zeros((count, rows), np.float32)
         for i, one in enumerate(found):
             if isinstance(one, str):
                 continue
@@ -83,6 +85,8 @@ class LiteRTRunner:
             outputs[answers.BOXES][i, :n] = one.boxes / np.array([one.height, one.width] * 2, np.float32)
             outputs[answers.SCORES][i, :n], outputs[answers.CLASSES][i, :n] = one.scores, one.classes
             outputs[answers.MASKS][i, :n] = one.mask_probabilities
+            if one.mask_scores is not None:
+                outputs[answers.MASK_SCORES][i, :n] = one.mask_scores
         return outputs
 
     def _predict(self, image: bytes):

@@ -135,9 +135,19 @@ class ModelConfig:
     max_mask_rois: int = setting(
         0, "Most positive RoIs per image that train the mask head; 0: all that are sampled.", low=0
     )
+    mask_scoring: bool = setting(
+        False,
+        "Mask Scoring R-CNN: a head predicts the IoU of each mask; mask AP ranks by its product with the score.",
+    )
     # Detections.
     score_threshold: float = setting(0.05, "Detections with this score or less are dropped.", low=0, below=1)
     nms_iou: float = setting(0.5, "IoU threshold of non-maximum suppression (NMS) of detections, per class.", **SHARE)
+    soft_nms_sigma: float = setting(
+        0.0,
+        "Soft-NMS in place of nms_iou: a better box multiplies the scores of those that it overlaps by "
+        "exp(-IoU^2 / sigma), per class; 0.5 as published, 0: off.",
+        low=0,
+    )
     box_min_size: float = setting(
         0.0, "Boxes of detections with a side of less than this many pixels are dropped.", low=0
     )

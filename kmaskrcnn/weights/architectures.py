@@ -72,6 +72,15 @@ def check_one_stage(model: MaskRCNN, source: str) -> None:
         )
 
 
+def check_no_mask_scoring(model: MaskRCNN, source: str) -> None:
+    """Raise WeightsError where the model has a MaskIoU head, which no format that is read has."""
+    if model.config.mask_scoring:
+        raise WeightsError(
+            f"{source}: has no MaskIoU head; convert it without mask_scoring, and train with mask_scoring and "
+            "init_weights=that model"
+        )
+
+
 def check_mobilenet(tensors: Mapping[str, np.ndarray], source: str) -> None:
     """Raise WeightsError where the blocks are not numbered as in MobileNetV2's `features`.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
-from kmaskrcnn.weights.architectures import check_architecture
+from kmaskrcnn.weights.architectures import check_architecture, check_no_mask_scoring
 from kmaskrcnn.weights.torchvision import head_sizes, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, transfer
 
@@ -306,6 +306,7 @@ def load_detectron2(
         WeightsError: a missing, left-over or misshapen tensor, or a file that is no such model.
     """
     source = os.fspath(path)
+    check_no_mask_scoring(model, source)
     tensors = {n: v for n, v in read_tensors(source).items() if not n.endswith("num_batches_tracked")}
     rgb = _is_rgb(tensors) if rgb is None else rgb
     return transfer(

@@ -68,6 +68,7 @@ def write_state_dict(model: MaskRCNN, path: str | os.PathLike, target: str, rgb:
     """
     write_pth(path, state_dict(model, target, rgb))
     usual: Mapping[str, Any] = TORCHVISION_SEMANTICS if target == "torchvision" else DETECTRON2_SEMANTICS
+    usual = {**usual, "soft_nms_sigma": 0.0, "mask_scoring": False}  # neither has them; the MaskIoU head is left out
     return list(_differences(model, usual))
 
 

@@ -17,7 +17,12 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
-from kmaskrcnn.weights.architectures import check_architecture, check_mobilenet, check_one_stage
+from kmaskrcnn.weights.architectures import (
+    check_architecture,
+    check_mobilenet,
+    check_no_mask_scoring,
+    check_one_stage,
+)
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 
 if TYPE_CHECKING:
@@ -347,6 +352,7 @@ def load_torchvision(
     """
     source = os.fspath(path)
     check_one_stage(model, source)
+    check_no_mask_scoring(model, source)
     tensors = modern_names(read_tensors(source))
     entries = torchvision_entries(model)
     if norm_epsilon != EPSILON:

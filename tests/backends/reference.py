@@ -21,6 +21,8 @@ VARIATIONS = {
     "mask_class_agnostic": True,
     "box_loss": "giou",
     "rpn_box_loss": "giou",
+    "mask_scoring": True,
+    "soft_nms_sigma": 0.5,
 }
 NORMS = ("frozen_bn", "bn", "gn", "variations")  # the last one frozen_bn, with other heads and losses
 STEPS = 20

@@ -91,6 +91,22 @@ def test_equals_pycocotools_summary(kind, iou_type):
     assert 0.05 < ours["AP"] < 0.95
 
 
+def test_masks_rank_by_their_mask_score_and_boxes_by_the_score():
+    """The same scores under either name give the same numbers."""
+    truth, results = _random_case()
+    rng = np.random.default_rng(0)
+    scored = [r | {"mask_score": float(rng.random())} for r in results]
+    swapped = [r | {"score": r["mask_score"]} for r in scored]
+    plain = {kind: score(truth, results, kind) for kind in ("box", "mask", "boundary")}
+    found = {kind: score(truth, scored, kind) for kind in plain}
+    assert found["box"].summary == plain["box"].summary
+    for kind in ("mask", "boundary"):
+        expected = score(truth, [{k: v for k, v in r.items() if k != "mask_score"} for r in swapped], kind)
+        assert found[kind].summary == expected.summary != plain[kind].summary
+        assert found[kind].counts == expected.counts
+        np.testing.assert_array_equal(found[kind].precision, expected.precision)
+
+
 def _crowded_case(seed):
     """Scores, overlaps and areas with many ties, crowd and ignored objects, and images of nothing."""
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kmaskrcnn.evaluation import score
@@ -88,6 +89,17 @@ def test_ap_is_that_of_coco_where_every_class_has_objects():
         # Of other categories nothing counts.
         assert tide_errors(truth, GOLDEN["results"], kind) == tide_errors(truth, results, kind)
         assert tide_errors(truth, results, kind).ap == pytest.approx(score(truth, results, kind).summary["AP50"])
+
+
+def test_masks_rank_by_their_mask_score():
+    rng = np.random.default_rng(0)
+    results = [r | {"mask_score": float(rng.random())} for r in GOLDEN["results"]]
+    swapped = [r | {"score": r["mask_score"]} for r in results]
+    truth = GOLDEN["truth"]
+    assert tide_errors(truth, results, "box") == tide_errors(truth, GOLDEN["results"], "box")
+    assert tide_errors(truth, results, "mask") == tide_errors(truth, swapped, "mask")
+    assert tide_errors(truth, results, "mask", 3) == tide_errors(truth, swapped, "mask", 3)
+    assert tide_errors(truth, results, "mask") != tide_errors(truth, GOLDEN["results"], "mask")
 
 
 def test_nothing_at_all():

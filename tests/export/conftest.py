@@ -64,3 +64,6 @@ def assert_same(ours, theirs, atol=1e-4):
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=atol)
     np.testing.assert_array_equal(ours.classes, theirs.classes)
     np.testing.assert_allclose(ours.mask_probabilities, theirs.mask_probabilities, atol=atol)
+    assert (ours.mask_scores is None) == (theirs.mask_scores is None)
+    if ours.mask_scores is not None:
+        np.testing.assert_allclose(ours.mask_scores, theirs.mask_scores, atol=atol)

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from kmaskrcnn.export import retries
+from kmaskrcnn.export.answers import OUTPUTS
 from kmaskrcnn.export.client import (
     AsyncClient,
+    GrpcClient,
     ImageError,
     RestClient,
     ServerBusyError,
@@ -159,6 +161,7 @@ NONSENSE = {
     "class 0": answer(changed(detection_classes=[0, 0])),
     "no masks": answer(without("detection_masks")),
     "oblong masks": answer(changed(detection_masks=[[[1.0, 0.0]]] * 2)),
+    "mask scores of other rows": answer(changed(detection_mask_scores=[0.5])),
     "null masks": answer(changed(detection_masks=None)),
     "no sizes": answer(without("image_sizes")),
     "impossible size": answer(changed(image_sizes=[1e9, 1e9])),
@@ -294,6 +297,21 @@ def test_async_calls_run_beside_each_other():
         results = asyncio.run(run(server.url))
         assert server.requests == 9 and server.connections <= 8
     assert [len(result) for result in results] == [1] * 9
+
+
+def test_mask_scores_are_read_where_the_model_has_them():
+    with Server(answer(), answer(changed(detection_mask_scores=[0.5, 0.0]))) as server:
+        client = client_of(server)
+        assert client.predict(b"image").mask_scores is None
+        np.testing.assert_allclose(client.predict(b"image").mask_scores, [0.5])
+
+
+def test_grpc_asks_for_mask_scores_on_request():
+    pytest.importorskip("grpc")
+    for options, names in (({}, OUTPUTS), ({"mask_scores": True}, (*OUTPUTS, "detection_mask_scores"))):
+        client = GrpcClient("localhost:1", "fruits", LABELS, **options)
+        assert client._names == names
+        client.close()
 
 
 def test_compact_masks_are_unpacked():

@@ -1,17 +1,24 @@
-"""A cascade with class-agnostic masks, exported: the numbers of the model."""
+"""A cascade with class-agnostic masks, mask scoring and Soft-NMS, exported: the numbers of the model."""
+
+import io
+import itertools
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import gpu_graphs, tflite
+from kmaskrcnn.export.client import LiteRTClient
 from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
 from kmaskrcnn.inference.predictor import Predictor
+from kmaskrcnn.serving.runner import LiteRTRunner
 from tests.conftest import TINY
 from tests.export.conftest import LABELS, assert_same
 from tests.export.images import encode, picture
+from tests.numpy_reference import iou
 
 HEIGHT, WIDTH = 64, 96
 SETTINGS = TINY | {
@@ -19,7 +26,11 @@ SETTINGS = TINY | {
     "score_threshold": 0.0,
     "cascade_ious": (0.5, 0.6),
     "mask_class_agnostic": True,
+    "mask_scoring": True,
+    "soft_nms_sigma": 0.5,
 }
+# The names of what the model finds that an export has by another name.
+FOUND = ("scores", "classes", "masks", "mask_scores")
 
 
 def build(**settings):
@@ -30,7 +41,18 @@ def build(**settings):
     for head in (model.box_head, *model.cascade.heads):
         head.class_logits.kernel.assign(rng.normal(0, 0.05, head.class_logits.kernel.shape))
         head.deltas.kernel.assign(rng.normal(0, 0.05, head.deltas.kernel.shape))
+    if model.mask_iou_head is not None:  # a share of each score
+        model.mask_iou_head.ious.kernel.assign(rng.normal(0, 0.01, model.mask_iou_head.ious.kernel.shape))
+        model.mask_iou_head.ious.bias.assign([0.5])
     return model
+
+
+def check_varied(found):
+    """Mask scores that are shares of the scores, and boxes of a class whose overlap has cost a score."""
+    boxes, scores, classes = found.boxes, found.scores, found.classes
+    assert np.ptp(found.mask_scores / scores) > 1e-3 and (found.mask_scores < scores).all()
+    pairs = itertools.combinations(range(len(boxes)), 2)
+    assert max(iou(boxes[i], boxes[j]) for i, j in pairs if classes[i] == classes[j]) > 0.2
 
 
 @pytest.mark.slow
@@ -38,10 +60,12 @@ def test_saved_model(tmp_path):
     model, config = build(), Config().replace(**SETTINGS, min_size=64, max_size=128)
     client = SavedModelClient(export_saved_model(model, config, LABELS, tmp_path / "fruits"))
     image = picture()
-    assert_same(client.predict(encode(image)), Predictor(model, config, LABELS).predict(image))
+    found = Predictor(model, config, LABELS).predict(image)
+    check_varied(found)
+    assert_same(client.predict(encode(image)), found)
 
 
-def test_tflite():
+def test_tflite(tmp_path):
     model = build(**tflite.MOBILE_SETTINGS)
     images = np.random.default_rng(1).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
     shape = np.array([[HEIGHT, WIDTH]], np.int32)
@@ -51,10 +75,40 @@ def test_tflite():
     assert int(found["num_detections"][0]) == int(expected["num_detections"][0]) > 5
     boxes = found["detection_boxes"] * [HEIGHT, WIDTH, HEIGHT, WIDTH]
     np.testing.assert_allclose(boxes, expected["boxes"], atol=1e-3)
-    for name in ("scores", "classes", "masks"):
+    for name in FOUND:
         np.testing.assert_allclose(found[f"detection_{name}"], expected[name], atol=1e-4, err_msg=name)
+    config, path = Config().replace(**SETTINGS), tmp_path / "model.tflite"
+    tflite.write(content, path, config, LABELS, [(HEIGHT, WIDTH)], "none")
+    answer, buffer = LiteRTClient(path).predict(images[0]), io.BytesIO()
+    check_varied(answer)
+    np.testing.assert_allclose(answer.mask_scores, expected["mask_scores"][0], atol=1e-4)
+    Image.fromarray(images[0]).save(buffer, "PNG")
+    served = LiteRTRunner(path, 1, 10**6).run([buffer.getvalue(), b"none"])
+    np.testing.assert_array_equal(served["detection_mask_scores"], [answer.mask_scores, 0 * answer.mask_scores])
 
 
-def test_the_graphs_for_gpus_are_refused():
-    with pytest.raises(ConfigError, match="cascade_ious: the host's steps have one box head"):
-        gpu_graphs.convert(build(dtype="float32"), HEIGHT, WIDTH)
+@pytest.mark.slow
+def test_int8():
+    """The MaskIoU head is among what is rounded."""
+    model = build(**tflite.MOBILE_SETTINGS)
+    images = np.random.default_rng(1).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
+    shape = np.array([[HEIGHT, WIDTH]], np.int32)
+    content = tflite.convert(model, [(HEIGHT, WIDTH)], "int8", images)
+    found = tflite._interpreter(content).get_signature_runner()(images=images, image_shape=shape)
+    expected = model({"images": images, "image_shapes": shape})
+    shares = found["detection_mask_scores"] / found["detection_scores"]
+    assert np.mean(shares) == pytest.approx(float(np.mean(expected["mask_scores"] / expected["scores"])), abs=0.05)
+    assert np.ptp(shares) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cascade_ious": (0.5, 0.6)}, "cascade_ious: the host's steps have one box head"),
+        ({"mask_scoring": True}, "mask_scoring=True: the graphs have no MaskIoU head; give mask_scoring=False"),
+        ({"soft_nms_sigma": 0.5}, "soft_nms_sigma: the host's steps have NMS with a threshold alone"),
+    ],
+)
+def test_the_graphs_for_gpus_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        gpu_graphs.convert(MaskRCNN(**TINY, dtype="float32", **settings), HEIGHT, WIDTH)

@@ -129,6 +129,16 @@ def test_a_match_that_falls_below_the_score_is_told():
     assert "; of these" not in verify(["a"], reference, reference, BOUND).lines[2]
 
 
+@pytest.mark.parametrize(("change", "words"), [(-0.01, "score differs by 1.00e-02"), (None, "score differs by inf")])
+def test_mask_scores_are_scores_too(change, words):
+    def scored(path, change=0.0):
+        mask_scores = None if change is None else reference(path).scores * 0.8 + np.float32(change)
+        return dataclasses.replace(reference(path), mask_scores=mask_scores)
+
+    assert verify(["a"], scored, scored, BOUND).problems == ()
+    assert any(words in problem for problem in verify(["a"], scored, lambda path: scored(path, change), BOUND).problems)
+
+
 def test_drawn_images():
     """Low scores are compared too, and a model that finds nothing in them is no failure."""
     assert verify(["a"], reference, reference, BOUND, drawn=True).lines[1].startswith("detections above 0.1       3 in")

@@ -126,6 +126,23 @@ def test_the_best_whole_view_is_taken_and_its_score():
     assert found.image is image
 
 
+@pytest.mark.parametrize("discs", [[(120, 225, 15)], [(120, 225, 100)]])
+def test_mask_scores_are_those_of_the_views_taken(discs):
+    """Of the whole view that is taken, and where every tile cuts the object, the best."""
+    image = _canvas(discs, 240, 450)
+    oracle = _oracle(score=lambda number, share: 0.5 + share / 1e5)
+
+    def scored(tile):
+        found = oracle(tile)
+        seen.append(found.scores.max(initial=0.0) / 2)
+        return dataclasses.replace(found, mask_scores=found.scores / 2)
+
+    seen = []
+    found = predict_tiles(scored, image, 256, 64)
+    assert found.mask_scores == pytest.approx([max(seen)])
+    assert predict_tiles(oracle, image, 256, 64).mask_scores is None
+
+
 def test_objects_of_another_class_stay():
     image = _canvas([(120, 225, 30)], 240, 450)
     oracle = _oracle()

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config
 from kmaskrcnn.inference.predictor import Predictor
 from kmaskrcnn.inference.tta import merge_boxes, scaled_config
@@ -70,6 +71,21 @@ def test_with_mirrored_views_the_answer_is_mirrored_with_the_picture(tiny_model,
         np.testing.assert_allclose(mirrored.scores[partner], found.scores[row], atol=1e-4)
         flipped = mirrored.mask_probabilities[partner][:, ::-1]
         np.testing.assert_allclose(flipped, found.mask_probabilities[row], atol=5e-3)
+
+
+def test_mask_scores_of_views_and_tiles(tiny_settings, image):
+    config = Config().replace(resize_mode="native", score_threshold=0.0)
+    model = MaskRCNN(**tiny_settings, score_threshold=0.0, mask_scoring=True)
+    head, rng = model.mask_iou_head.ious, np.random.default_rng(0)
+    head.kernel.assign(rng.normal(0, 0.01, head.kernel.shape))
+    head.bias.assign([0.5] * 4)
+
+    plain, one = (Predictor(model, c, LABELS).predict(image) for c in (config, config.replace(tta_scales=(1.0,))))
+    np.testing.assert_allclose(one.mask_scores, plain.mask_scores, rtol=1e-3)
+    assert np.ptp(plain.mask_scores / plain.scores) > 1e-3
+    views = config.replace(tta_flip=True, tta_scales=(1.0, 1.25), tile_size=64, tile_overlap=16)
+    found = Predictor(model, views, LABELS).predict(image)
+    assert found.pasted is not None and (found.mask_scores > 0).all() and (found.mask_scores < found.scores).all()
 
 
 def test_tiles_and_views_together(tiny_model, image):

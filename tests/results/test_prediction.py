@@ -1,5 +1,6 @@
 """Predictions as objects."""
 
+import dataclasses
 import time
 import tracemalloc
 
@@ -55,6 +56,17 @@ def test_what_was_selected_by_score_is_drawn():
     assert drawn(found(), min_score=0.05) == [True, True, True]
     assert drawn(found().above(0.05), min_score=0.5) == [True, False, False]
     assert "2 objects with a score of at least 0.2 (2 in all)" in found().above(0.2)._repr_html_()
+
+
+def test_mask_scores_stay_with_their_objects():
+    scored = dataclasses.replace(found(), mask_scores=np.array([0.4, 0.25, 0.05], np.float32))
+    kept = scored.select(classes=["dust"]).take(np.array([1, 0]))
+    np.testing.assert_allclose(kept.mask_scores, [0.05, 0.25])
+    assert [row["mask_score"] for row in kept.to_coco(1)] == pytest.approx([0.05, 0.25])
+    assert "mask_score" not in found().to_coco(1)[0]
+    pytest.importorskip("supervision")
+    np.testing.assert_allclose(kept.to_supervision().data["mask_score"], [0.05, 0.25])
+    assert "mask_score" not in found().to_supervision().data
 
 
 def test_an_image_of_another_size_is_refused():

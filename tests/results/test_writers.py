@@ -15,7 +15,7 @@ from kmaskrcnn.outputs import OutputError
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.pasted_masks import PastedMasks
 from kmaskrcnn.results.prediction import Prediction
-from kmaskrcnn.results.writers import OUTPUTS, Writer, instance_mask_image, mask_polygons
+from kmaskrcnn.results.writers import OUTPUTS, Writer, csv_rows, instance_mask_image, mask_polygons
 
 LABELS = Labels(("apple", "pear"), (3, 10))
 
@@ -71,6 +71,9 @@ def test_every_output_holds_the_objects(prediction, tmp_path):
     ]
     assert float(rows[0]["mask_share"]) == pytest.approx(prediction.mask(0).mean(), abs=1e-6)
     assert [float(rows[0][k]) for k in ("x0", "y0", "x1", "y1")] == [15, 25, 45, 55]
+    assert [row["mask_score"] for row in rows] == ["", ""]
+    scored = dataclasses.replace(prediction, mask_scores=np.array([0.71239, 0.3], np.float32))
+    assert [row[-1] for row in csv_rows("a.png", scored)] == ["0.7124", "0.3000"]
 
 
 def test_labelme_files_are_a_training_set(prediction, tmp_path):

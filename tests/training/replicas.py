@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from kmaskrcnn.config import Config
-from kmaskrcnn.model import LOSSES, _over_replicas
+from kmaskrcnn.keras_interface import over_replicas
+from kmaskrcnn.model import LOSSES
 from kmaskrcnn.training.step import TrainStep, build_optimizer
 
 SLOTS = 4
@@ -45,7 +46,7 @@ class Small(keras.Model):
         counts = tf.stack([tf.reduce_sum(batch["objects"])] * 3)
         if counts_only:
             return counts
-        normalizers = batch["normalizers"] if "normalizers" in batch else _over_replicas(counts)
+        normalizers = batch["normalizers"] if "normalizers" in batch else over_replicas(counts)
         y = tf.cast(self.head(x), tf.float32) - 1.0
         total = tf.reduce_sum(tf.square(y) * batch["objects"][:, None], axis=0) / normalizers[0]
         return {name: total[i] for i, name in enumerate(LOSSES)}

@@ -30,13 +30,13 @@ def _end(process, code=0):
 
 
 def _train(folder, name):
-    """The output of three steps, with an evaluation of 5 images in batches of 2."""
+    """The output of three steps with mask scoring, with an evaluation of 5 images in batches of 2."""
     flags = {
         "one": [],
         "devices": ["--strategy=mirrored", "--num_devices=2", "--accumulate_steps=2"],
         "workers": ["--num_local_workers=2"],
     }[name]
-    return _end(_start(folder / name, "--steps=3", *flags))
+    return _end(_start(folder / name, "--steps=3", "--mask_scoring", *flags))
 
 
 @pytest.fixture(scope="module")

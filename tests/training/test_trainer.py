@@ -85,7 +85,8 @@ def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
         seen.append(step)
         return {"mask_AP": 0.5}, {}
 
-    whole, outcome = _train(_config(tmp_path / "whole", eval_every=2), evaluate)
+    model = {"mask_scoring": True}  # which has one loss more
+    whole, outcome = _train(_config(tmp_path / "whole", eval_every=2, **model), evaluate)
     assert (outcome.step, seen) == (4, [2, 4])
 
     # The same schedule, stopped half way, in an evaluation: the rate of a step depends on the share of the run.
@@ -94,7 +95,7 @@ def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
         first.pulse()
         raise AssertionError("the signal should have ended this")
 
-    config = _config(tmp_path / "parts", eval_every=2)
+    config = _config(tmp_path / "parts", eval_every=2, **model)
     first = Trainer(config, open_dataset(config, "train"), interrupted)
     outcome = first.train()
     assert (outcome.step, outcome.interrupted) == (2, True)
@@ -197,6 +198,21 @@ def test_weights_of_a_model_with_other_classes_are_taken_as_far_as_they_fit(tmp_
     values = {w.path: w.numpy() for w in model.weights}
     same = [w.path for w in other.weights if np.array_equal(w.numpy(), values[w.path])]
     assert len(same) >= len(other.weights) - 6
+
+
+def test_mask_scoring_starts_from_a_model_without_and_can_be_left_out_again(tmp_path):
+    plain = _config(tmp_path / "plain")
+    scoring = plain.replace(mask_scoring=True, seed=5)
+    model = model_folder.build_model(plain)
+    for name, config, own in (("plain", plain, model), ("scoring", scoring, model_folder.build_model(scoring))):
+        if name == "scoring":
+            assert "mask_iou_head/" in model_folder.load_initial_weights(own, str(tmp_path / "plain"))
+        model_folder.prepare_directory(tmp_path / name, config, Labels(tuple("abcd"), (1, 2, 3, 4)))
+        model_folder.save_weights(own, tmp_path / name / model_folder.LAST)
+    again, config, _ = model_folder.load_model(tmp_path / "scoring", mask_scoring=False)
+    assert again.mask_iou_head is None and not config.model.mask_scoring
+    for a, b in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing/best.weights.h5"])

@@ -184,6 +184,13 @@ def test_the_source_config_of_a_cascade(tmp_path):
         read_source_config(path)
 
 
+@pytest.mark.parametrize("state", [torchvision_state, detectron2_state])
+def test_no_file_has_a_mask_iou_head(tmp_path, state):
+    path = saved(tmp_path, state())
+    with pytest.raises(WeightsError, match="has no MaskIoU head; convert it without mask_scoring"):
+        import_file(path, mask_scoring=True)
+
+
 def test_files_of_programs_without_cascades_have_one_box_head(tmp_path):
     write_tensors(tmp_path / "w.safetensors", torchvision_state())
     with pytest.raises(WeightsError, match=r"w\.safetensors: has one box head and no cascade_ious; convert it without"):

@@ -57,6 +57,17 @@ def test_class_agnostic_heads_and_cascades_leave_for_detectron2_alone(tmp_path, 
         state_dict(model, "torchvision")
 
 
+@pytest.mark.parametrize("target", ["torchvision", "detectron2"])
+def test_what_the_targets_lack_is_left_out_and_told(tmp_path, target):
+    small = {"backbone": "resnet18", "fpn_channels": 8, "box_fc_channels": (8,), "mask_conv_channels": (8,)}
+    model = MaskRCNN(**small, mask_scoring=True, soft_nms_sigma=0.5)
+    notes = write_state_dict(model, tmp_path / "out.pth", target)
+    assert "mask_scoring is True here and False there" in notes
+    assert "soft_nms_sigma is 0.5 here and 0.0 there" in notes
+    plain = state_dict(MaskRCNN(**small), target)
+    assert read_tensors(tmp_path / "out.pth").keys() == plain.keys()
+
+
 def test_networks_that_the_target_lacks_are_refused():
     small = {"fpn_channels": 8, "box_fc_channels": (8,), "mask_conv_channels": (8,)}
     mobile = MaskRCNN(backbone="mobilenet_v2", **small)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kmaskrcnn.config import ConfigError, TrainConfig
 from kmaskrcnn.model import MaskRCNN
+from kmaskrcnn.training.sgd import SGD
 
 NORM_WEIGHTS = ("gamma", "beta")
 # What a step returns after the losses, in order. `overflowed` is a step that only the loss scale of mixed_float16
@@ -29,7 +30,7 @@ def build_optimizer(config: TrainConfig, model: keras.Model) -> keras.optimizers
         ConfigError: adamw with a norm_weight_decay that is neither 0 nor weight_decay.
     """
     if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(config.learning_rate, momentum=config.momentum)
+        optimizer = SGD(config.learning_rate, momentum=config.momentum)
     else:
         optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay)
         if config.norm_weight_decay not in (0.0, config.weight_decay):

@@ -50,8 +50,8 @@ def test_two_steps_of_sgd_with_clipping_momentum_and_l2():
         assert norm > 1.0  # or clipping would do nothing
         for i, (g, variable) in enumerate(zip(gradients, model.trainable_variables, strict=True)):
             decay = 0.01 if variable.name in ("gamma", "beta") else 0.1
-            velocity[i] = 0.9 * velocity[i] - rate * (g / norm + decay * expected[i])
-            expected[i] = expected[i] + velocity[i]
+            velocity[i] = 0.9 * velocity[i] + g / norm + decay * expected[i]
+            expected[i] = expected[i] - rate * velocity[i]  # the rate of this step, of all that the velocity holds
         for value, variable in zip(expected, model.trainable_variables, strict=True):
             np.testing.assert_allclose(variable.numpy(), value, rtol=2e-4, atol=2e-5, err_msg=variable.path)
 

@@ -109,7 +109,7 @@ def test_adamw_leaves_norms_undecayed_and_refuses_a_second_decay(tiny_model):
         build_optimizer(Config().replace(optimizer="adamw", norm_weight_decay=0.05).train, tiny_model)
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", "convnext_tiny"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", pytest.param("convnext_tiny", marks=pytest.mark.slow)])
 def test_a_step_trains_the_stages_that_are_not_frozen(backbone):
     keras.utils.set_random_seed(3)
     model = MaskRCNN(**TINY | {"backbone": backbone, "backbone_norm": "frozen_bn", "frozen_stages": 3})
@@ -124,4 +124,5 @@ def test_a_step_trains_the_stages_that_are_not_frozen(backbone):
         "mobilenet_v3_large": ("blocks_2_2_se_conv_expand", "blocks_3_0_conv_pw"),
         "convnext_tiny": ("stages_1_blocks_2_layer_scale", "stages_2_blocks_0_layer_scale"),
     }[backbone]
-    assert not any(f"/{first}/" in path for path in changed) and any(f"/{last}/" in path for path in changed)
+    names = {path.split("/")[0] for path in changed}
+    assert first not in names and last in names

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import keras
 
-from kmaskrcnn.backbones import efficientnet_lite, mobilenet_v2, pixels, resnet
+from kmaskrcnn.backbones import convnext, efficientnet_lite, mobilenet_v2, mobilenet_v3, pixels, resnet
 from kmaskrcnn.backbones.imagenet import load_imagenet as load_weights
+from kmaskrcnn.errors import ConfigError
 
 __all__ = ["BACKBONES", "build_backbone", "load_weights", "pixel_statistics"]
 
-BACKBONES = (*resnet.BLOCKS, "mobilenet_v2", "efficientnet_lite0")
+BACKBONES = (*resnet.BLOCKS, "convnext_tiny", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_lite0")
 _NORMS = ("frozen_bn", "bn", "sync_bn", "gn")
 
 
 def _check_name(name: str) -> None:
     if name not in BACKBONES:
-        raise ValueError(f"backbone={name!r}: choose one of {', '.join(BACKBONES)}")
+        raise ConfigError(f"backbone={name!r}: choose one of {', '.join(BACKBONES)}")
 
 
 def build_backbone(
@@ -33,7 +34,8 @@ def build_backbone(
 
     Args:
         name: one of BACKBONES.
-        norm: "frozen_bn", "bn", "sync_bn" or "gn" in place of the network's batch normalizations.
+        norm: "frozen_bn", "bn", "sync_bn" or "gn" in place of the network's batch normalizations. ConvNeXt has layer
+            normalizations, which hold no statistics: it takes "frozen_bn", the default, and keeps its own.
         stride_in_1x1: ResNet bottlenecks have their stride in the first 1x1 convolution (Caffe, Detectron2's MSRA
             weights, keras.applications) instead of the 3x3 (torchvision).
         frozen_stages: leading stages with trainable=False: 0 none, 1 the stem (in the mobile networks everything at
@@ -43,22 +45,28 @@ def build_backbone(
             and right of even sides, with which maps lie 2 px further up and left (matterport).
 
     Raises:
-        ValueError: an unknown name or norm, a number of stages outside 0..5, stride_in_1x1 without bottlenecks, or
-            stem_pool_padding without a ResNet.
+        ConfigError: an unknown name or norm, another norm than a ConvNeXt's own, a number of stages outside 0..5,
+            stride_in_1x1 without bottlenecks, or stem_pool_padding without a ResNet.
     """
     _check_name(name)
     if norm not in _NORMS:
-        raise ValueError(f"backbone_norm={norm!r}: choose one of {', '.join(_NORMS)}")
+        raise ConfigError(f"backbone_norm={norm!r}: choose one of {', '.join(_NORMS)}")
+    if name == "convnext_tiny" and norm != "frozen_bn":
+        raise ConfigError(f"backbone_norm={norm!r}: convnext_tiny has layer normalization; leave it at frozen_bn")
     if not 0 <= frozen_stages <= 5:
-        raise ValueError(f"frozen_stages={frozen_stages!r}: must lie in 0..5")
+        raise ConfigError(f"frozen_stages={frozen_stages!r}: must lie in 0..5")
     if stride_in_1x1 and (resnet.is_resnet_d(name) or not (name in resnet.BLOCKS and resnet.BLOCKS[name][1])):
-        raise ValueError(f"backbone_stride_in_1x1=True: {name} has no such blocks; use resnet50, 101 or 152")
+        raise ConfigError(f"backbone_stride_in_1x1=True: {name} has no such blocks; use resnet50, 101 or 152")
     if stem_pool_padding != "symmetric" and name not in resnet.BLOCKS:
-        raise ValueError(f"stem_pool_padding={stem_pool_padding!r}: {name} has no max-pool; use a ResNet")
+        raise ConfigError(f"stem_pool_padding={stem_pool_padding!r}: {name} has no max-pool; use a ResNet")
     if name in resnet.BLOCKS:
         inputs, outputs = resnet.build(name, norm, stride_in_1x1, frozen_stages, dtype, stem_pool_padding == "same")
+    elif name == "convnext_tiny":
+        inputs, outputs = convnext.build(frozen_stages, dtype)
     elif name == "mobilenet_v2":
         inputs, outputs = mobilenet_v2.build(norm, frozen_stages, dtype)
+    elif name == "mobilenet_v3_large":
+        inputs, outputs = mobilenet_v3.build(norm, frozen_stages, dtype)
     else:
         inputs, outputs = efficientnet_lite.build(norm, frozen_stages, dtype)
     return keras.Model(inputs, outputs, name=name)
@@ -68,7 +76,7 @@ def pixel_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float
     """Mean and deviation, RGB in 0..255, with which the backbone's ImageNet weights want (pixel - mean) / deviation.
 
     Raises:
-        ValueError: unknown name.
+        ConfigError: unknown name.
     """
     _check_name(name)
     if name == "efficientnet_lite0":

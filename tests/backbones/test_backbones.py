@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kmaskrcnn.backbones import BACKBONES, build_backbone, pixel_statistics
+from kmaskrcnn.errors import ConfigError
 
 WIDTHS = {
     "resnet18": (64, 128, 256, 512),
@@ -17,11 +18,13 @@ WIDTHS = {
     "resnet50d": (256, 512, 1024, 2048),
     "resnet101d": (256, 512, 1024, 2048),
     "resnet152d": (256, 512, 1024, 2048),
+    "convnext_tiny": (96, 192, 384, 768),
     "mobilenet_v2": (24, 32, 96, 320),
+    "mobilenet_v3_large": (24, 40, 112, 960),
     "efficientnet_lite0": (24, 40, 112, 320),
 }
-# Convolution parameters of torchvision's networks and timm's ResNet-D without their classifiers; for the two mobile
-# networks also without the 1280 wide convolution (409,600), counted in the published weight files.
+# Parameters of convolutions (and of what timm has as linear layers) in torchvision's and timm's networks, without their
+# classifiers; for the mobile networks also without the 1280 wide convolution (409,600 in the published weight files).
 CONV_PARAMETERS = {
     "resnet18": 11_166_912,
     "resnet34": 21_267_648,
@@ -33,7 +36,9 @@ CONV_PARAMETERS = {
     "resnet50d": 23_474_016,
     "resnet101d": 42_413_920,
     "resnet152d": 58_011_488,
+    "convnext_tiny": 27_797_184,
     "mobilenet_v2": 1_780_160,
+    "mobilenet_v3_large": 2_947_552,
     "efficientnet_lite0": 2_919_392,
 }
 
@@ -52,7 +57,7 @@ def test_shapes_and_parameters(name):
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn", "sync_bn", "gn"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet18d", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d", "mobilenet_v3_large", "efficientnet_lite0"])
 def test_every_norm_runs_and_survives_saving(name, norm, tmp_path):
     model = build_backbone(name, norm=norm, frozen_stages=3)
     image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype("float32")
@@ -74,6 +79,10 @@ def test_every_norm_runs_and_survives_saving(name, norm, tmp_path):
             ["features_0_0", "features_2_conv_0", "features_4_conv_0", "features_7_conv_0", "features_14_conv_0"],
         ),
         (
+            "mobilenet_v3_large",
+            ["conv_stem", "blocks_1_0_conv_pw", "blocks_2_0_conv_pw", "blocks_3_0_conv_pw", "blocks_5_0_conv_pw"],
+        ),
+        (
             "efficientnet_lite0",
             [
                 "conv_stem",
@@ -91,6 +100,51 @@ def test_frozen_stages_freeze_whole_stages(name, first):
         assert [model.get_layer(layer).trainable for layer in first] == [index >= stages for index in range(5)]
         assert (len(model.trainable_variables) == 0) == (stages == 5)
     assert len(build_backbone(name, norm="bn", frozen_stages=0).non_trainable_variables) > 0
+
+
+def test_frozen_stages_of_a_convnext_are_whole_stages():
+    first = ["stem_0", *(f"stages_{i}_blocks_0_conv_dw" for i in range(4))]
+    last = ["stem_1", *(f"stages_{i}_blocks_2_layer_scale" for i in range(4))]
+    for stages in (0, 2, 5):
+        model = build_backbone("convnext_tiny", frozen_stages=stages)
+        for layers in (first, last):
+            assert [model.get_layer(layer).trainable for layer in layers] == [index >= stages for index in range(5)]
+        assert model.get_layer("stages_1_downsample_0").trainable == (stages < 3)
+        assert (len(model.trainable_variables) == 0) == (stages == 5)
+    assert not build_backbone("convnext_tiny", frozen_stages=0).non_trainable_variables
+
+
+def test_a_convnext_survives_saving_and_half_precision(tmp_path):
+    model = build_backbone("convnext_tiny", dtype="mixed_bfloat16")
+    image = np.random.default_rng(0).normal(size=(1, 64, 32, 3)).astype("float32")
+    features = model(image)
+    assert {keras.backend.standardize_dtype(v.dtype) for v in model.weights} == {"float32"}
+    assert {keras.backend.standardize_dtype(v.dtype) for v in features.values()} == {"bfloat16"}
+    model.save(tmp_path / "model.keras")
+    for level, value in keras.saving.load_model(tmp_path / "model.keras")(image).items():
+        np.testing.assert_array_equal(keras.ops.cast(value, "float32"), keras.ops.cast(features[level], "float32"))
+
+
+def _make_symmetric(model):
+    """Every kernel becomes its own mirror image in both directions; factors and offsets are none of 0 and 1."""
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        value = rng.normal(0, 0.3, variable.shape)
+        if variable.name == "kernel":
+            value = keras.ops.convert_to_numpy(variable)
+            value = (value + value[::-1] + value[:, ::-1] + value[::-1, ::-1]) / 2
+        variable.assign(value)
+
+
+def test_cells_of_a_convnext_are_centered_in_their_squares():
+    """A map of stride s mirrors with the image: cell i stands for the pixels [i * s, (i + 1) * s)."""
+    keras.utils.set_random_seed(0)
+    model = build_backbone("convnext_tiny")
+    _make_symmetric(model)
+    image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype("float32")
+    features, mirrored = model(image), model(image[:, ::-1, ::-1])
+    for level, value in features.items():
+        np.testing.assert_allclose(mirrored[level][:, ::-1, ::-1], value, atol=1e-4, err_msg=level)
 
 
 def test_batch_norm_of_frozen_stages_keeps_its_statistics():
@@ -122,10 +176,12 @@ def test_impossible_settings_are_named():
         ({"name": "resnet50", "norm": "none"}, "backbone_norm='none'"),
         ({"name": "resnet50", "frozen_stages": 6}, "frozen_stages=6"),
         ({"name": "mobilenet_v2", "stride_in_1x1": True}, "backbone_stride_in_1x1=True: mobilenet_v2"),
+        ({"name": "convnext_tiny", "norm": "bn"}, "backbone_norm='bn': convnext_tiny has layer normalization"),
+        ({"name": "convnext_tiny", "stem_pool_padding": "same"}, "stem_pool_padding='same': convnext_tiny has no"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ConfigError, match=message):
             build_backbone(**settings)
-    with pytest.raises(ValueError, match="backbone='vgg'"):
+    with pytest.raises(ConfigError, match="backbone='vgg'"):
         pixel_statistics("vgg")
 
 
@@ -133,6 +189,7 @@ def test_pixel_statistics():
     mean, deviation = pixel_statistics("resnet50")
     np.testing.assert_allclose(np.divide(mean, 255), (0.485, 0.456, 0.406), atol=1e-6)
     np.testing.assert_allclose(np.divide(deviation, 255), (0.229, 0.224, 0.225), atol=1e-6)
+    assert pixel_statistics("convnext_tiny") == pixel_statistics("mobilenet_v3_large") == (mean, deviation)
     assert pixel_statistics("efficientnet_lite0") == ((127.0,) * 3, (128.0,) * 3)
 
 

@@ -32,24 +32,45 @@ def torch_tensors(name):
     return {key: seeded(key, tuple(shape)) for key, shape in GOLDEN[name]["tensors"].items()}
 
 
-@pytest.mark.parametrize("name", list(GOLDEN))
-def test_features_equal_the_original_network(name, tmp_path):
-    write_tensors(tmp_path / "w.safetensors", torch_tensors(name))
+def before_output_norms(model):
+    """The network as it is published: a ConvNeXt without the normalizations of its outputs."""
+    norms = {f"C{index + 2}": f"norm{index}" for index in range(4)}
+    if model.name != "convnext_tiny":
+        return model
+    return keras.Model(model.input, {level: model.get_layer(norm).input for level, norm in norms.items()})
+
+
+@pytest.mark.parametrize("network", list(GOLDEN))
+def test_features_equal_the_original_network(network, tmp_path):
+    name = network.removeprefix("torchvision ")
+    write_tensors(tmp_path / "w.safetensors", torch_tensors(network))
     model = build_backbone(name)
     unused = load_weights(model, name, tmp_path / "w.safetensors")
-    classifier = ("fc.", "classifier.", "features.18.", "_conv_head.", "_bn1.", "_fc.")
+    classifier = ("fc.", "classifier.", "features.18.", "head.", "conv_head.", "_conv_head.", "_bn1.", "_fc.")
     assert unused and all(key.startswith(classifier) for key in unused)
     picture = (seeded("picture", (2, 3, 64, 96)) * 10).transpose(0, 2, 3, 1)
-    features = model(picture)
-    for level, expected in GOLDEN[name]["features"].items():
+    features = before_output_norms(model)(picture)
+    for level, expected in GOLDEN[network]["features"].items():
         value = keras.ops.convert_to_numpy(features[level])
         assert list(value.shape) == expected["shape"]
-        tolerance = 1e-4 * expected["std"]
+        tolerance = 1e-5 * expected["std"]
         assert abs(value.mean(dtype="float64") - expected["mean"]) < tolerance
         assert abs(value.std(dtype="float64") - expected["std"]) < tolerance
         picked = value[1][:: value.shape[1] // 2, :: value.shape[2] // 2, (0, 7)]
-        np.testing.assert_allclose(picked, expected["values"], rtol=1e-4, atol=tolerance)
-        np.testing.assert_allclose(value[0, (0, -1), :, 3], expected["border"], rtol=1e-4, atol=tolerance)
+        np.testing.assert_allclose(picked, expected["values"], rtol=1e-5, atol=tolerance)
+        np.testing.assert_allclose(value[0, (0, -1), :, 3], expected["border"], rtol=1e-5, atol=tolerance)
+
+
+def test_outputs_of_a_convnext_are_normalized_over_their_channels(tmp_path):
+    write_tensors(tmp_path / "w.safetensors", torch_tensors("convnext_tiny"))
+    model = build_backbone("convnext_tiny")
+    load_weights(model, "convnext_tiny", tmp_path / "w.safetensors")
+    picture = (seeded("picture", (1, 3, 64, 32)) * 10).transpose(0, 2, 3, 1)
+    features = model(picture)
+    for level, value in before_output_norms(model)(picture).items():
+        value = keras.ops.convert_to_numpy(value).astype("float64")
+        mean, variance = value.mean(axis=-1, keepdims=True), value.var(axis=-1, keepdims=True)
+        np.testing.assert_allclose(features[level], (value - mean) / np.sqrt(variance + 1e-6), atol=1e-5)
 
 
 def test_keras_applications_resnet_gives_the_same_features():
@@ -92,6 +113,10 @@ def test_without_a_network_the_address_is_told(cache):
         ("resnet18", "imagenet", r"download https://download\.pytorch\.org/models/resnet18-f37072fd\.pth to .*keras"),
         ("resnet50", "imagenet_v2", r"models/resnet50-11ad3fa6\.pth to "),
         ("resnet50d", "imagenet", r"timm/resnet50d\.ra2_in1k/resolve/main/model\.safetensors to .*resnet50d\.ra2_in1k"),
+        ("convnext_tiny", "imagenet", r"timm/convnext_tiny\.fb_in1k/resolve/main/model\.safetensors to "),
+        ("mobilenet_v3_large", "imagenet", r"timm/mobilenetv3_large_100\.ra_in1k/resolve/main/model\.safetensors to "),
+        ("mobilenet_v3_large", "imagenet_v2", r"org/models/mobilenet_v3_large-5c1a4163\.pth to "),
+        ("convnext_tiny", "imagenet_v2", "there are no imagenet_v2 weights for convnext_tiny"),
         ("resnet50d", "imagenet_v2", "there are no imagenet_v2 weights for resnet50d"),
         ("resnet18", "imagenet_v2", "there are no imagenet_v2 weights for resnet18, only for resnet50, "),
         ("efficientnet_lite0", "imagenet_v2", "there are no imagenet_v2 weights for efficientnet_lite0"),

@@ -26,6 +26,9 @@ TAPS = {
     "resnet18d": ("layer1", "layer2", "layer3", "layer4"),
     "resnet50d": ("layer1", "layer2", "layer3", "layer4"),
     "mobilenet_v2": ("features.3", "features.6", "features.13", "features.17"),
+    "convnext_tiny": ("stages.0", "stages.1", "stages.2", "stages.3"),
+    "mobilenet_v3_large": ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+    "torchvision mobilenet_v3_large": ("features.3", "features.6", "features.12", "features.16"),
     "efficientnet_lite0": ("_blocks.2", "_blocks.4", "_blocks.10", "_blocks.15"),
 }
 
@@ -36,10 +39,10 @@ def main() -> None:
     for name, taps in TAPS.items():
         if name == "efficientnet_lite0":
             model = EfficientNet.from_name("efficientnet-lite0").eval()
-        elif name.endswith("d"):
-            model = timm.create_model(name).eval()
+        elif name in ("convnext_tiny", "mobilenet_v3_large") or name.endswith("d"):
+            model = timm.create_model({"mobilenet_v3_large": "mobilenetv3_large_100"}.get(name, name)).eval()
         else:
-            model = getattr(torchvision.models, name)(weights=None).eval()
+            model = getattr(torchvision.models, name.removeprefix("torchvision "))(weights=None).eval()
         state = {key: value for key, value in model.state_dict().items() if "num_batches" not in key}
         model.load_state_dict(
             {key: torch.from_numpy(seeded(key, tuple(value.shape))) for key, value in state.items()}, strict=False

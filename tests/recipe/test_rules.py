@@ -70,6 +70,18 @@ def test_normalization_is_trained_but_for_photographs_and_a_model_of_coco():
     assert chosen(model_rules.backbone_training, start=COCO) == {}
 
 
+def test_a_convnext_keeps_its_normalization_and_has_adamw():
+    start = Start("imagenet", {"backbone": "convnext_tiny", "init_weights": "imagenet"}, "here")
+    recipe = make_recipe(make_facts(), CPU, start, Config())
+    model, train = recipe.config.model, recipe.config.train
+    assert (model.backbone, model.backbone_norm, model.frozen_stages) == ("convnext_tiny", "frozen_bn", 0)
+    assert model.roi_aligned
+    assert (train.optimizer, train.weight_decay, train.batch_size) == ("adamw", 0.05, 4)
+    assert train.learning_rate == pytest.approx(5e-5)
+    sgd = chosen(training_rules.optimizer, start=start, fixed=("optimizer",), batch_size=4, backbone="convnext_tiny")
+    assert sgd["learning_rate"] == pytest.approx(0.02) and "optimizer" not in sgd
+
+
 def test_input_is_as_large_as_the_machine_likes():
     found = chosen(input_rules.input_scale, make_facts(size=(1200, 1600), sides=(200, 200)))
     assert found == {"resize_mode": "short_side", "min_size": 480, "max_size": 640}

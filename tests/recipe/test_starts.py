@@ -19,6 +19,8 @@ NAMES = {
     "resnet152": [f"backbone.body.layer3.{i}.conv3.weight" for i in range(36)],
     "resnet18d": ["conv1.0.weight", "bn1.weight", "layer3.0.conv1.weight", "layer3.1.conv2.weight"],
     "mobilenet_v2": ["features.0.0.weight", "features.17.conv.0.weight"],
+    "convnext_tiny": ["stem.0.weight", *(f"stages.2.blocks.{i}.conv_dw.weight" for i in range(9))],
+    "mobilenet_v3_large": ["conv_stem.weight", "blocks.0.0.conv_dw.weight", "blocks.2.0.se.conv_reduce.weight"],
     "efficientnet_lite0": ["_conv_stem.weight", "_blocks.0._bn1.weight"],
 }
 
@@ -30,6 +32,18 @@ def test_a_file_tells_its_backbone(name, tmp_path):
     start = find_start(str(tmp_path / "file.npz"), "", CPU)
     assert (start.kind, start.settings) == ("imagenet", {"backbone": name})
     assert find_start(str(tmp_path / "file.npz"), "resnet34", CPU).settings == {}  # as --backbone has it
+
+
+def test_torchvisions_names_of_a_mobilenet_v3_are_told(tmp_path):
+    np.savez(tmp_path / "file.npz", **{"features.4.block.2.fc1.bias": np.zeros(1, np.float32)})
+    assert tell_backbone(tmp_path / "file.npz") == "mobilenet_v3_large"
+
+
+def test_a_deeper_convnext_is_no_convnext_tiny(tmp_path):
+    names = [f"stages.2.blocks.{i}.conv_dw.weight" for i in range(27)]
+    np.savez(tmp_path / "file.npz", **{n: np.zeros(1, np.float32) for n in names})
+    with pytest.raises(WeightsError, match="with `backbone`"):
+        tell_backbone(tmp_path / "file.npz")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -107,3 +107,22 @@ def test_adamw_leaves_norms_undecayed_and_refuses_a_second_decay(tiny_model):
     assert not decayed & {"gamma", "beta"}
     with pytest.raises(ConfigError, match="adamw takes 0 or weight_decay"):
         build_optimizer(Config().replace(optimizer="adamw", norm_weight_decay=0.05).train, tiny_model)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", pytest.param("convnext_tiny", marks=pytest.mark.slow)])
+def test_a_step_trains_the_stages_that_are_not_frozen(backbone):
+    keras.utils.set_random_seed(3)
+    model = MaskRCNN(**TINY | {"backbone": backbone, "backbone_norm": "frozen_bn", "frozen_stages": 3})
+    config = Config().replace(optimizer="adamw", weight_decay=0.05).train
+    before = {v.path: v.numpy() for v in model.weights}
+    values = TrainStep(model, build_optimizer(config, model), config)([_batch()], 1e-3, 0).numpy()
+    assert np.isfinite(values).all() and values[LOSS] > 0
+    trained = {v.path for v in model.trainable_variables}
+    changed = {v.path for v in model.weights if np.any(v.numpy() != before[v.path])}
+    assert changed == trained
+    first, last = {
+        "mobilenet_v3_large": ("blocks_2_2_se_conv_expand", "blocks_3_0_conv_pw"),
+        "convnext_tiny": ("stages_1_blocks_2_layer_scale", "stages_2_blocks_0_layer_scale"),
+    }[backbone]
+    names = {path.split("/")[0] for path in changed}
+    assert first not in names and last in names

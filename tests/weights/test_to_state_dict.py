@@ -71,11 +71,13 @@ def test_what_the_targets_lack_is_left_out_and_told(tmp_path, target):
 def test_networks_that_the_target_lacks_are_refused():
     small = {"fpn_channels": 8, "box_fc_channels": (8,), "mask_conv_channels": (8,)}
     mobile = MaskRCNN(backbone="mobilenet_v2", **small)
-    with pytest.raises(WeightsError, match="detectron2 has no mobilenet_v2"):
+    with pytest.raises(WeightsError, match="detectron2 has no Mask R-CNN with mobilenet_v2"):
         state_dict(mobile, "detectron2")
-    for target in ("torchvision", "detectron2"):
-        with pytest.raises(WeightsError, match=f"{target} has no resnet18d"):
-            state_dict(MaskRCNN(backbone="resnet18d", **small), target)
+    for backbone in ("resnet18d", "mobilenet_v3_large", "convnext_tiny"):
+        model = MaskRCNN(backbone=backbone, **small)
+        for target in ("torchvision", "detectron2"):
+            with pytest.raises(WeightsError, match=f"{target} has no Mask R-CNN with {backbone}"):
+                state_dict(model, target)
     with pytest.raises(WeightsError, match="choose one of torchvision, detectron2"):
         state_dict(mobile, "tensorpack")
 

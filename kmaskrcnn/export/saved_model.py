@@ -18,6 +18,7 @@ from kmaskrcnn.data.sizes import NATIVE_STEPS, long_sides
 from kmaskrcnn.export import encoded_images, serving_protos
 from kmaskrcnn.export.answers import MASK_SCORES
 from kmaskrcnn.export.client import Client
+from kmaskrcnn.export.frozen import freeze, inference_of
 from kmaskrcnn.export.retries import Deadline
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.ops.tensor import Tensor
@@ -60,6 +61,7 @@ class ServingFunctions:
         max_request_bytes: batches whose encoded images have more bytes together are an error.
         compact_masks: `serving_default` answers detection_masks_png_bytes (B,) in place of detection_masks: a gray PNG
             of the masks one below the other, (num_detections * M, M), 255 for 1; see `answers.unpack_masks`.
+        constant_weights: the graphs hold the weights as constants (`freeze`), not as variables.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class ServingFunctions:
         max_images: int = MAX_IMAGES,
         max_request_bytes: int = MAX_REQUEST_BYTES,
         compact_masks: bool = False,
+        constant_weights: bool = False,
     ):
         # Evaluation sizes: those drawn in training would only widen the padding.
-        self.model, self.config = model, dataclasses.replace(config, min_size_train=())
+        self.config = dataclasses.replace(config, min_size_train=())
+        self.network = freeze(model, pixel_dtype(config.resize_method)) if constant_weights else inference_of(model)
         self.max_pixels, self.full_size_masks, self.max_images = max_pixels, full_size_masks, max_images
         self.max_request_bytes, self.compact_masks = max_request_bytes, compact_masks
         image_bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
@@ -191,7 +195,7 @@ class ServingFunctions:
         blank = tf.cast(count == 0, tf.int32)
         images = tf.pad(images, [(0, blank), (0, 0), (0, 0), (0, 0)])
         shapes, sent = (tf.pad(x, [(0, blank), (0, 0)], constant_values=1) for x in (shapes, sent))
-        found = self.model({"images": images, "image_shapes": shapes}, training=False)
+        found = self.network(images, shapes)
         rows = tf.range(found["boxes"].shape[1])[None] < found["num_detections"][:, None]
         rows = tf.cast(rows, tf.float32)  # (B, D)
         limits = tf.cast(tf.concat([shapes, shapes], axis=1), tf.float32)[:, None]  # (B, 1, 4)
@@ -265,6 +269,7 @@ def export_saved_model(
     max_images: int = MAX_IMAGES,
     max_request_bytes: int = MAX_REQUEST_BYTES,
     compact_masks: bool = False,
+    constant_weights: bool = False,
 ) -> Path:
     """Write a SavedModel into the next numbered folder of `directory`, which TensorFlow Serving watches.
 
@@ -280,6 +285,7 @@ def export_saved_model(
         max_images: most images per request.
         max_request_bytes: most bytes of the encoded images of a request.
         compact_masks: whether to return the masks as a PNG.
+        constant_weights: whether the weights become constants of the graph.
 
     Returns:
         The folder of the version. Besides the graph it holds assets.extra/labels.json, config.json and
@@ -295,7 +301,14 @@ def export_saved_model(
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     functions = ServingFunctions(
-        model, config.data, max_pixels, full_size_masks, max_images, max_request_bytes, compact_masks
+        model,
+        config.data,
+        max_pixels,
+        full_size_masks,
+        max_images,
+        max_request_bytes,
+        compact_masks,
+        constant_weights,
     )
     archive = keras.export.ExportArchive()
     # Not tracked by hand: the archive finds the variables in the graphs, and would write them twice.

@@ -99,6 +99,10 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
         (["--model_dir={tmp}", "--output={tmp}/o"], "is not a model folder"),
         (["--model_dir={tmp}", "--output={tmp}/o", "--quantize=int8"], "--quantize is for --format=tflite"),
         (
+            ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite", "--optimize=latency"],
+            "--optimize is for --format=saved_model",
+        ),
+        (
             ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite", "--input_sizes=320x320,320"],
             "--input_sizes=320: expected HEIGHTxWIDTH",
         ),

@@ -20,6 +20,7 @@ from kmaskrcnn.export.client import ImageError
 from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, UNDECODABLE
 from kmaskrcnn.export.saved_model import (
     MAX_REQUEST_BYTES,
+    SavedModelClient,
     ServingFunctions,
     _pack_masks,
     export_saved_model,
@@ -229,6 +230,18 @@ def test_full_size_masks_are_pasted_as_the_model_does(exported, tmp_path):
     config = exported.config.replace(mask_paste="rounded_boxes")
     with pytest.raises(ConfigError, match="mask_paste=rounded_boxes"):
         export_saved_model(exported.model, config, LABELS, tmp_path, full_size_masks=True)
+
+
+def test_constant_weights_answer_as_the_model(exported, tmp_path):
+    folder = export_saved_model(exported.model, exported.config, LABELS, tmp_path, constant_weights=True)
+    (read,) = (folder / "variables").glob("*.data-*") or [None]
+    assert read.stat().st_size < 1000  # of a model with variables they are all there
+    client = SavedModelClient(folder)
+    for size in ((70, 110), (200, 90)):
+        data = encode(picture(*size))
+        (tmp_path / "a.png").write_bytes(data)
+        assert_same(client.predict(data), exported.predictor.predict(str(tmp_path / "a.png")))
+    assert exported.model.trainable_variables  # the model itself is as it was
 
 
 def test_warmup_without_pictures(exported):

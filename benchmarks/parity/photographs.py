@@ -72,6 +72,8 @@ def compare_files(table, name, imported, dump, folder):
         paired, total = paired + 2 * len(pairs), total + len(own) + len(boxes)
         masks = np.unpackbits(masks, axis=-1, count=own.width).astype(bool)
         pixels += [np.mean(own.mask(i) != masks[j]) for i, j in pairs]
+    if not total:
+        raise SystemExit(f"{name}: neither side finds anything, so there is nothing to compare: train for more steps")
     print(f"{name} from {len(ids)} files: {paired / 2:.0f} of {total / 2:.0f} detections agree")
     table.add(name, "from the file: detections without a partner (share)", 1 - paired / total, FILE_BOUND)
     table.add(name, "from the file: pasted masks (share of pixels)", float(np.mean(pixels)), PIXELS_BOUND)

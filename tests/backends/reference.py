@@ -86,7 +86,8 @@ def soft_targets() -> np.ndarray:
 
 def fit(model: MaskRCNN, **options) -> np.ndarray:
     """The loss at each of STEPS steps of `fit`."""
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **options)
+    # Without clipping the model with all variations diverges, and NaN is no noise.
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=1.0), **options)
     seen = []
 
     class Record(keras.callbacks.Callback):

@@ -26,6 +26,7 @@ VARIATIONS = {
 }
 NORMS = ("frozen_bn", "bn", "gn", "variations")  # the last one frozen_bn, with other heads and losses
 STEPS = 20
+NUDGES = 3  # one is too few: a step in which a sample is drawn otherwise is rare, and large
 
 
 def build(norm: str, **settings) -> MaskRCNN:
@@ -98,6 +99,15 @@ def fit(model: MaskRCNN, **options) -> np.ndarray:
     return np.array(seen)
 
 
+def nudge(model: MaskRCNN, seed: int) -> MaskRCNN:
+    """The model with the last bit of every weight changed up or down at random."""
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        value = keras.ops.convert_to_numpy(variable)
+        variable.assign(value * (1 + 2**-23 * rng.choice([-1, 1], value.shape)).astype(np.float32))
+    return model
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for norm in NORMS:
@@ -105,10 +115,8 @@ def main(folder: Path) -> None:
         model.save(folder / f"{norm}.keras")
         results = {f"detections_{name}": value for name, value in detections(model).items()}
         results |= {"training": losses(model, True), "inference": losses(model, False), "fit": fit(model)}
-        nudged = keras.models.load_model(folder / f"{norm}.keras")
-        for variable in nudged.trainable_variables:
-            variable.assign(keras.ops.convert_to_numpy(variable) * np.float32(1 + 2**-23))
-        np.savez(folder / f"{norm}.npz", **results, nudged=fit(nudged), soft_targets=soft_targets())
+        nudged = [fit(nudge(keras.models.load_model(folder / f"{norm}.keras"), seed)) for seed in range(NUDGES)]
+        np.savez(folder / f"{norm}.npz", **results, nudged=np.array(nudged), soft_targets=soft_targets())
         print(f"{keras.backend.backend()} {norm}: losses {results['training'].round(4)}", flush=True)
 
 

@@ -61,7 +61,7 @@ def test_the_statistics_of_batch_normalization_follow_the_batch_in_training_alon
         assert all(moved) if training else not any(moved)
 
 
-def test_twenty_steps_of_fit_within_the_noise_of_a_last_bit(model, expected):
+def test_twenty_steps_of_fit_within_the_noise_of_rounding(model, expected):
     noise = np.abs(expected["nudged"] - expected["fit"]).max()
     found = reference.fit(model, jit_compile=keras.backend.backend() == "jax")
     np.testing.assert_allclose(found[0], expected["fit"][0], rtol=TOLERANCE)
@@ -73,7 +73,11 @@ def test_mixed_bfloat16_is_near_float32(norm, expected):
     model = reference.build(norm, dtype="mixed_bfloat16")
     whole = keras.models.load_model(Path(FOLDER) / f"{norm}.keras")
     model.set_weights(whole.get_weights())
-    np.testing.assert_allclose(reference.losses(model, True), expected["training"], rtol=0.1, atol=0.02)
+    # A rounding draws other RoIs, of which few are positives: a box loss can change by a sixth.
+    noise = np.abs(expected["rounded"] - expected["training"]).max(axis=0)
+    bound = np.maximum(0.1 * expected["training"] + 0.02, 2 * noise)
+    found = reference.losses(model, True)
+    assert (np.abs(found - expected["training"]) <= bound).all(), (found, expected["training"], bound)
     assert all(np.isfinite(value).all() for value in reference.detections(model).values())
 
 

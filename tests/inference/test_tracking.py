@@ -9,7 +9,7 @@ from kmaskrcnn.config import ConfigError
 from kmaskrcnn.inference.tracking import Tracker
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.prediction import Prediction
-from kmaskrcnn.results.writers import csv_rows
+from kmaskrcnn.results.writers import CSV_COLUMNS, csv_rows
 
 LABELS = Labels(("apple", "pear"), (3, 10))
 
@@ -50,7 +50,7 @@ def test_ids_are_in_every_output():
     assert first >= 0
     assert found.track_ids.tolist() == [first, -1]  # too low a score to begin a track
     assert [r["track_id"] for r in found.to_coco(1)] == [first, -1]
-    assert [row[-1] for row in csv_rows("v.mp4#0", found)] == [first, -1]
+    assert [row[CSV_COLUMNS.index("track")] for row in csv_rows("v.mp4#0", found)] == [first, -1]
     assert found.select(0.5).track_ids.tolist() == [first]
     image = np.zeros((100, 120, 3), np.uint8)
     plain = _frame((10, 10, 0.9, 1))

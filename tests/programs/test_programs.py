@@ -1,5 +1,6 @@
 """train.py, evaluate.py and predict.py as a user starts them."""
 
+import csv
 import json
 import os
 import signal
@@ -205,7 +206,8 @@ def test_predict_on_a_video(trained, tmp_path):
     assert pictures == {f"{tmp_path / 'in.mp4'}#{number}" for number in (0, 2)}
     result = run_program("predict.py", *arguments, "--outputs=csv,coco", "--min_score=0", "--track")  # csv: its own
     assert result.returncode == 0, result.stderr
-    tracks = [row.split(",")[-1] for row in (tmp_path / "out/objects.csv").read_text().splitlines()[1:]]
+    with open(tmp_path / "out/objects.csv", newline="") as file:
+        tracks = [row["track"] for row in csv.DictReader(file)]
     assert len(tracks) >= 4
     assert set(map(int, tracks)) <= set(range(-1, 100))
     result = run_program("predict.py", *arguments, "--outputs=labelme")

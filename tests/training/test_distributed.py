@@ -30,13 +30,14 @@ def _end(process, code=0):
 
 
 def _train(folder, name):
-    """The output of three steps with mask scoring, with an evaluation of 5 images in batches of 2."""
+    """The output of two steps with mask scoring, with an evaluation of 5 images in batches of 2."""
     flags = {
         "one": [],
         "devices": ["--strategy=mirrored", "--num_devices=2", "--accumulate_steps=2"],
         "workers": ["--num_local_workers=2"],
     }[name]
-    return _end(_start(folder / name, "--steps=3", "--mask_scoring", *flags))
+    # In the third one a rounding draws another RoI.
+    return _end(_start(folder / name, "--steps=2", "--mask_scoring", *flags))
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def test_weights_losses_and_averages_are_those_of_one_device(one, other, words):
     assert "4 images per step: 1 devices of 1 workers x 4 images; learning rate 0.02 = 0.02" in alone
     output = _train(folder, other)
     assert f"4 images per step: {words}" in output
-    assert output.count("step 3/3") == 1  # the chief alone speaks
-    assert weight_difference(folder / "one", folder / other) < 2e-5
-    assert loss_difference(folder / "one", folder / other) < 1e-4
+    assert output.count("step 2/2") == 1  # the chief alone speaks
+    assert weight_difference(folder / "one", folder / other) < 2e-6
+    assert loss_difference(folder / "one", folder / other) < 1e-5
 
 
 @pytest.mark.slow

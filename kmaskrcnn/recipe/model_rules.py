@@ -38,9 +38,10 @@ def backbone_training(given: Given) -> list[Choice]:
             Choice("backbone_norm", "bn", "random weights: statistics must be learned"),
             Choice("frozen_stages", 0, "random weights: every stage must be learned"),
         ]
-    facts = given.facts
+    facts, norm = given.facts, given.config.model.backbone_norm
+    keeps = "backbone_norm" not in given.fixed or norm == "frozen_bn"
     look = f"contrast {facts.contrast:.2f}, colorfulness {facts.color:.2f}"
-    if facts.contrast >= _PHOTO_CONTRAST and facts.color >= _PHOTO_COLOR:
+    if keeps and facts.contrast >= _PHOTO_CONTRAST and facts.color >= _PHOTO_COLOR:
         return [
             Choice("backbone_norm", "frozen_bn", f"the images look like photographs, as ImageNet's do: {look}"),
             Choice("frozen_stages", 2, "what the first stages see in ImageNet's photographs they see in these"),

@@ -153,6 +153,7 @@ class Writer:
         """Paths of the images in a file for all images as an earlier run wrote it; none where it did not."""
         if not os.path.exists(self.files.path(name)):
             return set()
+        self.files.check([name])  # one that appeared during the run is not read
         with open(self.files.path(name), newline="", encoding="utf-8") as file:
             if name == "objects.csv":
                 return {row["image"] for row in csv.DictReader(file)}

@@ -63,6 +63,8 @@ def test_normalization_is_trained_but_for_photographs_and_a_model_of_coco():
     trained, frozen = ({"backbone_norm": "bn", "frozen_stages": 0}, {"backbone_norm": "frozen_bn", "frozen_stages": 2})
     assert chosen(model_rules.backbone_training) == trained
     assert chosen(model_rules.backbone_training, make_facts(look=(0.22, 0.15))) == frozen
+    asked = {"fixed": ["backbone_norm"], "backbone_norm": "gn"}  # whose scales are not ImageNet's
+    assert chosen(model_rules.backbone_training, make_facts(look=(0.22, 0.15)), **asked)["frozen_stages"] == 0
     assert chosen(model_rules.backbone_training, make_facts(look=(0.22, 0.0))) == trained  # gray
     assert chosen(model_rules.backbone_training, make_facts(look=(0.08, 0.15))) == trained  # faint
     assert chosen(model_rules.backbone_training, make_facts(look=(np.nan, np.nan))) == trained

@@ -3,7 +3,7 @@
     python -m benchmarks.constant_weights [--sizes=1x320x320,1x512x512,1x800x1344] [--work=runs/constants]
     ONEDNN_MAX_CPU_ISA=AVX2 TF_ENABLE_ONEDNN_OPTS=1 python -m benchmarks.constant_weights --sizes=1x512x512,2x512x512
 
-R50-FPN with random weights and 100 detections an image; a size is images x height x width. Each side runs in a process of
+R50-FPN with random weights and 100 detections an image; a size is images x height x width. Each side runs in a process
 its own, in turns. Milliseconds are medians of a call: on the clock, and of the processor.
 """
 

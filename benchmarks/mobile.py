@@ -3,7 +3,9 @@
     python -m benchmarks.mobile --model_dir=runs/mobile --images=FOLDER [--annotations=FILE] [--size=320] [--count=100]
     python -m benchmarks.mobile --flagfile=configs/mobile_mobilenet_v2.flags --images=FOLDER
 
-Worst differences are over the detections of all images; those that NMS decides otherwise are left out and counted. A
+Worst differences are over the detections of all images, from the Keras model on the padded input that the file gets;
+those that NMS decides otherwise are left out and counted. AP is that of the Keras model as it predicts, which cuts the
+padding off, and of the file. A
 row that cannot be made says why: where there is no GPU, nor a driver that does without (docs/guide/export.md), those of
 the GPU cannot. Milliseconds are medians of the client's whole call, on two threads: on the clock, and of the processor,
 all threads together, which other jobs hardly change. Those of a GPU in software say nothing about a GPU. Peak memory is
@@ -106,10 +108,12 @@ def measure(options, form, device, path):
     from kmaskrcnn.export.verify import BOUNDS, Differences, score
 
     model, _, _ = open_model(options, dtype="float32")
-    detect, differences, own = tf.function(model, autograph=False), Differences(), []
-    for image, prediction in zip(pixels, found, strict=True):
-        images, scaled = client.letterbox(image)
-        batch = {"images": tf.constant(images.reshape(1, *images.shape[-3:])), "image_shapes": tf.constant([scaled])}
+    padded, _, _ = open_model(options, dtype="float32")
+    padded.static_shapes = True
+    detect, detect_padded = (tf.function(m, autograph=False) for m in (model, padded))
+    differences, own = Differences(), []
+
+    def predicted(detect, batch, image, scaled):
         values = {name: value.numpy()[0] for name, value in detect(batch).items()}
         count = int(values.pop("num_detections"))
         values = {name: value[:count] for name, value in values.items()}
@@ -117,8 +121,13 @@ def measure(options, form, device, path):
             boxes = values["boxes"] / np.array([client.height, client.width] * 2, np.float32)
             values = {f"detection_{name}": value[None] for name, value in (values | {"boxes": boxes}).items()}
             values["num_detections"] = [count]
-        own.append(client.interpret(values, image.shape[:2], scaled))
-        differences.add(own[-1], prediction)
+        return client.interpret(values, image.shape[:2], scaled)
+
+    for image, prediction in zip(pixels, found, strict=True):
+        images, scaled = client.letterbox(image)
+        batch = {"images": tf.constant(images.reshape(1, *images.shape[-3:])), "image_shapes": tf.constant([scaled])}
+        own.append(predicted(detect, batch, image, scaled))
+        differences.add(predicted(detect_padded, batch, image, scaled), prediction)
     within = BOUNDS["none"]
     rows = list(zip(differences.box, differences.score, differences.mask, strict=True))
     same = [row for row in rows if row[0] <= within.box and row[1] <= within.score and row[2] <= within.mask]

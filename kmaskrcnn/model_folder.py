@@ -23,6 +23,7 @@ from kmaskrcnn import backbones
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.errors import LOCK, TrainingError
 from kmaskrcnn.folders import config_file, local_folder
+from kmaskrcnn.layers.initializers import weights_follow
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.results.labels import Labels, read_labels, write_labels, write_text
 
@@ -150,7 +151,8 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
     weights = next((file for file in files if file.is_file()), None)
     if weights is None:
         raise ConfigError(f"{directory} has no {' or '.join(f.name for f in files)}: nothing was saved there yet")
-    model = build_model(config)
+    with weights_follow():
+        model = build_model(config)
     try:
         model.load_weights(weights)
     except (OSError, ValueError, KeyError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from kmaskrcnn.layers import initializers
 from kmaskrcnn.layers.layer_scale import LayerScale
 from kmaskrcnn.layers.normalization import make_norm
 
@@ -52,23 +53,21 @@ class BackboneBuilder:
     ) -> keras.KerasTensor:
         """A convolution, by default without bias; `tf_padding` is TensorFlow's "same" at every stride."""
         x, padding = (x, "same") if tf_padding else self._pad(x, kernel_size, stride, name)
-        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
         return keras.layers.Conv2D(
             filters,
             kernel_size,
             strides=stride,
             padding=padding,
             use_bias=bias,
-            kernel_initializer=initializer,
+            kernel_initializer=initializers.kaiming_normal(),
             **self._options(name),
         )(x)
 
     def patches(self, x: keras.KerasTensor, filters: int, size: int, name: str) -> keras.KerasTensor:
         """A convolution with bias of patches side by side: (B, H, W, C) -> (B, H / size, W / size, filters)."""
-        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-        return keras.layers.Conv2D(filters, size, strides=size, kernel_initializer=initializer, **self._options(name))(
-            x
-        )
+        return keras.layers.Conv2D(
+            filters, size, strides=size, kernel_initializer=initializers.kaiming_normal(), **self._options(name)
+        )(x)
 
     def depthwise(
         self,
@@ -82,13 +81,12 @@ class BackboneBuilder:
         """A depthwise convolution, by default without bias."""
         x, padding = (x, "same") if tf_padding else self._pad(x, kernel_size, stride, name)
         # Fan-out of one channel, as in TensorFlow's MobileNets; torch counts all channels and starts near zero.
-        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
         return keras.layers.DepthwiseConv2D(
             kernel_size,
             strides=stride,
             padding=padding,
             use_bias=bias,
-            depthwise_initializer=initializer,
+            depthwise_initializer=initializers.kaiming_normal(),
             **self._options(name),
         )(x)
 

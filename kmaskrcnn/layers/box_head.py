@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.layers import initializers
 from kmaskrcnn.layers.normalization import apply_norm, make_norm
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
@@ -49,13 +50,12 @@ class BoxHead(keras.layers.Layer):
         policy = self.dtype_policy
         self.convs, self.norms = [], []
         for i, channels in enumerate(self.conv_channels):
-            initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
             conv = keras.layers.Conv2D(
                 channels,
                 3,
                 padding="same",
                 use_bias=norm == "none",
-                kernel_initializer=initializer,
+                kernel_initializer=initializers.kaiming_normal(),
                 dtype=policy,
                 name=f"conv{i + 1}",
             )
@@ -63,20 +63,23 @@ class BoxHead(keras.layers.Layer):
             self.norms.append(make_norm(norm, channels, name=f"conv{i + 1}_norm", dtype=policy))
         self.fcs = []
         for i, channels in enumerate(self.fc_channels):
-            initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
             fc = keras.layers.Dense(
-                channels, activation="relu", kernel_initializer=initializer, dtype=policy, name=f"fc{i + 1}"
+                channels,
+                activation="relu",
+                kernel_initializer=initializers.lecun_uniform(),
+                dtype=policy,
+                name=f"fc{i + 1}",
             )
             self.fcs.append(fc)
         self.class_logits = keras.layers.Dense(
             num_classes + 1,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            kernel_initializer=initializers.normal(0.01),
             dtype=policy,
             name="class_logits",
         )
         self.deltas = keras.layers.Dense(
             self.num_boxes * 4,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
+            kernel_initializer=initializers.normal(0.001),
             dtype=policy,
             name="deltas",
         )

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kmaskrcnn.layers import initializers
 from kmaskrcnn.layers.normalization import NORMS, apply_norm, make_norm
 
 _LEVELS = (2, 3, 4, 5)
@@ -49,7 +50,7 @@ class FPN(keras.layers.Layer):
             padding="same",
             use_bias=self.norm == "none",
             # Uniform in +-sqrt(3 / fan_in): what Caffe2 calls Xavier, and torch kaiming_uniform with a=1.
-            kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "uniform"),
+            kernel_initializer=initializers.lecun_uniform(),
             name=name,
             dtype=self.dtype_policy,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kmaskrcnn.layers import initializers
 from kmaskrcnn.layers.normalization import apply_norm, make_norm
 from kmaskrcnn.ops.tensor import Tensor
 
@@ -49,7 +50,7 @@ class MaskHead(keras.layers.Layer):
                 3,
                 padding="same",
                 use_bias=norm == "none",
-                kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+                kernel_initializer=initializers.kaiming_normal(),
                 dtype=policy,
                 name=f"conv{i + 1}",
             )
@@ -68,7 +69,7 @@ class MaskHead(keras.layers.Layer):
             2,
             strides=2,
             activation="relu",
-            kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+            kernel_initializer=initializers.kaiming_normal(),
             dtype=self.dtype_policy,
             name="deconv",
         )
@@ -78,7 +79,7 @@ class MaskHead(keras.layers.Layer):
         self.logits_kernel = self.add_weight(
             name="logits_kernel",
             shape=(masks, channels),
-            initializer=keras.initializers.RandomNormal(stddev=0.001),
+            initializer=initializers.normal(0.001),
         )
         self.logits_bias = self.add_weight(name="logits_bias", shape=(masks,), initializer="zeros")
         self.built = True

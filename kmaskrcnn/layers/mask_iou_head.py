@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kmaskrcnn.layers import initializers
 from kmaskrcnn.layers.normalization import apply_norm, make_norm
 from kmaskrcnn.ops.mask_targets import share_inside
 from kmaskrcnn.ops.tensor import Tensor
@@ -63,7 +64,7 @@ class MaskIoUHead(keras.layers.Layer):
                 3,
                 strides=2 if i == _CONVS else 1,
                 use_bias=norm == "none",
-                kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+                kernel_initializer=initializers.kaiming_normal(),
                 dtype=policy,
                 name=f"conv{i}",
             )
@@ -73,7 +74,7 @@ class MaskIoUHead(keras.layers.Layer):
             keras.layers.Dense(
                 fc_channels,
                 activation="relu",
-                kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "uniform"),
+                kernel_initializer=initializers.lecun_uniform(),
                 dtype=policy,
                 name=f"fc{i}",
             )
@@ -81,7 +82,7 @@ class MaskIoUHead(keras.layers.Layer):
         ]
         self.ious = keras.layers.Dense(
             1 if class_agnostic else num_classes + 1,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            kernel_initializer=initializers.normal(0.01),
             dtype=policy,
             name="ious",
         )

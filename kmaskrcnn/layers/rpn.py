@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.config import ModelConfig
+from kmaskrcnn.layers import initializers
 from kmaskrcnn.ops import anchors as anchor_ops
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
@@ -38,12 +39,11 @@ class RPNHead(keras.layers.Layer):
         self.channels, self.num_anchors, self.conv_layers = channels, num_anchors, conv_layers
 
         def conv(filters: int, size: int, name: str, **options: Any) -> keras.layers.Conv2D:
-            initializer = keras.initializers.RandomNormal(stddev=0.01)
             return keras.layers.Conv2D(
                 filters,
                 size,
                 padding="same",
-                kernel_initializer=initializer,
+                kernel_initializer=initializers.normal(0.01),
                 dtype=self.dtype_policy,
                 name=name,
                 **options,

@@ -105,28 +105,32 @@ def soft_targets() -> np.ndarray:
     return keras.ops.convert_to_numpy(run(*map(keras.ops.convert_to_tensor, (masks, frames, rois))))
 
 
-def fit(model: MaskRCNN, **options) -> np.ndarray:
-    """The loss at each of STEPS steps of `fit`."""
+def fits(model: MaskRCNN, nudges: int, **options) -> np.ndarray:
+    """The loss at each of STEPS steps of `fit`, (1 + nudges, STEPS).
+
+    The first time from the model's weights; then, compiled once, from those with each changed by a rounding, up or
+    down at random.
+    """
     # Without clipping the model with all variations diverges, and NaN is no noise.
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=1.0), **options)
+    model.optimizer.build(model.trainable_variables)
+    variables = (*model.variables, *model.optimizer.variables)
+    start = [keras.ops.convert_to_numpy(v) for v in variables]
+    weights = {id(v) for v in model.trainable_variables}
     seen = []
 
     class Record(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             seen.append(logs["loss"])
 
-    model.fit(batch(), batch_size=2, epochs=STEPS, shuffle=False, verbose=0, callbacks=[Record()])
-    return np.array(seen)
-
-
-def nudge(path: Path, seed: int) -> MaskRCNN:
-    """A model of a file with every weight changed by a rounding, up or down at random."""
-    model = keras.models.load_model(path)
-    rng = np.random.default_rng(seed)
-    for variable in model.trainable_variables:
-        value = keras.ops.convert_to_numpy(variable)
-        variable.assign(value * (1 + ROUNDING * rng.choice([-1, 1], value.shape)).astype(np.float32))
-    return model
+    for run in range(1 + nudges):
+        rng = np.random.default_rng(run)
+        for variable, value in zip(variables, start, strict=True):
+            if run and id(variable) in weights:
+                value = value * (1 + ROUNDING * rng.choice([-1, 1], value.shape)).astype(np.float32)
+            variable.assign(value)
+        model.fit(batch(), batch_size=2, epochs=STEPS, shuffle=False, verbose=0, callbacks=[Record()])
+    return np.reshape(seen, (1 + nudges, STEPS))
 
 
 def main(folder: Path) -> None:
@@ -135,9 +139,8 @@ def main(folder: Path) -> None:
         model = build(norm)
         model.save(folder / f"{norm}.keras")
         results = {f"detections_{name}": value for name, value in detections(model).items()}
-        results |= {"training": losses(model, True), "inference": losses(model, False), "fit": fit(model)}
-        path = folder / f"{norm}.keras"
-        results["nudged"] = np.array([fit(nudge(path, seed)) for seed in range(NUDGES)])
+        results |= {"training": losses(model, True), "inference": losses(model, False)}
+        results["fit"], *results["nudged"] = fits(model, NUDGES)
         np.savez(folder / f"{norm}.npz", **results, soft_targets=soft_targets())
         print(f"{keras.backend.backend()} {norm}: losses {results['training'].round(4)}", flush=True)
 

@@ -122,7 +122,7 @@ detectron2-folders:
 
 # Speed and memory beside torchvision's and other runtimes', in turns; the roof; growth; start-up. TORCH_PYTHON=PATH takes an
 # environment that has what the SIDES need.
-SIDES ?= ours,torchvision,compiled,onnxruntime,openvino,onnxruntime-int8,openvino-int8
+SIDES ?= ours,ours-constants,torchvision,compiled,onnxruntime,openvino,onnxruntime-int8,openvino-int8
 benchmark: $(READY) $(if $(TORCH_PYTHON),,.venv-rivals/.ready)
 	mkdir -p $(RUNS)/speed
 	$(BIN)/python -m benchmarks.speed.run --torch_python=$(or $(TORCH_PYTHON),.venv-rivals/bin/python) --sides=$(SIDES) \

@@ -1,7 +1,11 @@
-"""Our side, run by `run.py`: python -m benchmarks.speed.our_side WEIGHTS."""
+"""Our side, run by `run.py`: python -m benchmarks.speed.our_side WEIGHTS [--constants].
+
+With --constants it is the SavedModel of `kmaskrcnn export --optimize=latency`.
+"""
 
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
@@ -14,6 +18,7 @@ from benchmarks.speed.workloads import NUM_CLASSES, Stages
 from kmaskrcnn import Config, MaskRCNN, Predictor
 from kmaskrcnn.config import TrainConfig
 from kmaskrcnn.data.sets.masks import resample_area
+from kmaskrcnn.export.saved_model import export_saved_model
 from kmaskrcnn.layers.box_head import detect_boxes
 from kmaskrcnn.layers.roi_align import RoIAlign
 from kmaskrcnn.layers.rpn import level_anchors, propose
@@ -67,6 +72,35 @@ def inference(height, width, batch, dtype, paste):
     }
     once()
     return (lambda: once() and None), told
+
+
+def constants(height, width, batch, dtype, paste):
+    """`inference` of the exported model."""
+    assert not paste and batch == 1
+    predictor, inputs = make_predictor(height, width, dtype), batch_of(height, width, batch)
+    proposals = count_proposals(predictor.model, inputs)
+    images = tf.constant(inputs["images"])
+    with tempfile.TemporaryDirectory() as folder:
+        own = (predictor.model, predictor.config, predictor.labels)
+        version = export_saved_model(*own, folder, constant_weights=True)
+        served = tf.saved_model.load(str(version))
+    run = served.signatures["serving_tensor"]
+
+    def once():
+        return {name.removeprefix("detection_"): value.numpy()[0] for name, value in run(images=images).items()}
+
+    found = once()
+    count = int(found["num_detections"])
+    boxes, scores, classes, masks = (found[name][:count] for name in ("boxes", "scores", "classes", "masks"))
+    boxes = boxes * np.array([height, width] * 2, np.float32)
+    told = {
+        "proposals": proposals,
+        "detections": [count],
+        "found": workloads.detections(boxes, scores, classes.astype(int), masks),
+    }
+    once()
+    # The signature does not keep the model that it is of.
+    return (lambda: served is None or once() is None), told
 
 
 def network_parts(model):
@@ -240,6 +274,8 @@ def main():
     global WEIGHTS
     WEIGHTS = sys.argv[1]
     kinds = {f.__name__: f for f in (inference, stages, training, align, paste)} | {"roof": bare_convolutions}
+    if "--constants" in sys.argv:
+        kinds = {"inference": constants}
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     workloads.serve(lambda kind, **arguments: kinds[kind](**arguments), versions)
 

@@ -32,6 +32,7 @@ GRAPHS = ("inference*masks 28x28",)
 # Name -> its program, and patterns of the works that it does.
 SIDES = {
     "ours": ("our_side", ("*",)),
+    "ours-constants": ("our_side --constants", GRAPHS),
     "torchvision": ("torch_side", ("*",)),
     "compiled": ("torch_side --compile", ("inference*batch 1, float32*", "training*float32")),
     "onnxruntime": ("graph_side onnxruntime", GRAPHS),
@@ -174,14 +175,14 @@ def measure_memory(commands, name, kind, arguments):
 
 
 def best_rival(result):
-    """The fastest side beside ours; one in int8 only where there is no other."""
-    rivals = [side for side in SIDES if side in result and side != "ours"]
+    """The fastest side that is not ours; one in int8 only where there is no other."""
+    rivals = [side for side in SIDES if side in result and not side.startswith("ours")]
     return min(rivals, key=lambda side: (side.endswith("int8"), statistics.median(result[side]["total"])))
 
 
-def ratio(result, side):
+def ratio(result, side, own="ours"):
     """A side's median over ours: above 1 we are faster."""
-    ours, theirs = (statistics.median(result[s]["total"]) for s in ("ours", side))
+    ours, theirs = (statistics.median(result[s]["total"]) for s in (own, side))
     return theirs / ours
 
 
@@ -189,7 +190,8 @@ def table(results):
     """The results as Markdown."""
     timed = {name: r for name, r in results.items() if "ours" in r}
     used = [side for side in SIDES if any(side in r for r in timed.values())]
-    heading = ["work", *used, "torchvision / ours", "best / ours"]
+    ours = [side for side in used if side.startswith("ours")]
+    heading = ["work", *used, "torchvision / ours", *(f"best / {side}" for side in ours)]
     lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
 
     def cell(result, side):
@@ -205,14 +207,14 @@ def table(results):
             best = best_rival(result)
             cells = [cell(result, side) for side in used]
             cells += [f"{ratio(result, 'torchvision'):.2f}" if "torchvision" in result else ""]
-            cells += [f"{ratio(result, best):.2f} ({best})"]
+            cells += [f"{ratio(result, best, side):.2f} ({best})" if side in result else "" for side in ours]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     # Against what the reference's users have in float32.
     for name, result in timed.items():
         reference = timed.get(name.replace("bfloat16", "float32"), {})
         if name.startswith("inference") and name.endswith("bfloat16") and "torchvision" in reference:
             gain = ratio({"ours": result["ours"], "torchvision": reference["torchvision"]}, "torchvision")
-            lines.append(f"| {name}, beside torchvision in float32 |{' |' * len(used)} {gain:.2f} | |")
+            lines.append(f"| {name}, beside torchvision in float32 |{' |' * len(used)} {gain:.2f} |{' |' * len(ours)}")
     measured = {name: r["memory_mb"] for name, r in results.items() if "memory_mb" in r}
     used = [side for side in SIDES if any(side in r for r in measured.values())]
     if measured:
@@ -241,8 +243,9 @@ def main():
     options = parser.parse_args()
     results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     asked_sides = options.sides.split(",")
-    if "ours" not in asked_sides or len(asked_sides) < 2 or not set(asked_sides) <= set(SIDES):
-        parser.error(f"--sides={options.sides}: give ours and at least one other of {', '.join(SIDES)}")
+    rivals = [side for side in asked_sides if not side.startswith("ours")]
+    if "ours" not in asked_sides or not rivals or not set(asked_sides) <= set(SIDES):
+        parser.error(f"--sides={options.sides}: give ours and at least one rival of {', '.join(SIDES)}")
 
     def asked(name):
         return matches(name, options.only.split(";"))
@@ -261,11 +264,11 @@ def main():
         for side in SIDES:
             if side in asked_sides:
                 module, *arguments = SIDES[side][0].split()
-                python = sys.executable if side == "ours" else options.torch_python
+                python = sys.executable if side.startswith("ours") else options.torch_python
                 commands[side] = [python, "-m", f"benchmarks.speed.{module}", weights, *arguments]
         every = works(folder)
         able = {name: [side for side in commands if matches(name, SIDES[side][1])] for name in every}
-        chosen = {name: work for name, work in every.items() if asked(name) and len(able[name]) > 1}
+        chosen = {name: work for name, work in every.items() if asked(name) and set(able[name]) & set(rivals)}
         if chosen:
             sides = {name: Side(name, commands[name]) for name in reversed(commands)}  # a rival makes the weights
             versions = {"python": platform.python_version(), "cores": os.cpu_count()}

@@ -10,7 +10,8 @@ pixels of the image.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -74,13 +75,14 @@ def predict_tiles(
         found = predict(np.ascontiguousarray(image[top:bottom, left:right]))
         seen.append(_views(found, tile, height, width))
         groups.add(seen[-1])
-        for other in range(number):
+        near = (tiles[:number, :2] <= tile[2:]) & (tiles[:number, 2:] >= tile[:2])
+        for other in np.flatnonzero(near.all(axis=1)):
             if (parts := _shared(tiles[other], tile, touching=not overlap)) is not None:
                 for i, j in _same_objects(seen[other], seen[number], *parts):
                     groups.join(seen[other][i], seen[number][j])
         progress.step()
     progress.clear()
-    objects = _without_pieces([_merge(group) for group in groups.all()], nms_iou)
+    objects = _without_pieces([_merge(group) for group in groups.all()], nms_iou, size)
     return Prediction(
         height,
         width,
@@ -194,28 +196,53 @@ def _merge(group: list[_View]) -> _View:
     return _View(box, score, group[0].number, masks, True, mask_score)
 
 
-def _without_pieces(objects: list[_View], nms_iou: float) -> list[_View]:
-    """Objects by decreasing score, without those that cut views of others left over and without duplicates."""
+class _Grid:
+    """Boxes (N, 4) by the cells of an image that they reach into: neighbors without looking at all."""
+
+    def __init__(self, boxes: np.ndarray, side: int):
+        self._cells = np.floor(boxes / side).astype(int)
+        self._members: dict[tuple[int, int], list[int]] = {}
+        for i in range(len(boxes)):
+            for cell in self._reached(i):
+                self._members.setdefault(cell, []).append(i)
+
+    def _reached(self, i: int) -> Iterator[tuple[int, int]]:
+        top, left, bottom, right = self._cells[i]
+        return itertools.product(range(top, bottom + 1), range(left, right + 1))
+
+    def near(self, i: int) -> np.ndarray:
+        """Indices, increasing, of the boxes that share a cell with box i."""
+        return np.array(sorted({j for cell in self._reached(i) for j in self._members[cell]}))
+
+
+def _without_pieces(objects: list[_View], nms_iou: float, cell: int) -> list[_View]:
+    """Objects by decreasing score, without those that cut views of others left over and without duplicates.
+
+    `cell` is a length in pixels; objects are compared with those that are about as near.
+    """
     objects = sorted(objects, key=lambda o: -o.score)
     if not objects:
         return []
     boxes, numbers = np.array([o.box for o in objects]), np.array([o.number for o in objects])
     areas = np.array([np.count_nonzero(o.window()[0]) for o in objects])
+    sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     keep = np.ones(len(objects), bool)
+    grid = _Grid(boxes, cell)
     for i, piece in enumerate(objects):
-        low, high = np.maximum(boxes[i, :2], boxes[:, :2]), np.minimum(boxes[i, 2:], boxes[:, 2:])
+        near = grid.near(i)
+        low, high = np.maximum(boxes[i, :2], boxes[near, :2]), np.minimum(boxes[i, 2:], boxes[near, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=1)
+        own_class = numbers[near] == piece.number
         if piece.cut:
             mask, top, left = piece.window()
             frame = (top, left, top + mask.shape[0], left + mask.shape[1])
             # Of the same class a larger object, of another one a surer one.
-            owners = np.where(numbers == piece.number, areas > areas[i], np.arange(len(objects)) < i)
-            for j in np.flatnonzero(keep & owners & (shared > 0)):
+            owners = np.where(own_class, areas[near] > areas[i], near < i)
+            for j in near[keep[near] & owners & (shared > 0)]:
                 if np.count_nonzero(mask & cut_window(objects[j].window(), *frame)) >= _PIECE_SHARE * areas[i]:
                     keep[i] = False
                     break
-        sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        same = (numbers == piece.number) & keep & (np.arange(len(objects)) < i)
-        if (same & (shared > nms_iou * (sizes + sizes[i] - shared))).any():
+        same = own_class & keep[near] & (near < i)
+        if (same & (shared > nms_iou * (sizes[near] + sizes[i] - shared))).any():
             keep[i] = False
     return [o for o, kept in zip(objects, keep, strict=True) if kept]

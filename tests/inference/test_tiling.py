@@ -5,10 +5,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.inference.predictor import Predictor
-from kmaskrcnn.inference.tiling import predict_tiles, tile_starts
+from kmaskrcnn.inference.tiling import _Grid, predict_tiles, tile_starts
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.pasted_masks import PastedMasks, trim_window
 from kmaskrcnn.results.prediction import Prediction
@@ -243,3 +245,33 @@ def test_a_long_thin_object_across_many_tiles_is_one():
     image[(np.abs(y - 0.6 * x - 20) < 6) & (x < 880)] = (1, 0, 0)
     for size, overlap in ((256, 32), (300, 0), (200, 80)):
         _check(image, 1, predict_tiles(_oracle(), image, size, overlap))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([16, 100, 1000]))
+def test_every_box_that_overlaps_is_near(seed, side):
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 400, (60, 2))
+    boxes = np.concatenate([start, start + rng.integers(0, 120, (60, 2))], axis=1)
+    boxes[0] = (0, 0, 520, 520)
+    grid = _Grid(boxes, side)
+    for i, box in enumerate(boxes):
+        touching = (boxes[:, :2] <= box[2:]).all(1) & (boxes[:, 2:] >= box[:2]).all(1)
+        near = grid.near(i)
+        assert set(np.flatnonzero(touching)) <= set(near) and (np.diff(near) > 0).all()
+
+
+def test_no_comparison_of_all_objects_with_all(monkeypatch):
+    """An image twice as wide costs twice as much, not four times."""
+    looked = []
+    near = _Grid.near
+
+    def counting(grid, i):
+        looked[-1] += len(near(grid, i))
+        return near(grid, i)
+
+    monkeypatch.setattr(_Grid, "near", counting)
+    for width in (600, 1200, 2400):
+        discs = [(100 + 60 * (i % 2), x, 12) for i, x in enumerate(range(40, width - 40, 40))]
+        looked.append(0)
+        predict_tiles(_oracle(), _canvas(discs, 256, width), 256, 64)
+    assert looked[2] < 2.5 * looked[1] < 6.25 * looked[0]

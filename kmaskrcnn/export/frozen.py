@@ -61,6 +61,12 @@ def _fold(graph: tf.Graph, inputs: list[str], outputs: list[str]) -> tf.compat.v
     config.graph_options.rewrite_options.optimizers.extend(["function", "constfold"])
     config.graph_options.rewrite_options.meta_optimizer_iterations = 1
     folded = tf_optimizer.OptimizeGraph(config, meta)
+    # What only has to have run before the outputs, each kernel as it was before it was scaled, is pruned without these.
+    constants = {f"^{node.name}" for node in folded.node if node.op == "Const"}
+    for node in folded.node:
+        read = [name for name in node.input if name not in constants]
+        del node.input[:]
+        node.input.extend(read)
     # The bodies of loops have changed, and this process has theirs under the same names already.
     names = {function.signature.name: f"{function.signature.name}_folded" for function in folded.library.function}
     for function in folded.library.function:

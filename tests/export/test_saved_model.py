@@ -236,6 +236,10 @@ def test_constant_weights_answer_as_the_model(exported, tmp_path):
     folder = export_saved_model(exported.model, exported.config, LABELS, tmp_path, constant_weights=True)
     (read,) = (folder / "variables").glob("*.data-*") or [None]
     assert read.stat().st_size < 1000  # of a model with variables they are all there
+    weights = 4 * sum(int(np.prod(v.shape)) for v in exported.model.weights)
+    graph = 8e6
+    # Once: not also as they were before they were folded.
+    assert (folder / "saved_model.pb").stat().st_size < 1.1 * weights + graph
     client = SavedModelClient(folder)
     for size in ((70, 110), (200, 90)):
         data = encode(picture(*size))

@@ -3,9 +3,11 @@
 With --constants it is the SavedModel of `kmaskrcnn export --optimize=latency`.
 """
 
+import json
 import os
+import pathlib
+import subprocess
 import sys
-import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
@@ -77,14 +79,14 @@ def inference(height, width, batch, dtype, paste):
 def constants(height, width, batch, dtype, paste):
     """`inference` of the exported model."""
     assert not paste and batch == 1
-    predictor, inputs = make_predictor(height, width, dtype), batch_of(height, width, batch)
-    proposals = count_proposals(predictor.model, inputs)
-    images = tf.constant(inputs["images"])
-    with tempfile.TemporaryDirectory() as folder:
-        own = (predictor.model, predictor.config, predictor.labels)
-        version = export_saved_model(*own, folder, constant_weights=True)
-        served = tf.saved_model.load(str(version))
-    run = served.signatures["serving_tensor"]
+    folder = pathlib.Path(f"{WEIGHTS}.constants") / f"{height}x{width}"
+    if not folder.exists():  # by another process, whose memory is then free again
+        export = [sys.executable, "-m", "benchmarks.speed.our_side", WEIGHTS, "--export", str(height), str(width)]
+        subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
+    inputs = batch_of(height, width, batch)
+    proposals = json.loads((folder / "proposals.json").read_text())
+    served = tf.saved_model.load(str(folder / "1"))
+    run, images = served.signatures["serving_tensor"], tf.constant(inputs["images"])
 
     def once():
         return {name.removeprefix("detection_"): value.numpy()[0] for name, value in run(images=images).items()}
@@ -101,6 +103,15 @@ def constants(height, width, batch, dtype, paste):
     once()
     # The signature does not keep the model that it is of.
     return (lambda: served is None or once() is None), told
+
+
+def export_constants(height, width):
+    """Write what `constants` runs, and how many proposals the model has for its image."""
+    folder = pathlib.Path(f"{WEIGHTS}.constants") / f"{height}x{width}"
+    predictor = make_predictor(height, width, "float32")
+    export_saved_model(predictor.model, predictor.config, predictor.labels, folder, constant_weights=True)
+    proposals = count_proposals(predictor.model, batch_of(height, width, 1))
+    (folder / "proposals.json").write_text(json.dumps(proposals))
 
 
 def network_parts(model):
@@ -274,6 +285,9 @@ def main():
     global WEIGHTS
     WEIGHTS = sys.argv[1]
     kinds = {f.__name__: f for f in (inference, stages, training, align, paste)} | {"roof": bare_convolutions}
+    if sys.argv[2:3] == ["--export"]:
+        export_constants(*map(int, sys.argv[3:]))
+        return
     if "--constants" in sys.argv:
         kinds = {"inference": constants}
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}

@@ -146,8 +146,10 @@ export function draw(context, objects) {
     context.strokeRect(x0, y0, x1 - x0, y1 - y0);
     const label = `${object.name} ${object.score.toFixed(2)}`;
     context.font = "12px system-ui, sans-serif";
+    const width = context.measureText(label).width + 6;
+    if (2 * (x1 - x0) < width) return; // it would hide the neighbors of a small object
     context.fillStyle = context.strokeStyle;
-    context.fillRect(x0, Math.max(y0 - 15, 0), context.measureText(label).width + 6, 15);
+    context.fillRect(x0, Math.max(y0 - 15, 0), width, 15);
     context.fillStyle = "#000";
     context.fillText(label, x0 + 3, Math.max(y0 - 15, 0) + 11);
   });

@@ -75,7 +75,11 @@ class MainActivity : ComponentActivity() {
             val paint = Paint().apply { this.color = color; strokeWidth = 3f; textSize = 28f; style = Paint.Style.STROKE }
             canvas.drawRect(thing.box, paint)
             paint.style = Paint.Style.FILL
-            canvas.drawText("${thing.label} ${"%.2f".format(thing.score)}", thing.box.left, thing.box.top - 6f, paint)
+            val label = "${thing.label} ${"%.2f".format(thing.score)}"
+            // On a small object it would hide the neighbors.
+            if (2 * thing.box.width() >= paint.measureText(label)) {
+                canvas.drawText(label, thing.box.left, thing.box.top - 6f, paint)
+            }
         }
         canvas.drawText(caption, 16f, 40f, Paint().apply { color = Color.WHITE; textSize = 32f })
         return shown

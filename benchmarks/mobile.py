@@ -3,13 +3,13 @@
     python -m benchmarks.mobile --model_dir=runs/mobile --images=FOLDER [--annotations=FILE] [--size=320] [--count=100]
     python -m benchmarks.mobile --flagfile=configs/mobile_mobilenet_v2.flags --images=FOLDER
 
-Worst differences are over the detections of all images, from the Keras model on the padded input that the file gets;
-those that NMS decides otherwise are left out and counted. AP is that of the Keras model as it predicts, which cuts the
-padding off, and of the file. A
-row that cannot be made says why: where there is no GPU, nor a driver that does without (docs/guide/export.md), those of
-the GPU cannot. Milliseconds are medians of the client's whole call, on two threads: on the clock, and of the processor,
-all threads together, which other jobs hardly change. Those of a GPU in software say nothing about a GPU. Peak memory is
-the client's, with the images. AP needs --annotations.
+Worst differences are over the detections of all images, from the Keras model on the padded input that the file gets:
+of those within the bounds of the quantization (docs/guide/export.md), beside how many are found again and how many of
+them lie within. AP is that of the Keras model as it predicts, which cuts the padding off, and of the file. A row that
+cannot be made says why: where there is no GPU, nor a driver that does without, those of the GPU cannot. Milliseconds
+are medians of the client's whole call, on two threads: on the clock, and of the processor, all threads together, which
+other jobs hardly change. Those of a GPU in software say nothing about a GPU. Peak memory is the client's, with the
+images. AP needs --annotations.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def export(options, form, quantize, path):
     }
 
 
-def measure(options, form, device, path):
+def measure(options, form, quantize, device, path):
     """Differences from the Keras model, AP of both, milliseconds and peak memory of the file alone."""
     from kmaskrcnn.export.client import LiteRTClient, LiteRTGpuClient
     from kmaskrcnn.export.litert_client import decode_image
@@ -128,7 +128,7 @@ def measure(options, form, device, path):
         batch = {"images": tf.constant(images.reshape(1, *images.shape[-3:])), "image_shapes": tf.constant([scaled])}
         own.append(predicted(detect, batch, image, scaled))
         differences.add(predicted(detect_padded, batch, image, scaled), prediction)
-    within = BOUNDS["none"]
+    within = BOUNDS[quantize]
     rows = list(zip(differences.box, differences.score, differences.mask, strict=True))
     same = [row for row in rows if row[0] <= within.box and row[1] <= within.score and row[2] <= within.mask]
     result |= {"detections": differences.expected, "found": len(rows), "same": len(same)}
@@ -174,7 +174,7 @@ def main():
         if options.step == "export":
             print(json.dumps(export(options, form, quantize, options.file)))
         else:
-            print(json.dumps(measure(options, form, device, options.file)))
+            print(json.dumps(measure(options, form, quantize, device, options.file)))
         return
     print(f"{options.model_dir or options.flagfile}, {options.size} px")
     print(

@@ -89,12 +89,11 @@ print("worker", index, "of", os.environ["TF_CONFIG"].count("127.0.0.1"), flush=T
 """
 
 
-def _launch(tmp_path, body, workers=2):
+def _launch(tmp_path, body, workers=2, before=""):
     program = tmp_path / "program.py"
     program.write_text(_WORKER.format(body=body))
-    code = (
-        f"from kmaskrcnn.programs.launcher import launch; import sys; sys.exit(launch({workers}, [{str(program)!r}]))"
-    )
+    code = f"{before}\nfrom kmaskrcnn.programs.launcher import launch; import sys\n"
+    code += f"sys.exit(launch({workers}, [{str(program)!r}]))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -127,6 +126,20 @@ time.sleep(100)
             break
     process.terminate()
     assert process.wait(timeout=30) == 75
+
+
+def test_a_signal_between_the_starts_of_two_workers_reaches_both(tmp_path):
+    before = """
+import os, signal, subprocess
+class Early(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        if options["env"]["TF_CONFIG"].count('"index": 0'):
+            os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Early
+"""
+    process = _launch(tmp_path, "time.sleep(100)", before=before)
+    assert process.wait(timeout=30) == 76  # the workers had not come to handle signals
 
 
 def test_a_process_that_stands_still_is_ended_with_a_line():

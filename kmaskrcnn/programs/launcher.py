@@ -39,24 +39,18 @@ def launch(workers: int, arguments: Sequence[str]) -> int:
     gpus = _gpus()
     if gpus and len(gpus) < workers:
         raise ConfigError(f"num_local_workers={workers}: there are {len(gpus)} GPUs")
-    processes = []
-    for worker in range(workers):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": worker}}
-        own = {"TF_CONFIG": json.dumps(task), _LAUNCHER: str(os.getpid())}
-        if gpus:
-            share = len(gpus) // workers
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share : (worker + 1) * share])
-        # The chief speaks for all. In sessions of their own, so that Ctrl-C reaches each worker once, from here.
-        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-        output = piped if worker else {}
-        command = [sys.executable, *arguments, "--num_local_workers=0", "--strategy=multi_worker"]
-        processes.append(subprocess.Popen(command, env=os.environ | own, start_new_session=True, **output))
-    readers = [threading.Thread(target=_prefix, args=(w, p.stdout)) for w, p in enumerate(processes) if p.stdout]
-    for reader in readers:
-        reader.start()
-    handlers = install(_pass_on(processes))
+    processes: list[subprocess.Popen] = []
+    readers: list[threading.Thread] = []
+    received: list[int] = []
+    # Before there is a worker: one that is left behind by a signal would train on without the others.
+    handlers = install(lambda number, _: received.append(number))
     try:
-        return _wait(processes)
+        for worker in range(workers):
+            processes.append(_start(worker, addresses, gpus, arguments))
+            if worker:
+                readers.append(threading.Thread(target=_prefix, args=(worker, processes[worker].stdout)))
+                readers[-1].start()
+        return _wait(processes, received)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -66,6 +60,19 @@ def launch(workers: int, arguments: Sequence[str]) -> int:
             reader.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _start(worker: int, addresses: Sequence[str], gpus: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen:
+    task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": worker}}
+    own = {"TF_CONFIG": json.dumps(task), _LAUNCHER: str(os.getpid())}
+    if gpus:
+        share = len(gpus) // len(addresses)
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share : (worker + 1) * share])
+    # The chief speaks for all. In sessions of their own, so that Ctrl-C reaches each worker once, from here.
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    output = piped if worker else {}
+    command = [sys.executable, *arguments, "--num_local_workers=0", "--strategy=multi_worker"]
+    return subprocess.Popen(command, env=os.environ | own, start_new_session=True, **output)
 
 
 def follow_launcher() -> None:
@@ -99,20 +106,17 @@ def _prefix(worker: int, lines: Sequence[str]) -> None:
         print(f"[worker {worker}] {line}", end="", flush=True)
 
 
-def _pass_on(processes: Sequence[subprocess.Popen]):
-    def handle(number: int, _: object) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    return handle
-
-
-def _wait(processes: Sequence[subprocess.Popen]) -> int:
+def _wait(processes: Sequence[subprocess.Popen], received: list[int]) -> int:
+    """The exit code, as `launch` has it; passes on the signals that are received."""
     failed: list[int] = []
     deadline = float("inf")
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.1)
+        while received:
+            number = received.pop(0)
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number)
         failed = failed or [code for process in processes if (code := process.poll())]
         if failed and deadline == float("inf"):
             deadline = time.monotonic() + _GRACE

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity parity-detectron2 detectron2-folders benchmark gpu-benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity parity-detectron2 parity-mmdetection detectron2-folders benchmark gpu-benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -118,6 +118,19 @@ detectron2-folders:
 	$(PYTHON) -m venv .venv-detectron2
 	.venv-detectron2/bin/pip install --quiet --disable-pip-version-check torch torchvision pillow fvcore iopath omegaconf \
 		hydra-core termcolor yacs tabulate cloudpickle tqdm matplotlib pycocotools black
+	touch $@
+
+# Mask scoring beside the head of mmdetection; MMDETECTION_PYTHON=PATH takes an environment that has it.
+MMDETECTION_PYTHON ?=
+parity-mmdetection: $(READY) $(if $(MMDETECTION_PYTHON),,.venv-mmdetection/.ready)
+	$(BIN)/python -m benchmarks.parity.run_mmdetection \
+		--mmdetection_python=$(or $(MMDETECTION_PYTHON),.venv-mmdetection/bin/python)
+
+# mmcv-lite is built with the setuptools of the environment.
+.venv-mmdetection/.ready:
+	$(PYTHON) -m venv .venv-mmdetection
+	.venv-mmdetection/bin/pip install --quiet --disable-pip-version-check torch "setuptools<81" wheel
+	.venv-mmdetection/bin/pip install --quiet --disable-pip-version-check --no-build-isolation mmcv-lite mmdet mmengine
 	touch $@
 
 # Speed and memory beside torchvision's and other runtimes', in turns; the roof; growth; start-up. TORCH_PYTHON=PATH takes an

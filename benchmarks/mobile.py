@@ -5,11 +5,11 @@
 
 Worst differences are over the detections of all images, from the Keras model on the padded input that the file gets:
 of those within the bounds of the quantization (docs/guide/export.md), beside how many are found again and how many of
-them lie within. AP is that of the Keras model as it predicts, which cuts the padding off, and of the file. A row that
-cannot be made says why: where there is no GPU, nor a driver that does without, those of the GPU cannot. Milliseconds
-are medians of the client's whole call, on two threads: on the clock, and of the processor, all threads together, which
-other jobs hardly change. Those of a GPU in software say nothing about a GPU. Peak memory is the client's, with the
-images. AP needs --annotations.
+them lie within. AP, which needs --annotations, is that of the Keras model as it predicts, which cuts the padding off,
+of the Keras model on the padded input, and of the file. A row that cannot be made says why: where there is no GPU, nor
+a driver that does without, those of the GPU cannot. Milliseconds are medians of the client's whole call, on two
+threads: on the clock, and of the processor, all threads together, which other jobs hardly change. Those of a GPU in
+software say nothing about a GPU. Peak memory is the client's, with the images.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def measure(options, form, quantize, device, path):
     padded, _, _ = open_model(options, dtype="float32")
     padded.static_shapes = True
     detect, detect_padded = (tf.function(m, autograph=False) for m in (model, padded))
-    differences, own = Differences(), []
+    differences, sides = Differences(), ([], [], found)
 
     def predicted(detect, batch, image, scaled):
         values = {name: value.numpy()[0] for name, value in detect(batch).items()}
@@ -126,15 +126,16 @@ def measure(options, form, quantize, device, path):
     for image, prediction in zip(pixels, found, strict=True):
         images, scaled = client.letterbox(image)
         batch = {"images": tf.constant(images.reshape(1, *images.shape[-3:])), "image_shapes": tf.constant([scaled])}
-        own.append(predicted(detect, batch, image, scaled))
-        differences.add(predicted(detect_padded, batch, image, scaled), prediction)
+        for side, function in zip(sides, (detect, detect_padded), strict=False):
+            side.append(predicted(function, batch, image, scaled))
+        differences.add(sides[1][-1], prediction)
     within = BOUNDS[quantize]
     rows = list(zip(differences.box, differences.score, differences.mask, strict=True))
     same = [row for row in rows if row[0] <= within.box and row[1] <= within.score and row[2] <= within.mask]
     result |= {"detections": differences.expected, "found": len(rows), "same": len(same)}
     result["worst"] = [max(column) for column in zip(*same, strict=True)] if same else []
     if truth:
-        coco = [[r for p, i in zip(side, ids, strict=True) for r in p.to_coco(i)] for side in (own, found)]
+        coco = [[r for p, i in zip(side, ids, strict=True) for r in p.to_coco(i)] for side in sides]
         result["ap"] = [score(truth, side, "mask", 100, image_ids=ids).summary["AP"] for side in coco]
     return result
 
@@ -180,7 +181,7 @@ def main():
     print(
         "| file | MB | operations | unknown sizes | fully accelerated | again, same | worst box, score, mask | ", end=""
     )
-    print("mask AP, model and file | ms, of the processor | peak GB |")
+    print("mask AP: model, padded, file | ms, of the processor | peak GB |")
     print("| --- " * 10 + "|")
     for row, (form, quantize, device) in ROWS.items():
         if row not in options.rows:

@@ -131,7 +131,13 @@ def main(_: list[str]) -> None:
     """Train what is missing and print the table."""
     path, more = Path(_RESULTS.value), given_flags()
     names = ["plain", *(name for name in _VARIATIONS.value if name != "plain")]
-    results = json.loads(path.read_text()) if path.exists() else {}
+    if unknown := set(names) - set(VARIATIONS):
+        raise SystemExit(f"--variations: {', '.join(sorted(unknown))}: choose of {', '.join(VARIATIONS)}")
+    asked = {"plain_steps": _PLAIN_STEPS.value, "flags": more}
+    kept = json.loads(path.read_text()) if path.exists() else asked | {"results": {}}
+    if any(kept.get(name) != value for name, value in asked.items()):
+        raise SystemExit(f"--results={path}: it holds no runs of these --plain_steps and flags; name another file")
+    results = kept["results"]
     missing = [name for name in names if name not in results]
     if missing:
         costs = relative_costs(["plain", *(name for name in missing if name != "plain")], config_from_flags())
@@ -141,7 +147,7 @@ def main(_: list[str]) -> None:
         for name in names:
             if seed not in results[name]["runs"]:
                 results[name]["runs"][seed] = train(name, seed, results[name]["steps"], more)
-                path.write_text(json.dumps(results, indent=1) + "\n")
+                path.write_text(json.dumps(kept, indent=1) + "\n")
                 print(f"{name}, seed {seed}: {results[name]['runs'][seed]}", flush=True)
     print(table(results))
 

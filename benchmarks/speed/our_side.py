@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
@@ -79,13 +80,22 @@ def inference(height, width, batch, dtype, paste):
 def constants(height, width, batch, dtype, paste):
     """`inference` of the exported model."""
     assert not paste and batch == 1
-    folder = pathlib.Path(f"{WEIGHTS}.constants") / f"{height}x{width}"
-    if not folder.exists():  # by another process, whose memory is then free again
-        export = [sys.executable, "-m", "benchmarks.speed.our_side", WEIGHTS, "--export", str(height), str(width)]
+    with tempfile.TemporaryDirectory() as folder:
+        # Anew each time, as the code may have changed; by another process, whose memory is then free again.
+        export = [
+            sys.executable,
+            "-m",
+            "benchmarks.speed.our_side",
+            WEIGHTS,
+            "--export",
+            folder,
+            str(height),
+            str(width),
+        ]
         subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
+        proposals = json.loads((pathlib.Path(folder) / "proposals.json").read_text())
+        served = tf.saved_model.load(f"{folder}/1")
     inputs = batch_of(height, width, batch)
-    proposals = json.loads((folder / "proposals.json").read_text())
-    served = tf.saved_model.load(str(folder / "1"))
     run, images = served.signatures["serving_tensor"], tf.constant(inputs["images"])
 
     def once():
@@ -105,13 +115,12 @@ def constants(height, width, batch, dtype, paste):
     return (lambda: served is None or once() is None), told
 
 
-def export_constants(height, width):
+def export_constants(folder, height, width):
     """Write what `constants` runs, and how many proposals the model has for its image."""
-    folder = pathlib.Path(f"{WEIGHTS}.constants") / f"{height}x{width}"
     predictor = make_predictor(height, width, "float32")
     export_saved_model(predictor.model, predictor.config, predictor.labels, folder, constant_weights=True)
     proposals = count_proposals(predictor.model, batch_of(height, width, 1))
-    (folder / "proposals.json").write_text(json.dumps(proposals))
+    (pathlib.Path(folder) / "proposals.json").write_text(json.dumps(proposals))
 
 
 def network_parts(model):
@@ -286,7 +295,7 @@ def main():
     WEIGHTS = sys.argv[1]
     kinds = {f.__name__: f for f in (inference, stages, training, align, paste)} | {"roof": bare_convolutions}
     if sys.argv[2:3] == ["--export"]:
-        export_constants(*map(int, sys.argv[3:]))
+        export_constants(sys.argv[3], *map(int, sys.argv[4:]))
         return
     if "--constants" in sys.argv:
         kinds = {"inference": constants}

@@ -32,7 +32,7 @@ def kaiming_normal() -> keras.initializers.Initializer:
 
 def lecun_uniform() -> keras.initializers.Initializer:
     """From the number of inputs: torch's `kaiming_uniform_(a=1)`, Caffe2's XavierFill."""
-    return _unless_weights_follow(keras.initializers.VarianceScaling(1.0, "fan_in", "uniform"))
+    return _unless_weights_follow(keras.initializers.LecunUniform())
 
 
 def normal(stddev: float) -> keras.initializers.Initializer:

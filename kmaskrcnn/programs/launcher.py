@@ -63,6 +63,7 @@ def launch(workers: int, arguments: Sequence[str]) -> int:
 
 
 def _start(worker: int, addresses: Sequence[str], gpus: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen:
+    """The process of one worker; addresses are those of all."""
     task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": worker}}
     own = {"TF_CONFIG": json.dumps(task), _LAUNCHER: str(os.getpid())}
     if gpus:

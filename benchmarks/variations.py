@@ -22,17 +22,10 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from benchmarks.model_variations import VARIATIONS
 from kmaskrcnn.config import Config
 from kmaskrcnn.programs.flags import config_from_flags, define_config_flags
 
-VARIATIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "mask scoring": {"mask_scoring": True},
-    "cascade": {"cascade_ious": (0.5, 0.6, 0.7)},
-    "GIoU": {"box_loss": "giou", "box_loss_weight": 10},
-    "class-agnostic boxes and masks": {"box_class_agnostic": True, "mask_class_agnostic": True},
-    "masks of 56 x 56": {"mask_pool_size": 28},
-}
 OBJECTS, ROUNDS, STEPS = 40, 3, 3  # of the timing
 
 _RUNS = flags.DEFINE_string("runs", None, "Folder for the model folders and logs.", required=True)

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from kmaskrcnn import backbones
+from kmaskrcnn.collector import held_collector
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.errors import LOCK, TrainingError
 from kmaskrcnn.folders import config_file, local_folder
@@ -151,10 +152,11 @@ def load_model(path: str | os.PathLike, which: str = "best", **settings: Any) ->
     weights = next((file for file in files if file.is_file()), None)
     if weights is None:
         raise ConfigError(f"{directory} has no {' or '.join(f.name for f in files)}: nothing was saved there yet")
-    with weights_follow():
+    with held_collector(), weights_follow():
         model = build_model(config)
     try:
-        model.load_weights(weights)
+        with held_collector():
+            model.load_weights(weights)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{weights} does not hold the weights of the model in config.json: {reason}") from None

@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from kmaskrcnn.collector import importing
+
 # In TensorFlow's log, what tells why a GPU is not used.
 _GPU_FAULT = re.compile(
     r"could not load dynamic library|cannot dlopen|dlerror|failed call to cu|cannot open shared", re.I
@@ -54,7 +56,7 @@ class _QuietFinder(importlib.abc.MetaPathFinder):
         run = spec.loader.exec_module
 
         def held(module: ModuleType) -> None:
-            with self._while_importing(), held_stderr():
+            with self._while_importing(), held_stderr(), importing():
                 run(module)
                 gpus = module.config.list_physical_devices("GPU")  # opens the libraries of GPUs
             if not gpus and _gpu_driver():

@@ -4,8 +4,11 @@ import argparse
 
 import numpy as np
 
-from benchmarks.gpu import our_side, run, workload
-from kmaskrcnn import MaskRCNN
+from benchmarks.gpu import our_side, run, score, workload
+from benchmarks.gpu.crops import training_arrays
+from benchmarks.gpu.crops_file import Crops, packed
+from kmaskrcnn import Config, MaskRCNN
+from kmaskrcnn.data import open_dataset, training_dataset
 from tests.conftest import TINY
 
 OPTIONS = argparse.Namespace(height=64, width=80, objects=3, batch=2, steps=6)
@@ -35,3 +38,37 @@ def test_our_side_trains():
 def test_a_side_that_fails_is_a_row_of_the_table():
     rows = run.table([{"side": "ours", "batch": 8, "error": "ended with 1"}]).splitlines()
     assert rows[-1].startswith("| ours | 8 | ended with 1 |")
+
+
+def test_crops_come_back_as_the_batches_that_they_were(tmp_path):
+    config = Config().replace(
+        train_annotations="shapes",
+        val_annotations="shapes",
+        model_dir=str(tmp_path),
+        shapes_images=12,
+        shapes_val_images=1,
+        shapes_size=128,
+        crop_size=128,
+        resize_mode="native",
+        max_instances=1,  # fewer than an image has, so that some objects have no mask
+        mask_resolution=28,
+    )
+    batches = list(training_dataset(open_dataset(config, "train"), config.data, 2, seed=3).take(5).as_numpy_iterator())
+    images, columns = training_arrays(batches, config.data.max_instances)
+    data, starts = packed(images, lossless=True)
+    crops = Crops({"images": data, "starts": starts, **columns}, config.data)
+    assert len(crops) == 10 and max(columns["counts"]) > 1
+    for number, batch in enumerate(batches):
+        found = crops.batch([2 * number, 2 * number + 1])
+        rows = found["boxes"].shape[1]
+        assert not batch["classes"][:, rows:].any()
+        for name, value in found.items():
+            expected = batch["sample_seeds" if name == "seeds" else name]
+            expected = expected[:, :rows] if name in ("boxes", "classes", "is_crowd") else expected
+            np.testing.assert_array_equal(value, expected, err_msg=name)
+
+
+def test_scores_of_variations_have_mean_and_spread():
+    runs = {seed: dict.fromkeys(score.COLUMNS, value) for seed, value in (("0", 0.5), ("1", 0.7))}
+    rows = score.table({"plain": {"steps": 9, "runs": runs}}).splitlines()
+    assert rows[-1].startswith("| plain | 2 | 0.600 (0.500 to 0.700) |")

@@ -16,28 +16,32 @@ from benchmarks.speed import torch_side, workloads
 import numpy as np  # isort: skip
 import torch  # isort: skip
 
-OUTPUTS = ("boxes", "scores", "labels", "masks")
+OUTPUTS = ("boxes", "scores", "labels", "masks", "proposals")  # of an image
 OPSET = 17
 CALIBRATION = 3  # images of which the quantizers take the ranges of activations
 WEIGHTS = None
 
 
 class Graph(torch.nn.Module):
-    """The model on one image (3, H, W) in 0..1: its outputs, and the proposals that they come from."""
+    """The model on images (B, 3, H, W) in 0..1: of each its outputs and the proposals that they come from."""
 
     def __init__(self, model):
         super().__init__()
         self.model, self.proposals = model, []
-        model.rpn.register_forward_hook(lambda _, __, output: self.proposals.append(output[0][0]))
+        model.rpn.register_forward_hook(lambda _, __, output: self.proposals.append(output[0]))
 
-    def forward(self, image):
-        found = self.model([image])[0]
-        return *(found[name] for name in OUTPUTS), self.proposals[-1]
+    def forward(self, images):
+        found = self.model(list(images))
+        return [
+            value
+            for own, proposals in zip(found, self.proposals[-1], strict=True)
+            for value in (*(own[name] for name in OUTPUTS[:-1]), proposals)
+        ]
 
 
-def made(height, width, suffix, make):
-    """The path of a file beside the weights, which `make` writes if it is not there."""
-    path = WEIGHTS.with_name(f"{WEIGHTS.stem}_{height}x{width}{suffix}")
+def made(shape, suffix, make):
+    """The path of a file beside the weights for images of a shape (B, H, W), which `make` writes if it is not there."""
+    path = WEIGHTS.with_name(f"{WEIGHTS.stem}_{'x'.join(map(str, shape))}{suffix}")
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             make(pathlib.Path(folder) / path.name)
@@ -46,51 +50,55 @@ def made(height, width, suffix, make):
     return path
 
 
-def images_of(height, width, count):
-    """(count, 3, H, W) in 0..1; the first is the one that is timed."""
-    return torch.stack(torch_side.images_of(height, width, count)).numpy()
+def images_of(batch, height, width):
+    """(B, 3, H, W) in 0..1."""
+    return torch.stack(torch_side.images_of(height, width, batch)).numpy()
 
 
-def calibration_images(height, width):
-    return images_of(height, width, 1 + CALIBRATION)[1:]
+def calibration_images(shape):
+    """As many images as it takes, in batches (B, 3, H, W), none of them timed."""
+    batch, height, width = shape
+    others = images_of(batch * (1 + CALIBRATION), height, width)[batch:]
+    return others.reshape(CALIBRATION, batch, *others.shape[1:])
 
 
-def exported(height, width):
-    """The graph for images of this size, with masks of 28 x 28."""
+def exported(shape):
+    """The graph for images of this shape (B, H, W), with masks of 28 x 28."""
 
     def make(path):
-        graph = Graph(torch_side.make_model(height, width, paste=False))
-        image = torch.from_numpy(images_of(height, width, 1)[0])
-        names = {"input_names": ["image"], "output_names": [*OUTPUTS, "proposals"]}
+        graph = Graph(torch_side.make_model(*shape[1:], paste=False))
+        outputs = [f"{name}{image}" for image in range(shape[0]) for name in OUTPUTS]
+        names = {"input_names": ["images"], "output_names": outputs}
+        images = torch.from_numpy(images_of(*shape))
         with torch.inference_mode():
-            torch.onnx.export(graph, (image,), str(path), dynamo=False, opset_version=OPSET, **names)
+            torch.onnx.export(graph, (images,), str(path), dynamo=False, opset_version=OPSET, **names)
 
-    return made(height, width, ".onnx", make)
+    return made(shape, ".onnx", make)
 
 
-def quantized_onnx(height, width):
+def quantized_onnx(shape):
     """The same by ONNX Runtime's static quantization: QDQ, a scale for each output channel."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self._images = iter(calibration_images(height, width))
+            self._batches = iter(calibration_images(shape))
 
         def get_next(self):
-            image = next(self._images, None)
-            return None if image is None else {"image": image}
+            images = next(self._batches, None)
+            return None if images is None else {"images": images}
 
     def make(path):
         prepared = path.with_name("prepared.onnx")
-        quant_pre_process(exported(height, width), prepared, skip_symbolic_shape=True)
+        quant_pre_process(exported(shape), prepared, skip_symbolic_shape=True)
         # Without the arithmetic of boxes, which needs its digits.
         quantize_static(prepared, path, Reader(), per_channel=True, op_types_to_quantize=["Conv", "Gemm", "MatMul"])
 
-    return made(height, width, "_int8.onnx", make)
+    return made(shape, "_int8.onnx", make)
 
 
-def quantized_openvino(height, width):
+def quantized_openvino(shape):
     """The same by NNCF for OpenVINO."""
     import nncf
     from openvino import Core, save_model
@@ -98,48 +106,49 @@ def quantized_openvino(height, width):
     def make(path):
         # Read back, since nodes that nothing uses, which NNCF stumbles over, go at that.
         plain = path.with_name("plain.xml")
-        save_model(Core().read_model(exported(height, width)), plain, compress_to_fp16=False)
-        images = nncf.Dataset(calibration_images(height, width))
+        save_model(Core().read_model(exported(shape)), plain, compress_to_fp16=False)
+        images = nncf.Dataset(calibration_images(shape))
         save_model(nncf.quantize(Core().read_model(plain), images), path, compress_to_fp16=False)
 
-    return made(height, width, "_int8.xml", make)
+    return made(shape, "_int8.xml", make)
 
 
-def onnxruntime(height, width, int8):
-    """A function from an image to the outputs."""
+def onnxruntime(shape, int8):
+    """A function from images to the outputs."""
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = (quantized_onnx if int8 else exported)(height, width)
+    path = (quantized_onnx if int8 else exported)(shape)
     session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"image": image})
+    return lambda images: session.run(None, {"images": images})
 
 
-def openvino(height, width, int8):
-    """A function from an image to the outputs."""
+def openvino(shape, int8):
+    """A function from images to the outputs."""
     from openvino import Core
 
-    path = (quantized_openvino if int8 else exported)(height, width)
+    path = (quantized_openvino if int8 else exported)(shape)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = Core().compile_model(path, "CPU", settings | {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    return lambda image: tuple(compiled([image]).values())
+    return lambda images: tuple(compiled([images]).values())
 
 
 def inference(runtime, height, width, batch, dtype, paste):
-    """The graph on one image."""
-    assert batch == 1 and dtype == "float32" and not paste
+    """The graph on a batch."""
+    assert dtype == "float32" and not paste
     library, _, bits = runtime.partition("-")
-    run = {"onnxruntime": onnxruntime, "openvino": openvino}[library](height, width, bits == "int8")
-    image = images_of(height, width, 1)[0]
-    *found, proposals = (np.array(value) for value in run(image))
-    run(image)
+    run = {"onnxruntime": onnxruntime, "openvino": openvino}[library]((batch, height, width), bits == "int8")
+    images = images_of(batch, height, width)
+    values = [np.array(value) for value in run(images)]
+    run(images)
+    found = [values[start : start + len(OUTPUTS)] for start in range(0, len(values), len(OUTPUTS))]
     told = {
-        "proposals": [len(proposals)],
-        "detections": [len(found[0])],
-        "found": torch_side.detections_of(*found),
+        "proposals": [len(own[-1]) for own in found],
+        "detections": [len(own[0]) for own in found],
+        "found": torch_side.detections_of(*found[0][:-1]),
     }
-    return (lambda: run(image) and None), told
+    return (lambda: run(images) and None), told
 
 
 def main():

@@ -79,7 +79,7 @@ def inference(height, width, batch, dtype, paste):
 
 def constants(height, width, batch, dtype, paste):
     """`inference` of the exported model."""
-    assert not paste and batch == 1
+    assert not paste
     with tempfile.TemporaryDirectory() as folder:
         # Anew each time, as the code may have changed; by another process, whose memory is then free again.
         export = [
@@ -91,6 +91,7 @@ def constants(height, width, batch, dtype, paste):
             folder,
             str(height),
             str(width),
+            str(batch),
         ]
         subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
         proposals = json.loads((pathlib.Path(folder) / "proposals.json").read_text())
@@ -99,15 +100,15 @@ def constants(height, width, batch, dtype, paste):
     run, images = served.signatures["serving_tensor"], tf.constant(inputs["images"])
 
     def once():
-        return {name.removeprefix("detection_"): value.numpy()[0] for name, value in run(images=images).items()}
+        return {name.removeprefix("detection_"): value.numpy() for name, value in run(images=images).items()}
 
     found = once()
-    count = int(found["num_detections"])
-    boxes, scores, classes, masks = (found[name][:count] for name in ("boxes", "scores", "classes", "masks"))
+    counts = found["num_detections"].astype(int).tolist()
+    boxes, scores, classes, masks = (found[name][0, : counts[0]] for name in ("boxes", "scores", "classes", "masks"))
     boxes = boxes * np.array([height, width] * 2, np.float32)
     told = {
         "proposals": proposals,
-        "detections": [count],
+        "detections": counts,
         "found": workloads.detections(boxes, scores, classes.astype(int), masks),
     }
     once()
@@ -115,11 +116,11 @@ def constants(height, width, batch, dtype, paste):
     return (lambda: served is None or once() is None), told
 
 
-def export_constants(folder, height, width):
-    """Write what `constants` runs, and how many proposals the model has for its image."""
+def export_constants(folder, height, width, batch):
+    """Write what `constants` runs, and how many proposals the model has for its images."""
     predictor = make_predictor(height, width, "float32")
     export_saved_model(predictor.model, predictor.config, predictor.labels, folder, constant_weights=True)
-    proposals = count_proposals(predictor.model, batch_of(height, width, 1))
+    proposals = count_proposals(predictor.model, batch_of(height, width, batch))
     (pathlib.Path(folder) / "proposals.json").write_text(json.dumps(proposals))
 
 

@@ -54,7 +54,7 @@ def works(folder):
                 arguments = {"height": height, "width": width, "batch": batch, "dtype": dtype}
                 name = f"{height}x{width}, batch {batch}, {dtype}"
                 result[f"inference {name}"] = ("inference", arguments | {"paste": True})
-                if batch == 1 and dtype == "float32":
+                if dtype == "float32":
                     result[f"inference {name}, masks 28x28"] = ("inference", arguments | {"paste": False})
                 if batch == 1 and height == workloads.SIZES[0][0]:
                     result[f"stages {name}"] = ("stages", arguments)

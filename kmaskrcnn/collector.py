@@ -1,0 +1,31 @@
+"""Python's garbage collector, held while much is made that stays."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def held_collector() -> Iterator[None]:
+    """No collection of cycles in the context, each of which would walk through all that was made so far."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """`held_collector`, after which the collector leaves alone what there is: modules stay until the process ends.
+
+    TensorFlow and Keras are a million objects, through which the next collections would walk.
+    """
+    gc.collect()  # what can go by now would stay too
+    with held_collector():
+        yield
+        gc.freeze()

@@ -1,0 +1,36 @@
+"""The garbage collector is held while much is made, and left as it was."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from kmaskrcnn.collector import held_collector
+
+
+def test_it_is_held_and_goes_on_even_after_an_error():
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), held_collector():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+
+
+def test_one_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with held_collector(), held_collector():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_the_first_use_of_the_predictor_collects_nothing():
+    code = (
+        "import gc, kmaskrcnn; before = sum(s['collections'] for s in gc.get_stats()); kmaskrcnn.Predictor; "
+        "print(sum(s['collections'] for s in gc.get_stats()) - before, gc.isenabled(), gc.get_freeze_count())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(found[0]) <= 5 and found[1] == "True" and int(found[2]) > 100_000

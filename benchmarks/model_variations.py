@@ -5,6 +5,7 @@ from typing import Any
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mask scoring": {"mask_scoring": True},
+    "PointRend": {"mask_point_rend": True},
     "cascade": {"cascade_ious": (0.5, 0.6, 0.7)},
     "GIoU": {"box_loss": "giou", "box_loss_weight": 10},
     "class-agnostic boxes and masks": {"box_class_agnostic": True, "mask_class_agnostic": True},

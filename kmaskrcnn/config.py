@@ -180,6 +180,11 @@ def validate(config: Config) -> None:
     require(cascade == sorted(cascade), "cascade_ious", "must be in increasing order")
     why = "the first must be roi_positive_iou, by which RoIs are sampled"
     require(not cascade or cascade[0] == values["roi_positive_iou"], "cascade_ious", why)
+    if values["mask_point_rend"]:
+        require(
+            not values["mask_scoring"], "mask_scoring", "not with mask_point_rend, which pools nothing that it reads"
+        )
+        require(values["mask_pool_size"] % 2 == 0, "mask_pool_size", "must be even with mask_point_rend")
     jitter = values["scale_jitter"]
     require(not jitter or jitter[0] <= jitter[1], "scale_jitter", "the smaller factor must come first")
     require(values["crop_size"] % 32 == 0, "crop_size", "must be a multiple of 32 (the stride of C5)")

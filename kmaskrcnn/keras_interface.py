@@ -18,9 +18,9 @@ from kmaskrcnn.ops.tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., None])
 
-# And two more for each further stage of a cascade, and the one of mask_scoring.
+# And two more for each further stage of a cascade, and those of mask_scoring and mask_point_rend.
 LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
-MASK_IOU_LOSS = "mask_iou_loss"
+MASK_IOU_LOSS, MASK_POINT_LOSS = "mask_iou_loss", "mask_point_loss"
 _D = ModelConfig  # whose fields are the defaults
 
 
@@ -99,6 +99,10 @@ class KerasInterface(keras.Model):
         mask_target_samples: int = _D.mask_target_samples,
         max_mask_rois: int = _D.max_mask_rois,
         mask_scoring: bool = _D.mask_scoring,
+        mask_point_rend: bool = _D.mask_point_rend,
+        mask_fc_channels: tuple[int, ...] = _D.mask_fc_channels,
+        mask_point_channels: tuple[int, ...] = _D.mask_point_channels,
+        mask_subdivisions: int = _D.mask_subdivisions,
         score_threshold: float = _D.score_threshold,
         nms_iou: float = _D.nms_iou,
         soft_nms_sigma: float = _D.soft_nms_sigma,
@@ -124,6 +128,7 @@ class KerasInterface(keras.Model):
         stages = range(2, len(self.config.cascade_ious) + 1)
         self.loss_names = (*LOSSES, *(f"{loss}_stage{stage}" for stage in stages for loss in ("class", "box")))
         self.loss_names += (MASK_IOU_LOSS,) if self.config.mask_scoring else ()
+        self.loss_names += (MASK_POINT_LOSS,) if self.config.mask_point_rend else ()
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
         self._in_evaluation = False
         self._batch_is_checked = False

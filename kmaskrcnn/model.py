@@ -11,17 +11,19 @@ from keras import ops
 
 from kmaskrcnn import backbones
 from kmaskrcnn.backbones.folding import fold_normalization
-from kmaskrcnn.keras_interface import LOSSES, MASK_IOU_LOSS, KerasInterface, over_replicas
-from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, sample_rois
+from kmaskrcnn.keras_interface import LOSSES, MASK_IOU_LOSS, MASK_POINT_LOSS, KerasInterface, over_replicas
+from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, predicted_boxes, sample_rois
 from kmaskrcnn.layers.cascade import Cascade, scale_gradient
 from kmaskrcnn.layers.fpn import FPN
 from kmaskrcnn.layers.mask_head import MaskHead
 from kmaskrcnn.layers.mask_iou_head import MaskIoUHead, mask_iou_loss, mask_iou_targets
+from kmaskrcnn.layers.point_rend import PointRendMaskHead
 from kmaskrcnn.layers.roi_align import RoIAlign
 from kmaskrcnn.layers.rpn import AnchorSample, RPNHead, level_anchors, propose, rpn_losses, sample_anchors
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops.chunks import in_chunks
-from kmaskrcnn.ops.mask_targets import mask_targets
+from kmaskrcnn.ops.mask_targets import mask_targets, point_targets
+from kmaskrcnn.ops.sampling import flagged_rows, seeds_within
 from kmaskrcnn.ops.tensor import Tensor
 
 __all__ = ["LOSSES", "SIZE_MULTIPLE", "MaskRCNN"]
@@ -116,11 +118,16 @@ class MaskRCNN(KerasInterface):
             self.cascade.build(pooled)
         classes, last = config.num_classes, (config.head_norm, config.mask_class_agnostic)
         pooled = (None, config.mask_pool_size, config.mask_pool_size, config.fpn_channels)
-        self.mask_head = MaskHead(classes, config.mask_conv_channels, *last, dtype=policy, name="mask_head")
+        width = (config.fpn_channels, *config.mask_conv_channels)[-1]
+        if config.mask_point_rend:
+            widths = (config.mask_pool_size, width, config.mask_fc_channels, config.mask_point_channels)
+            end = (config.mask_class_agnostic, config.mask_subdivisions)
+            self.mask_head = PointRendMaskHead(classes, *widths, *end, dtype=policy, name="mask_head")
+        else:
+            self.mask_head = MaskHead(classes, config.mask_conv_channels, *last, dtype=policy, name="mask_head")
         self.mask_head.build(pooled)
         self.mask_iou_head = None
         if config.mask_scoring:
-            width = (config.fpn_channels, *config.mask_conv_channels)[-1]
             units = (width, *config.box_fc_channels)[-1]
             self.mask_iou_head = MaskIoUHead(classes, width, units, *last, dtype=policy, name="mask_iou_head")
             self.mask_iou_head.build(pooled)
@@ -154,7 +161,9 @@ class MaskRCNN(KerasInterface):
         if self.cascade is not None:
             truth = (gt_boxes, gt_classes, gt_valid, gt_crowd)
             losses |= self.cascade.stage_losses(run, deltas, sample, truth, image_shapes, normalizers[1], self.config)
-        return losses | self._mask_losses(features, sample, inputs, normalizers[2], training)
+        if self.config.mask_point_rend:
+            sample = sample._replace(boxes=predicted_boxes(deltas, sample))
+        return losses | self._mask_losses(features, sample, inputs, normalizers[2], seeds + 2, training)
 
     def pyramid(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
         """The maps P2..P6 of normalized images."""
@@ -201,9 +210,8 @@ class MaskRCNN(KerasInterface):
         boxes, scores, classes, count = self.find_boxes(features, proposals, scores, image_shapes)
         valid = ops.arange(boxes.shape[1], dtype="int32")[None, :] < count[:, None]  # (B, D)
         if self.static_shapes:
-            pooled = self.mask_roi_align(features, boxes)  # (B, D, S, S, C)
-            pooled = ops.reshape(pooled, (-1, *pooled.shape[2:]))  # (B, D, S, S, C) -> (B * D, S, S, C)
-            found = self._run_mask_heads(pooled, ops.reshape(classes, (-1,)))
+            owners = ops.repeat(ops.arange(ops.shape(boxes)[0], dtype="int32"), boxes.shape[1])
+            found = self.find_masks(features, ops.reshape(boxes, (-1, 4)), ops.reshape(classes, (-1,)), owners)
             # (B * D, M, M) -> (B, D, M, M)
             found = {name: ops.reshape(x, (-1, boxes.shape[1], *x.shape[1:])) for name, x in found.items()}
             found["masks"] = ops.where(valid[:, :, None, None], found["masks"], 0.0)
@@ -238,20 +246,21 @@ class MaskRCNN(KerasInterface):
         With mask_scoring there are `mask_ious` (K,) too, what the MaskIoU head predicts, in 0..1.
         """
 
-        def find(boxes: Tensor, classes: Tensor, batch_indices: Tensor) -> dict[str, Tensor]:
-            return self._run_mask_heads(self.mask_roi_align.pool(features, boxes, batch_indices), classes)
-
-        inputs = boxes, classes, batch_indices
+        find, inputs = functools.partial(self._run_mask_heads, features), (boxes, classes, batch_indices)
         if self.config.max_detections <= _MASKS_AT_ONCE or self.static_shapes:
             return find(*inputs)
-        side = 2 * self.config.mask_pool_size
+        side = self.mask_head.side if self.config.mask_point_rend else 2 * self.config.mask_pool_size
         signature = {"masks": keras.KerasTensor((side, side), "float32")}
         if self.mask_iou_head is not None:
             signature["mask_ious"] = keras.KerasTensor((), "float32")
         return in_chunks(find, inputs, _MASKS_AT_ONCE, signature)
 
-    def _run_mask_heads(self, pooled: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """What `find_masks` returns, of pooled features (K, S, S, C)."""
+    def _run_mask_heads(
+        self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor, batch_indices: Tensor
+    ) -> dict[str, Tensor]:
+        if self.config.mask_point_rend:
+            return {"masks": ops.sigmoid(self.mask_head(features, boxes, classes, batch_indices))}
+        pooled = self.mask_roi_align.pool(features, boxes, batch_indices)
         masks = ops.sigmoid(self.mask_head(pooled, classes, training=False))
         if self.mask_iou_head is None:
             return {"masks": masks}
@@ -332,34 +341,26 @@ class MaskRCNN(KerasInterface):
         sample: RoISample,
         inputs: Mapping[str, Tensor],
         normalizer: Tensor,
+        seeds: Tensor,
         training: bool,
     ) -> dict[str, Tensor]:
-        """Mean cross-entropy over the positive RoIs, on the mask of each one's own class; that of mask_scoring."""
+        """Mean cross-entropy over the positive RoIs, on the mask of each one's own class; those of the variations."""
         masks, frames, config = inputs["masks"], inputs["mask_frames"], self.config
         positive = self._mask_rois(sample, masks)
-        if self.static_shapes:
-            batch, limit = ops.shape(positive)
-            rows = ops.repeat(ops.arange(batch, dtype="int32"), limit)
-            columns = ops.tile(ops.arange(limit, dtype="int32"), [batch])
-            weights = ops.cast(ops.reshape(positive, (-1,)), "float32")
-        else:
-            # A RoI costs the mask branch 3 GFLOP a step, so padded rows would be most of its time.
-            # Where there is none the first one goes through it at no weight: the statistics of nothing are not finite,
-            # and some kernels get the shape of nothing wrong.
-            first = ops.arange(ops.size(positive), dtype="int32") == 0
-            pooled = ops.where(ops.any(positive), positive, ops.reshape(first, ops.shape(positive)))
-            rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(pooled))
-            weights = ops.take(ops.reshape(positive, (-1,)), rows * positive.shape[1] + columns)
-            weights = ops.cast(weights, "float32")
+        rows, columns, weights = flagged_rows(positive, self.static_shapes)
         flat = rows * sample.boxes.shape[1] + columns
 
         def choose(x: Tensor) -> Tensor:
             return ops.take(ops.reshape(x, (-1, *x.shape[2:])), flat, axis=0)  # (B, R, ...) -> (K, ...)
 
         rois, classes, matched = choose(sample.boxes), choose(sample.classes), choose(sample.matched)
-        pooled = self.mask_roi_align.pool(features, rois, rows)
-        valid = weights > 0 if self.static_shapes else None
-        logits = self.mask_head(pooled, classes, training=training, valid=valid)
+        if config.mask_point_rend:
+            seeds = seeds_within(ops.take(seeds, rows), columns)
+            logits, points, point_logits = self.mask_head.sample(features, rois, classes, rows, seeds)
+        else:
+            pooled = self.mask_roi_align.pool(features, rois, rows)
+            valid = weights > 0 if self.static_shapes else None
+            logits = self.mask_head(pooled, classes, training=training, valid=valid)
         owner = rows * ops.shape(masks)[1] + ops.minimum(matched, ops.shape(masks)[1] - 1)
         own_masks = ops.take(ops.reshape(masks, (-1, *masks.shape[2:])), owner, axis=0)  # (B, N, m, m) -> (K, m, m)
         own_frames = ops.take(ops.reshape(frames, (-1, 4)), owner, axis=0)
@@ -368,6 +369,10 @@ class MaskRCNN(KerasInterface):
         )
         errors = ops.mean(loss_ops.binary_cross_entropy(logits, targets), axis=(1, 2))
         losses = {"mask": ops.sum(errors * weights) / normalizer}
+        if config.mask_point_rend:
+            targets = point_targets(own_masks, own_frames, rois, points)
+            errors = ops.mean(loss_ops.binary_cross_entropy(point_logits, targets), axis=1)
+            losses[MASK_POINT_LOSS] = ops.sum(errors * weights) / normalizer
         if self.mask_iou_head is not None:
             ious = self.mask_iou_head(pooled, ops.sigmoid(logits), classes, training=training, valid=valid)
             targets = mask_iou_targets(logits, targets, own_masks, own_frames, rois)

@@ -115,8 +115,8 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         The flatbuffer, and by what it was found to be fully accelerated, as for `check_accelerated`.
 
     Raises:
-        ConfigError: a size that is no multiple of 32, another quantization, a cascade, mask_scoring, soft_nms_sigma,
-            class_agnostic_nms, or a roi_sampling_ratio of 0.
+        ConfigError: a size that is no multiple of 32, another quantization, a cascade, mask_scoring, mask_point_rend,
+            soft_nms_sigma, class_agnostic_nms, or a roi_sampling_ratio of 0.
         ExportError: a graph is not fully accelerated; the message says by what that was found.
     """
     if quantize not in QUANTIZE:
@@ -129,6 +129,11 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
         raise ConfigError(
             "mask_scoring=True: the graphs have no MaskIoU head; give mask_scoring=False at export to leave it out, or "
             "export as .tflite for the CPU"
+        )
+    if model.config.mask_point_rend:
+        raise ConfigError(
+            "mask_point_rend=True: the graphs have a mask head alone, whose masks no points refine; export as "
+            ".tflite for the CPU"
         )
     if model.config.soft_nms_sigma:
         raise ConfigError("soft_nms_sigma: the host's steps have NMS with a threshold alone, give 0 at export")

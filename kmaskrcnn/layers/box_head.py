@@ -201,15 +201,32 @@ def box_head_losses(
     positive = ops.cast(sample.is_positive, "float32")
     class_loss = ops.sum(loss_ops.softmax_cross_entropy(logits, sample.classes) * valid) / normalizer
     targets = box_ops.take_rows(gt_boxes, sample.matched)  # (B, R, 4)
-    if deltas.shape[2] == 1:
-        own = deltas[:, :, 0]
-    else:
-        # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B, R, 4)
-        own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(sample.classes, (-1, 1)))
-        own = ops.reshape(own, ops.shape(targets))
+    own = _own_deltas(deltas, sample.classes)
     box = loss_ops.box_regression(own, sample.boxes, targets, weights, config.box_loss, config.box_loss_beta)
     box_loss = ops.sum(box * positive[..., None]) / normalizer
     return {"class": class_loss, "box": config.box_loss_weight * box_loss}
+
+
+def predicted_boxes(deltas: Tensor, sample: RoISample) -> Tensor:
+    """The boxes (B, R, 4) that the box head makes of the RoIs of their own classes, not clipped, without a gradient.
+
+    Detectron2's TRAIN_ON_PRED_BOXES: the mask head is trained on boxes as it sees them in inference.
+
+    Args:
+        deltas: (B, R, C + 1, 4), or (B, R, 1, 4) where they are class-agnostic.
+        sample: the RoIs.
+    """
+    own = _own_deltas(deltas, sample.classes)
+    return ops.stop_gradient(box_ops.decode(own, sample.boxes, box_ops.BOX_HEAD_CODING_WEIGHTS))
+
+
+def _own_deltas(deltas: Tensor, classes: Tensor) -> Tensor:
+    """Of deltas (B, R, C + 1, 4) those of each RoI's class (B, R), or the only ones of (B, R, 1, 4) -> (B, R, 4)."""
+    if deltas.shape[2] == 1:
+        return deltas[:, :, 0]
+    # (B, R, C + 1, 4) -> (B * R, C + 1, 4) -> (B * R, 1, 4) -> (B, R, 4)
+    own = box_ops.take_rows(ops.reshape(deltas, (-1, *deltas.shape[2:])), ops.reshape(classes, (-1, 1)))
+    return ops.reshape(own, (*ops.shape(classes), 4))
 
 
 def detect_boxes(

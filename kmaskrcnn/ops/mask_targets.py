@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kmaskrcnn.ops.points import points_in_image, sample_points
 from kmaskrcnn.ops.tensor import Tensor
 
 
@@ -84,6 +85,25 @@ def mask_targets(
     columns = _interpolation(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3], size, m, samples)
     targets = ops.matmul(ops.matmul(rows, _coverage(masks)), ops.transpose(columns, (0, 2, 1)))
     return ops.cast(targets >= 0.5, "float32") if binary else targets
+
+
+def point_targets(masks: Tensor, frames: Tensor, rois: Tensor, points: Tensor) -> Tensor:
+    """Coverage of masks at points of their RoIs: bilinear between the centers of cells, 0 outside the frame.
+
+    As in Detectron2, which samples masks of the whole image, whose cells are pixels, and does not threshold.
+
+    Args:
+        masks, frames, rois: as for `mask_targets`.
+        points: (K, P, 2) yx in 0..1 of the RoIs.
+
+    Returns:
+        (K, P) float32 in 0..1.
+    """
+    first, last = ops.split(frames[:, None], 2, axis=-1)  # (K, 1, 2)
+    cell_size = ops.maximum(last - first, 1e-6) / masks.shape[-1]
+    cells = (points_in_image(rois, points) - first) / cell_size
+    owners = ops.arange(ops.shape(rois)[0], dtype="int32")
+    return sample_points(_coverage(masks)[..., None], cells, owners)[..., 0]
 
 
 def share_inside(masks: Tensor, frames: Tensor, rois: Tensor) -> Tensor:

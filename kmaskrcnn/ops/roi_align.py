@@ -60,7 +60,11 @@ def roi_align_gather(inputs: RoIAlignInputs) -> Tensor:
     """
     if not inputs.sampling_ratio:
         return gather_adaptive(inputs)
-    table, rows, weights = _table_and_taps(inputs)
+    return weighted_rows(*_table_and_taps(inputs))
+
+
+def weighted_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Sums over the last axis of rows (..., n) int32 of a table (N, C), times weights (..., n) -> (..., C)."""
     if keras.backend.backend() == "jax":
         return _with_sorted_gradient(table, rows, weights)
     return _sum_of_taps(table, rows, weights)

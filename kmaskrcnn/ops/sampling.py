@@ -44,6 +44,11 @@ def image_noise(seeds: Tensor, count: int | Tensor) -> Tensor:
     return 0.5 + ops.cast(bits, "float32") * 2.0**-24
 
 
+def seeds_within(seeds: Tensor, places: Tensor) -> Tensor:
+    """For what is drawn at places (K,) int32 of images with seeds (K,): a seed of its own for each, (K,) integers."""
+    return _mix(ops.bitwise_xor(_mix(_word(places)), _mix(_word(seeds))))
+
+
 def sample(
     positive: Tensor, negative: Tensor, size: int, positive_fraction: float, seeds: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,3 +89,26 @@ def sample(
 
     indices = ops.minimum(ops.cast(reorder(indices), "int32"), last)
     return indices, reorder(is_positive), reorder(is_valid)
+
+
+def flagged_rows(flags: Tensor, static_shapes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Where flags (B, L) bool are set: images (K,) and columns (K,) int32, and weights (K,) float32, 1 where it is so.
+
+    Off static shapes K is the number of flags: a RoI costs the mask branch 3 GFLOP a step, so padded rows would be most
+    of its time. Where there is none the first one goes through it at no weight: the statistics of nothing are not
+    finite, and some kernels get the shape of nothing wrong.
+
+    Args:
+        flags: (B, L).
+        static_shapes: all are there, K = B * L.
+    """
+    if static_shapes:
+        batch, limit = ops.shape(flags)
+        rows = ops.repeat(ops.arange(batch, dtype="int32"), limit)
+        columns = ops.tile(ops.arange(limit, dtype="int32"), [batch])
+        return rows, columns, ops.cast(ops.reshape(flags, (-1,)), "float32")
+    first = ops.arange(ops.size(flags), dtype="int32") == 0
+    chosen = ops.where(ops.any(flags), flags, ops.reshape(first, ops.shape(flags)))
+    rows, columns = (ops.cast(x, "int32") for x in ops.nonzero(chosen))
+    weights = ops.take(ops.reshape(flags, (-1,)), rows * flags.shape[1] + columns)
+    return rows, columns, ops.cast(weights, "float32")

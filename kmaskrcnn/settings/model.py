@@ -123,7 +123,7 @@ class ModelConfig:
     box_loss_beta: float = setting(0.0, "Smooth-L1 beta of the box head's loss; 0: L1.", low=0)
     box_loss_weight: float = setting(1.0, "Weight of the box head's box loss in the total loss.", **POSITIVE)
     mask_pool_size: int = setting(
-        14, "Side of the RoIAlign output for the mask head; masks are twice that.", **POSITIVE
+        14, "Side of the RoIAlign output for the mask head; masks are twice that (not PointRend's).", **POSITIVE
     )
     mask_conv_channels: tuple[int, ...] = setting(
         (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions.", **POSITIVE
@@ -142,6 +142,22 @@ class ModelConfig:
     mask_scoring: bool = setting(
         False,
         "Mask Scoring R-CNN: a head predicts the IoU of each mask; mask AP ranks by its product with the score.",
+    )
+    mask_point_rend: bool = setting(
+        False,
+        "PointRend in place of the mask head: a coarse mask, and a head that predicts its uncertain points from P2.",
+    )
+    mask_fc_channels: tuple[int, ...] = setting(
+        (1024, 1024), "PointRend: units of the coarse mask's fully connected layers.", **POSITIVE
+    )
+    mask_point_channels: tuple[int, ...] = setting(
+        (256, 256, 256), "PointRend: units of the layers of the point head.", **POSITIVE
+    )
+    mask_subdivisions: int = setting(
+        5,
+        "PointRend: how often inference doubles the 7 x 7 of a coarse mask; 5 gives masks of 224 x 224, 3 of 56 x 56.",
+        low=1,
+        high=6,
     )
     # Detections.
     score_threshold: float = setting(0.05, "Detections with this score or less are dropped.", low=0, below=1)

@@ -21,7 +21,7 @@ _OTHERS = (
     (r"roi_heads\.res5\.", "a C4 model, whose box head is the last stage of the backbone"),
     (r"backbone\.(stem|res\d)\.", "a C4 or DC5 model, without a feature pyramid"),
     (r"head\.(classification_head|regression_head|cls_subnet|bbox_subnet)", "a RetinaNet"),
-    (r"roi_heads\.mask_head\.(point_head|coarse_head)|roi_heads\.mask_point_head", "a PointRend model"),
+    (r"roi_heads\.mask_head\.parameter_head", "an Implicit PointRend model"),
     (r"backbone\.body\.(conv1|layer\d)\.|backbone\.bottom_up\.(stem|res\d)\.", ""),
     (r"backbone\.(body|bottom_up)\.\w*(stages|patch_embed|blocks|base_layer|s1)", "a detector with another backbone"),
 )
@@ -29,7 +29,11 @@ _OTHERS = (
 _MOBILENET_WIDTHS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 _BODY = "backbone.body."
 _CLASS_SCORES, _OFFSETS = "roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.bbox_pred.weight"
-_MASKS = ("roi_heads.mask_predictor.mask_fcn_logits.weight", "roi_heads.mask_head.predictor.weight")
+_MASKS = (
+    "roi_heads.mask_predictor.mask_fcn_logits.weight",
+    "roi_heads.mask_head.predictor.weight",
+    "roi_heads.mask_head.point_head.predictor.weight",
+)
 
 
 def check_architecture(
@@ -78,6 +82,15 @@ def check_no_mask_scoring(model: MaskRCNN, source: str) -> None:
         raise WeightsError(
             f"{source}: has no MaskIoU head; convert it without mask_scoring, and train with mask_scoring and "
             "init_weights=that model"
+        )
+
+
+def check_no_point_rend(model: MaskRCNN, source: str, fresh_masks: bool = False) -> None:
+    """Raise WeightsError where the model has PointRend's mask heads, the file has not, and no new ones are wanted."""
+    if model.config.mask_point_rend and not fresh_masks:
+        raise WeightsError(
+            f"{source}: has no PointRend mask heads; convert it without mask_point_rend, and train with "
+            "mask_point_rend and init_weights=that model"
         )
 
 

@@ -2,7 +2,7 @@
 
 What the conversion takes care of: BGR pixels become RGB, the background class moves from the end to the front, and
 the box offsets and masks, which the background has none of there, get a row of zeros for it unless there is one row for
-all classes.
+all classes. Models of its PointRend project are read too.
 
 What stays different (see `DIFFERENCES`): the number of RoIAlign samples, which Detectron2 lets grow with the RoI.
 """
@@ -18,7 +18,9 @@ import numpy as np
 
 from kmaskrcnn.errors import WeightsError
 from kmaskrcnn.weight_files.reader import read_tensors
-from kmaskrcnn.weights.architectures import check_architecture, check_no_mask_scoring
+from kmaskrcnn.weights.architectures import check_architecture, check_no_mask_scoring, check_no_point_rend
+from kmaskrcnn.weights.layouts import same
+from kmaskrcnn.weights.point_rend import PREDICTOR, new_names, point_rend_settings
 from kmaskrcnn.weights.torchvision import head_sizes, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, transfer
 
@@ -43,6 +45,7 @@ DETECTRON2_SEMANTICS = {
     "box_class_agnostic": False,
     "mask_class_agnostic": False,
     "cascade_ious": (),
+    "mask_point_rend": False,
 }
 DIFFERENCES = (
     "training masks are thresholded crops of the stored masks; Detectron2 rasterizes the polygons in each RoI",
@@ -59,17 +62,13 @@ _MOST_STAGES = len(_CASCADE_IOUS)
 _STEM = "backbone.bottom_up.stem.conv1"
 
 
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
 def _background_first(x: np.ndarray) -> np.ndarray:
     return np.roll(x, 1, axis=0)  # rows 1..C, 0 -> 0..C
 
 
 def _with_background(rows: int, class_agnostic: bool) -> Transform:
     """Zeros in front, for the rows that the background has in torchvision and not here."""
-    return _same if class_agnostic else lambda x: np.concatenate([np.zeros((rows, *x.shape[1:]), x.dtype), x])
+    return same if class_agnostic else lambda x: np.concatenate([np.zeros((rows, *x.shape[1:]), x.dtype), x])
 
 
 def _spelling(model: MaskRCNN, rgb: bool, heads: Mapping[str, str]) -> Any:
@@ -84,14 +83,14 @@ def _spelling(model: MaskRCNN, rgb: bool, heads: Mapping[str, str]) -> Any:
     def spell_one(name: str) -> tuple[tuple[str, ...], Transform]:
         module, _, leaf = name.rpartition(".")
         if module == "backbone.body.conv1":
-            return (f"{_STEM}.{leaf}",), _same if rgb else lambda x: x[:, ::-1]
+            return (f"{_STEM}.{leaf}",), same if rgb else lambda x: x[:, ::-1]
         if module == "roi_heads.box_predictor.cls_score":
             return (name,), _background_first
         if module == "roi_heads.box_predictor.bbox_pred":
             return (name,), _with_background(4, model.box_head.class_agnostic)
         if module == "roi_heads.mask_predictor.mask_fcn_logits":
             return (f"{_module(module, heads)}.{leaf}",), _with_background(1, model.mask_head.class_agnostic)
-        return (f"{_module(module, heads)}.{leaf}",), _same
+        return (f"{_module(module, heads)}.{leaf}",), same
 
     return spell
 
@@ -189,7 +188,7 @@ def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> d
         WeightsError: the file cannot be read, or holds no ResNet-FPN Mask R-CNN.
     """
     source = os.fspath(path)
-    tensors = read_tensors(source)
+    tensors = new_names(read_tensors(source))
     stages, tensors = _stages(tensors, source), _first_stage(tensors)
     check_architecture(tensors, source, fresh_masks, class_agnostic=True)
     caffe = _is_caffe(tensors)
@@ -209,7 +208,7 @@ def detectron2_settings(path: str | os.PathLike, fresh_masks: bool = False) -> d
         "cascade_ious": _CASCADE_IOUS[:stages],
     }
     settings |= _stored_pixels(tensors) | _stored_anchors(tensors, source)
-    return settings | _sizes(tensors, source)
+    return settings | _sizes(tensors, source) | point_rend_settings(tensors, source)
 
 
 def _sizes(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
@@ -307,7 +306,9 @@ def load_detectron2(
     """
     source = os.fspath(path)
     check_no_mask_scoring(model, source)
-    tensors = {n: v for n, v in read_tensors(source).items() if not n.endswith("num_batches_tracked")}
+    tensors = {n: v for n, v in new_names(read_tensors(source)).items() if not n.endswith("num_batches_tracked")}
+    if PREDICTOR not in tensors:
+        check_no_point_rend(model, source, fresh_masks)
     rgb = _is_rgb(tensors) if rgb is None else rgb
     return transfer(
         detectron2_entries(model, rgb),

@@ -12,6 +12,7 @@ from kmaskrcnn.layers.cascade import coding_weights
 
 _NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "naiveSyncBN": "sync_bn"}
 _NORMS |= {"GN": "gn"}
+_ROI_HEADS = ("StandardROIHeads", "CascadeROIHeads", "PointRendROIHeads")
 _LARGEST, _DEEPEST, _MOST_ALIASES = 1 << 17, 16, 32
 # Where it differs, the model is another one: (path, what it must be, what it is else).
 _MUST_BE = (
@@ -20,6 +21,15 @@ _MUST_BE = (
     ("MODEL.KEYPOINT_ON", False, "keypoints"),
     ("MODEL.RESNETS.NUM_GROUPS", 1, "ResNeXt groups"),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0, "the offset of the anchors"),
+)
+_POINT_REND_MUST_BE = (
+    ("MODEL.ROI_MASK_HEAD.IN_FEATURES", ["p2"], "other features of the coarse masks"),
+    ("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7, "other sides of the coarse masks"),
+    ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", True, "a PointRend model without its point head"),
+    ("MODEL.POINT_HEAD.NAME", "StandardPointHead", "the point head"),
+    ("MODEL.POINT_HEAD.IN_FEATURES", ["p2"], "other features of the points"),
+    ("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", True, "the layers of the point head"),
+    ("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 784, "the number of points"),
 )
 _NUMBERS = {
     "score_threshold": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
@@ -74,12 +84,14 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
             value = value[key]
         return value
 
-    for name, wanted, what in _MUST_BE:
+    # CoarseMaskHead is what the project called it at first.
+    has_points = get("MODEL.ROI_MASK_HEAD.NAME", "") in ("PointRendMaskHead", "CoarseMaskHead")
+    for name, wanted, what in _MUST_BE + (_POINT_REND_MUST_BE if has_points else ()):
         if get(name) != wanted and not (fresh_masks and name == "MODEL.MASK_ON"):
             raise WeightsError(f"{source}: {what} cannot be read, {name} is {get(name)!r} and not {wanted!r}")
     heads = get("MODEL.ROI_HEADS.NAME")
-    if heads not in ("StandardROIHeads", "CascadeROIHeads"):
-        raise WeightsError(f"{source}: MODEL.ROI_HEADS.NAME is {heads!r}, known are StandardROIHeads, CascadeROIHeads")
+    if heads not in _ROI_HEADS:
+        raise WeightsError(f"{source}: MODEL.ROI_HEADS.NAME is {heads!r}, known are {', '.join(_ROI_HEADS)}")
     norm = get("MODEL.RESNETS.NORM")
     if norm not in _NORMS:
         raise WeightsError(f"{source}: MODEL.RESNETS.NORM is {norm!r}, known are {', '.join(_NORMS)}")
@@ -104,6 +116,12 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
             "box_class_agnostic": bool(get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")),
             "mask_class_agnostic": bool(get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")),
         }
+        if has_points:
+            settings |= {
+                "mask_point_rend": True,
+                "mask_class_agnostic": bool(get("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK")),
+                "mask_subdivisions": int(get("MODEL.POINT_HEAD.SUBDIVISION_STEPS")),
+            }
         if heads == "CascadeROIHeads":
             weights = [_floats(stage) for stage in get("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS")]
             if weights != [coding_weights(stage) for stage in range(1, len(weights) + 1)]:

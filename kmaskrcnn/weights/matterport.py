@@ -20,7 +20,7 @@ import numpy as np
 from kmaskrcnn.errors import WeightsError, reason
 from kmaskrcnn.weight_files.budget import Budget
 from kmaskrcnn.weight_files.stand_ins import ARRAY_KINDS
-from kmaskrcnn.weights.architectures import check_no_mask_scoring, check_one_stage
+from kmaskrcnn.weights.architectures import check_no_mask_scoring, check_no_point_rend, check_one_stage
 from kmaskrcnn.weights.torchvision import EPSILON, resnet_of_blocks, respelled, torchvision_entries
 from kmaskrcnn.weights.transfer import LoadReport, Transform, check_shapes, take_size, transfer
 
@@ -276,5 +276,6 @@ def load_matterport(model: MaskRCNN, path: str | os.PathLike, new_classes: bool 
     source = os.fspath(path)
     check_one_stage(model, source)
     check_no_mask_scoring(model, source)
+    check_no_point_rend(model, source)
     entries = respelled(torchvision_entries(model), _spell)
     return transfer(entries, read_matterport(source), source, lambda name: name.startswith(_SPARE), new_classes)

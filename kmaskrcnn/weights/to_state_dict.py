@@ -47,6 +47,8 @@ def state_dict(model: MaskRCNN, target: str, rgb: bool = False) -> dict[str, np.
         )
     if target == "torchvision" and config.cascade_ious:
         raise WeightsError("torchvision has no Cascade R-CNN: export it for detectron2")
+    if target == "torchvision" and config.mask_point_rend:
+        raise WeightsError("torchvision has no PointRend: export it for detectron2")
     if target == "torchvision" and (config.box_class_agnostic or config.mask_class_agnostic):
         raise WeightsError("torchvision has no class-agnostic heads: export it for detectron2")
     entries = torchvision_entries(model) if target == "torchvision" else detectron2_entries(model, rgb)
@@ -109,6 +111,10 @@ def _file_shapes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             inputs, outputs = shape
             yield (outputs - without, inputs)
             yield (inputs - without, outputs, 1, 1)  # the mask logits
+            yield (outputs, inputs // 4, 2, 2)  # PointRend's coarse head
+            yield (outputs, inputs, 1, 1)
+            yield (outputs, inputs, 1)  # its point head, of convolutions over points
+            yield (inputs, outputs, 1)  # and that head's logits
         else:
             height, width, inputs, outputs = shape
             yield (outputs, inputs, height, width)

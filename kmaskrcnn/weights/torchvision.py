@@ -21,8 +21,11 @@ from kmaskrcnn.weights.architectures import (
     check_architecture,
     check_mobilenet,
     check_no_mask_scoring,
+    check_no_point_rend,
     check_one_stage,
 )
+from kmaskrcnn.weights.layouts import flattened, same, to_conv, to_dense, to_depthwise
+from kmaskrcnn.weights.point_rend import point_rend_entries
 from kmaskrcnn.weights.transfer import Entry, LoadReport, Transform, check_shapes, take_size, transfer
 
 if TYPE_CHECKING:
@@ -55,39 +58,12 @@ _XY_TO_YX = [1, 0, 3, 2]  # torchvision's offsets are (dx, dy, dw, dh)
 _SPARE = re.compile(r"backbone\.body\.(fc|classifier|18)\.")
 
 
-def _conv(kernel: np.ndarray) -> np.ndarray:
-    return kernel.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out); a deconvolution has (in, out, h, w)
-
-
-def _depthwise(kernel: np.ndarray) -> np.ndarray:
-    return kernel.transpose(2, 3, 0, 1)  # (channels, 1, h, w) -> (h, w, channels, 1)
-
-
-def _dense(kernel: np.ndarray) -> np.ndarray:
-    return kernel.T  # (out, in) -> (in, out)
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
 def _swap_offsets(transform: Transform) -> Transform:
     """Rows of (dx, dy, dw, dh) for each anchor or class -> (dy, dx, dh, dw), before the transform."""
 
     def apply(x: np.ndarray) -> np.ndarray:
         groups = x.reshape(-1, 4, *x.shape[1:])  # (G * 4, ...) -> (G, 4, ...)
         return transform(groups[:, _XY_TO_YX].reshape(x.shape))
-
-    return apply
-
-
-def _flattened(height: int, width: int) -> Transform:
-    """The first fully connected layer, over (C, H, W) in torch and (H, W, C) here."""
-
-    def apply(kernel: np.ndarray) -> np.ndarray:
-        out, units = kernel.shape
-        kernel = kernel.reshape(out, units // (height * width), height, width)  # (O, CHW) -> (O, C, H, W)
-        return kernel.transpose(2, 3, 1, 0).reshape(units, out)  # (O, C, H, W) -> (H, W, C, O) -> (HWC, O)
 
     return apply
 
@@ -128,7 +104,8 @@ def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def torchvision_entries(model: MaskRCNN) -> list[Entry]:
     """An entry for every weight of the model, by the tensors of a torchvision state dict (PyTorch's layout).
 
-    The further stages of a cascade, which torchvision does not have, are named as the box head, after a stageN.
+    What torchvision does not have: the further stages of a cascade are named as the box head, after a stageN, and
+    PointRend masks as in Detectron2.
     """
     entries: list[Entry] = []
 
@@ -136,7 +113,7 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
         entries.append(Entry(variable, (name,), transform, last))
 
     def layer(
-        prefix: str, target: keras.layers.Layer, kernel: Transform, bias: Transform = _same, last: bool = False
+        prefix: str, target: keras.layers.Layer, kernel: Transform, bias: Transform = same, last: bool = False
     ) -> None:
         add(f"{prefix}.weight", target.kernel, kernel, last)
         if target.use_bias:
@@ -144,51 +121,53 @@ def torchvision_entries(model: MaskRCNN) -> list[Entry]:
 
     def norm(prefix: str, target: keras.layers.Layer | None) -> None:
         for variable in target.weights if target is not None else ():
-            add(f"{prefix}.{NORM_WEIGHTS[variable.name]}", variable, _same)
+            add(f"{prefix}.{NORM_WEIGHTS[variable.name]}", variable, same)
 
     for part in model.backbone.layers:
         name = _BODY + _body_name(model.config.backbone, part.name)
         if isinstance(part, keras.layers.DepthwiseConv2D):
-            layer(name, part, _depthwise)
+            layer(name, part, to_depthwise)
         elif isinstance(part, keras.layers.Conv2D):
-            layer(name, part, _conv)
+            layer(name, part, to_conv)
         elif part.weights:
             norm(name, part)
 
     fpn = model.fpn
     for i in range(4):
-        layer(f"backbone.fpn.inner_blocks.{i}.0", fpn.lateral_convs[i], _conv)
-        layer(f"backbone.fpn.layer_blocks.{i}.0", fpn.output_convs[i], _conv)
+        layer(f"backbone.fpn.inner_blocks.{i}.0", fpn.lateral_convs[i], to_conv)
+        layer(f"backbone.fpn.layer_blocks.{i}.0", fpn.output_convs[i], to_conv)
         if fpn.norm != "none":
             norm(f"backbone.fpn.inner_blocks.{i}.1", fpn.lateral_norms[i])
             norm(f"backbone.fpn.layer_blocks.{i}.1", fpn.output_norms[i])
     for i, conv in enumerate(model.rpn_head.convs):
-        layer(f"rpn.head.conv.{i}.0", conv, _conv)
-    layer("rpn.head.cls_logits", model.rpn_head.objectness, _conv)
-    layer("rpn.head.bbox_pred", model.rpn_head.deltas, _swap_offsets(_conv), _swap_offsets(_same))
+        layer(f"rpn.head.conv.{i}.0", conv, to_conv)
+    layer("rpn.head.cls_logits", model.rpn_head.objectness, to_conv)
+    layer("rpn.head.bbox_pred", model.rpn_head.deltas, _swap_offsets(to_conv), _swap_offsets(same))
 
     pool = model.config.box_pool_size
     for stage, box in enumerate((model.box_head, *(model.cascade.heads if model.cascade is not None else ())), 1):
         heads = "roi_heads" if stage == 1 else f"roi_heads.stage{stage}"
         for i, conv in enumerate(box.convs):
-            layer(f"{heads}.box_head.{i}.0", conv, _conv)
+            layer(f"{heads}.box_head.{i}.0", conv, to_conv)
             norm(f"{heads}.box_head.{i}.1", box.norms[i])
         for i, fc in enumerate(box.fcs):
             # A head with convolutions is one Sequential there: convolutions, Flatten, then Linear and ReLU in turn.
             name = f"{len(box.convs) + 1 + 2 * i}" if box.convs else f"fc{6 + i}"
-            layer(f"{heads}.box_head.{name}", fc, _flattened(pool, pool) if i == 0 else _dense)
-        layer(f"{heads}.box_predictor.cls_score", box.class_logits, _dense, last=True)
+            layer(f"{heads}.box_head.{name}", fc, flattened(pool) if i == 0 else to_dense)
+        layer(f"{heads}.box_predictor.cls_score", box.class_logits, to_dense, last=True)
         last = not box.class_agnostic
-        layer(f"{heads}.box_predictor.bbox_pred", box.deltas, _swap_offsets(_dense), _swap_offsets(_same), last)
+        layer(f"{heads}.box_predictor.bbox_pred", box.deltas, _swap_offsets(to_dense), _swap_offsets(same), last)
 
     mask = model.mask_head
+    if model.config.mask_point_rend:
+        return entries + list(point_rend_entries(mask))
     for i, conv in enumerate(mask.convs):
-        layer(f"roi_heads.mask_head.{i}.0", conv, _conv)
+        layer(f"roi_heads.mask_head.{i}.0", conv, to_conv)
         norm(f"roi_heads.mask_head.{i}.1", mask.norms[i])
-    layer("roi_heads.mask_predictor.conv5_mask", mask.deconv, _conv)
+    layer("roi_heads.mask_predictor.conv5_mask", mask.deconv, to_conv)
     logits = "roi_heads.mask_predictor.mask_fcn_logits"
     add(f"{logits}.weight", mask.logits_kernel, lambda x: x[:, :, 0, 0], last=not mask.class_agnostic)
-    add(f"{logits}.bias", mask.logits_bias, _same, last=not mask.class_agnostic)
+    add(f"{logits}.bias", mask.logits_bias, same, last=not mask.class_agnostic)
     return entries
 
 
@@ -353,6 +332,7 @@ def load_torchvision(
     source = os.fspath(path)
     check_one_stage(model, source)
     check_no_mask_scoring(model, source)
+    check_no_point_rend(model, source, fresh_masks)
     tensors = modern_names(read_tensors(source))
     entries = torchvision_entries(model)
     if norm_epsilon != EPSILON:

@@ -17,15 +17,24 @@ from kmaskrcnn import MaskRCNN
 from kmaskrcnn.ops.mask_targets import mask_targets
 from tests.conftest import TINY, make_batch
 
+# Beside frozen_bn: other heads and losses, of which not all go together.
 VARIATIONS = {
-    "cascade_ious": (0.5, 0.6, 0.7),
-    "mask_class_agnostic": True,
-    "box_loss": "giou",
-    "rpn_box_loss": "giou",
-    "mask_scoring": True,
-    "soft_nms_sigma": 0.5,
+    "variations": {
+        "cascade_ious": (0.5, 0.6, 0.7),
+        "mask_class_agnostic": True,
+        "box_loss": "giou",
+        "rpn_box_loss": "giou",
+        "mask_scoring": True,
+        "soft_nms_sigma": 0.5,
+    },
+    "point_rend": {
+        "mask_point_rend": True,
+        "mask_fc_channels": (32,),
+        "mask_point_channels": (32,),
+        "mask_subdivisions": 3,
+    },
 }
-NORMS = ("frozen_bn", "bn", "gn", "variations")  # the last one frozen_bn, with other heads and losses
+NORMS = ("frozen_bn", "bn", "gn", *VARIATIONS)
 STEPS = 20
 # By so much, of themselves, the gradients of TensorFlow and PyTorch differ (4e-6 of a norm of 6.4).
 ROUNDING = 2**-20
@@ -34,8 +43,8 @@ NUDGES = 3  # one is too few: a step in which a sample is drawn otherwise is rar
 
 def build(norm: str, **settings) -> MaskRCNN:
     """A small model with this norm in every part that can have it."""
-    if norm == "variations":
-        norm, settings = "frozen_bn", VARIATIONS | settings
+    if norm in VARIATIONS:
+        norm, settings = "frozen_bn", VARIATIONS[norm] | settings
     others = "none" if norm == "frozen_bn" else norm
     keras.utils.set_random_seed(7)
     return MaskRCNN(**TINY | {"backbone_norm": norm, "fpn_norm": others, "head_norm": others} | settings)

@@ -1,4 +1,4 @@
-"""A cascade with class-agnostic masks, mask scoring and Soft-NMS, exported: the numbers of the model."""
+"""A cascade with class-agnostic masks, mask scoring and Soft-NMS, and PointRend, exported: the numbers of the model."""
 
 import io
 import itertools
@@ -28,6 +28,12 @@ SETTINGS = TINY | {
     "mask_class_agnostic": True,
     "mask_scoring": True,
     "soft_nms_sigma": 0.5,
+}
+POINTS = TINY | {
+    "backbone_norm": "frozen_bn",
+    "score_threshold": 0.0,
+    "mask_point_rend": True,
+    "mask_subdivisions": 3,
 }
 # The names of what the model finds that an export has by another name.
 FOUND = ("scores", "classes", "masks", "mask_scores")
@@ -106,9 +112,48 @@ def test_int8():
     [
         ({"cascade_ious": (0.5, 0.6)}, "cascade_ious: the host's steps have one box head"),
         ({"mask_scoring": True}, "mask_scoring=True: the graphs have no MaskIoU head; give mask_scoring=False"),
+        ({"mask_point_rend": True}, "mask_point_rend=True: the graphs have a mask head alone"),
         ({"soft_nms_sigma": 0.5}, "soft_nms_sigma: the host's steps have NMS with a threshold alone"),
     ],
 )
 def test_the_graphs_for_gpus_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         gpu_graphs.convert(MaskRCNN(**TINY, dtype="float32", **settings), HEIGHT, WIDTH)
+
+
+def build_points(**settings):
+    """A small PointRend model, whose masks have edges."""
+    keras.utils.set_random_seed(5)
+    widths = {"mask_fc_channels": (16,), "mask_point_channels": (16, 16)}
+    model = MaskRCNN(**POINTS | widths | settings)
+    rng = np.random.default_rng(0)
+    for layer in (model.box_head.class_logits, model.box_head.deltas):
+        layer.kernel.assign(rng.normal(0, 0.05, layer.kernel.shape))
+    model.mask_head.coarse.kernel.assign(rng.normal(0, 0.3, model.mask_head.coarse.kernel.shape))
+    model.mask_head.logits_kernel.assign(rng.normal(0, 0.5, model.mask_head.logits_kernel.shape))
+    return model
+
+
+@pytest.mark.slow
+def test_saved_model_of_point_rend(tmp_path):
+    model, config = build_points(), Config().replace(**POINTS, min_size=64, max_size=128)
+    client = SavedModelClient(export_saved_model(model, config, LABELS, tmp_path / "fruits"))
+    image = picture()
+    found = Predictor(model, config, LABELS).predict(image)
+    assert len(found) > 5 and found.mask_probabilities.shape[1:] == (56, 56)
+    assert found.mask_probabilities.std(axis=(1, 2)).max() > 0.05
+    assert_same(client.predict(encode(image)), found)
+
+
+def test_tflite_of_point_rend():
+    """Of builtin operators alone, the scatter of the refined cells too."""
+    model = build_points(**tflite.MOBILE_SETTINGS)
+    images = np.random.default_rng(1).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
+    shape = np.array([[HEIGHT, WIDTH]], np.int32)
+    found = tflite._interpreter(tflite.convert(model, [(HEIGHT, WIDTH)])).get_signature_runner()(
+        images=images, image_shape=shape
+    )
+    expected = np.asarray(model({"images": images, "image_shapes": shape})["masks"])
+    assert expected.shape == (1, 20, 56, 56) and expected.std() > 0.05
+    # A cell that is as uncertain as another but for rounding may be left for it.
+    assert np.mean(np.abs(found["detection_masks"] - expected) > 1e-4) < 1e-4

@@ -85,7 +85,8 @@ def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
         seen.append(step)
         return {"mask_AP": 0.5}, {}
 
-    model = {"mask_scoring": True}  # which has one loss more
+    # Which has one loss more, and draws points.
+    model = {"mask_point_rend": True, "mask_fc_channels": (16,), "mask_point_channels": (16,)}
     whole, outcome = _train(_config(tmp_path / "whole", eval_every=2, **model), evaluate)
     assert (outcome.step, seen) == (4, [2, 4])
 

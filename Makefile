@@ -117,7 +117,7 @@ detectron2-folders:
 .venv-detectron2/.ready:
 	$(PYTHON) -m venv .venv-detectron2
 	.venv-detectron2/bin/pip install --quiet --disable-pip-version-check torch torchvision pillow fvcore iopath omegaconf \
-		hydra-core termcolor yacs tabulate cloudpickle tqdm matplotlib pycocotools black
+		hydra-core termcolor yacs tabulate cloudpickle tqdm matplotlib pycocotools black opencv-python-headless
 	touch $@
 
 # Mask scoring beside the head of mmdetection; MMDETECTION_PYTHON=PATH takes an environment that has it.

@@ -4,25 +4,29 @@
 
 CHECKOUT is Detectron2's source; its FPN models need no compiled operator. Writes MODEL's weights as model.pth, its
 settings as config.yaml, and what its own predictor finds on photographs as photographs.npz; of a cascade also the
-losses of its stages as losses.npz.
+losses of its stages as losses.npz, of PointRend what its mask heads give in training and inference as points.npz.
 """
 
 import argparse
+import copy
 import json
 import pathlib
+import sys
+from unittest import mock
 
 from benchmarks import parity  # noqa: F401  makes torchvision importable
 from benchmarks.parity.torch_models import make_images, standardize, take_statistics, yxyx
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
+import torch.nn.functional as F  # isort: skip
 import torchvision  # isort: skip
 from detectron2.checkpoint import DetectionCheckpointer  # isort: skip
 from detectron2.config import get_cfg  # isort: skip
 from detectron2.data import detection_utils, transforms  # isort: skip
 from detectron2.layers import FrozenBatchNorm2d  # isort: skip
 from detectron2.modeling import build_model  # isort: skip
-from detectron2.structures import Boxes, Instances  # isort: skip
+from detectron2.structures import BitMasks, Boxes, Instances  # isort: skip
 from detectron2.utils.events import EventStorage  # isort: skip
 
 MIN_SIZE, MAX_SIZE = 256, 448
@@ -50,7 +54,9 @@ MODELS = {
     "R50 LSJ": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml", LSJ),
     "R50 Cascade": ("Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml", {}),
     "R50 class-agnostic": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml", AGNOSTIC),
+    "R50 PointRend": ("pointrend_rcnn_R_50_FPN_3x_coco.yaml", {}),
 }
+POINT_REND = "projects/PointRend"
 STATISTICS = (FrozenBatchNorm2d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
 NORMS = (*STATISTICS, torch.nn.GroupNorm)
 
@@ -58,8 +64,14 @@ NORMS = (*STATISTICS, torch.nn.GroupNorm)
 def settings_of(name, checkout):
     """The model's settings on the CPU, for images of the size of the comparison."""
     path, changes = MODELS[name]
-    settings = get_cfg()
-    settings.merge_from_file(str(checkout / "configs" / path))
+    settings, folder = get_cfg(), checkout / "configs"
+    if path.startswith("pointrend"):
+        sys.path.append(str(checkout / POINT_REND))
+        from point_rend import add_pointrend_config
+
+        add_pointrend_config(settings)
+        folder = checkout / POINT_REND / "configs" / "InstanceSegmentation"
+    settings.merge_from_file(str(folder / path))
     for key, value in changes.items():
         settings.merge_from_list([key, value])
     settings.MODEL.DEVICE, settings.MODEL.WEIGHTS = "cpu", ""
@@ -121,11 +133,96 @@ def calibrate(model):
             moved = predictor.box2box_transform.apply_deltas(predictor(pooled)[1], torch.cat([b.tensor for b in boxes]))
             proposals = heads._create_proposals_from_boxes(moved.split([len(b) for b in boxes]), images.image_sizes)
             boxes = [p.proposal_boxes for p in proposals]
-    pooled = heads.mask_pooler(maps, [b[:60] for b in boxes])
+    boxes = [b[:60] for b in boxes]
+    if hasattr(heads.mask_head, "point_head"):
+        calibrate_points(heads.mask_head, features, boxes)
+        return
+    pooled = heads.mask_pooler(maps, boxes)
     for name, layer in heads.mask_head.named_children():
         if name != "predictor":
             pooled = layer(pooled)
     standardize(heads.mask_head.predictor, [pooled], 2.0, 1.5)
+
+
+def calibrate_points(head, features, boxes):
+    """The mask heads of PointRend, whose coarse masks and points vary as the masks of the others."""
+    x = pooled = head._roi_pooler(features, boxes)
+    for layer in head.coarse_head.conv_layers:
+        x = layer(x)
+    x = x.flatten(1)
+    for layer in head.coarse_head.fcs:
+        x = layer(x).relu()
+    standardize(head.coarse_head.prediction, [x], 2.0, 0.5)
+    coords = torch.rand(len(pooled), 100, 2)
+    fine = head._point_pooler(features, boxes, coords)
+    seen = []
+    hook = head.point_head.predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head._get_point_logits(fine, coords, head.coarse_head(pooled))
+    hook.remove()
+    standardize(head.point_head.predictor, seen, 2.0, 0.5)
+
+
+def point_gradients(head, features, instances):
+    """The losses of PointRend's mask heads and the gradients of their sum, by name, in the precision of the head."""
+    p2, sample = features["p2"].detach().requires_grad_(), F.grid_sample
+    head.zero_grad()
+
+    def sample_exactly(x, points, **options):  # Detectron2 makes float32 of boxes and masks
+        return sample(x.to(p2.dtype), points.to(p2.dtype), **options)
+
+    with EventStorage(), mock.patch("torch.nn.functional.grid_sample", sample_exactly):
+        torch.set_default_dtype(p2.dtype)
+        losses = head({"p2": p2}, instances)
+        torch.set_default_dtype(torch.float32)
+    sum(losses.values()).backward()
+    results = {name: value.detach().numpy() for name, value in losses.items()}
+    results["gradient_p2"] = p2.grad.numpy().transpose(0, 2, 3, 1)
+    named = head.named_parameters(prefix="roi_heads.mask_head")
+    return results | {f"gradient_{name}": parameter.grad.numpy().copy() for name, parameter in named}
+
+
+def point_outputs(model):
+    """What PointRend's mask heads give: losses, points and gradients in training, and masks by subdivision."""
+    sizes = [(128, 128), (128, 128)]  # whose masks are square, as those of kmaskrcnn's batches
+    pictures, masks = make_images(sizes, 5)
+    images = model.preprocess_image(as_inputs(model, pictures))
+    features = {name: map_.detach() for name, map_ in model.backbone(images.tensor).items()}
+    random, instances, classes = np.random.default_rng(6), [], []
+    for own in masks:
+        edges = [[np.flatnonzero(m.any(axis))[[0, -1]] for axis in (0, 1)] for m in own]  # x, y
+        boxes = np.array([[x[0], y[0], x[1] + 1, y[1] + 1] for x, y in edges]) + random.uniform(-6, 6, (len(own), 4))
+        boxes = torch.tensor(np.clip(boxes, 2, 126), dtype=torch.float32)
+        classes.append(random.integers(0, 80, len(own)))
+        bits = BitMasks(torch.tensor(own))
+        gt = {"gt_classes": torch.tensor(classes[-1]), "gt_masks": bits}
+        found = {"pred_boxes": Boxes(boxes), "pred_classes": torch.tensor(classes[-1])}
+        instances.append(Instances(sizes[0], proposal_boxes=Boxes(boxes), **gt, **found))
+    head, draws, rand = model.roi_heads.mask_head.train(), [], torch.rand
+
+    def draw(*size, **options):
+        draws.append(rand(*size, **options))
+        return draws[-1]
+
+    boxes = [x.proposal_boxes for x in instances]
+    with mock.patch("torch.rand", draw):
+        results = point_gradients(head, features, instances)
+    again = iter([x.double() for x in draws])
+    with mock.patch("torch.rand", lambda *size, **options: next(again)):
+        exact = point_gradients(copy.deepcopy(head).double(), {"p2": features["p2"].double()}, instances)
+    results |= {f"exact_{name}": value for name, value in exact.items()}
+    with torch.no_grad():
+        coarse = head.coarse_head(head._roi_pooler(features, boxes))
+        results["coarse"] = coarse.numpy().transpose(0, 2, 3, 1)
+        points = rand(len(coarse), 300, 2)
+        fine = head._point_pooler(features, boxes, points)
+        logits = head._get_point_logits(fine, points, coarse)
+        results["point_logits"] = logits[torch.arange(len(coarse)), torch.tensor(np.concatenate(classes))].numpy()
+        head.eval()(features, instances)
+        results["masks"] = torch.cat([x.pred_masks for x in instances])[:, 0].numpy()
+    results |= {"points": points.numpy()[..., ::-1], "draws": torch.cat(draws, dim=1).numpy()[..., ::-1]}
+    results["p2"] = features["p2"].numpy().transpose(0, 2, 3, 1)
+    results["boxes"] = np.stack([yxyx(b.tensor) for b in boxes])
+    return results | {"classes": np.stack(classes) + 1, "gt_masks": np.stack(masks)}
 
 
 def first_losses(model):
@@ -195,6 +292,8 @@ def main():
     np.savez(options.folder / "photographs.npz", **find(model, settings, options.coco, options.images))
     if settings.MODEL.ROI_HEADS.NAME == "CascadeROIHeads":
         np.savez(options.folder / "losses.npz", **first_losses(model))
+    if hasattr(model.roi_heads.mask_head, "point_head"):
+        np.savez(options.folder / "points.npz", **point_outputs(model))
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     (options.folder / "versions.json").write_text(json.dumps(versions))
 

@@ -21,11 +21,12 @@ import tensorflow as tf
 from benchmarks.parity.cascade import compare_losses
 from benchmarks.parity.compare import Table
 from benchmarks.parity.photographs import compare_files
+from benchmarks.parity.point_rend import compare_points
 from kmaskrcnn.weights.convert import import_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = 60
-MODELS = ("R50 1x", "R101", "R50 GN", "R50 LSJ", "R50 Cascade", "R50 class-agnostic")
+MODELS = ("R50 1x", "R101", "R50 GN", "R50 LSJ", "R50 Cascade", "R50 class-agnostic", "R50 PointRend")
 WITHOUT_CONFIG = "R50 1x"
 
 
@@ -60,6 +61,9 @@ def main():
             if imported.model.cascade is not None:
                 with np.load(folder / "losses.npz") as file:
                     compare_losses(table, name, imported.model, dict(file))
+            if imported.model.config.mask_point_rend:
+                with np.load(folder / "points.npz") as file:
+                    compare_points(table, name, imported.model, dict(file))
             if name == WITHOUT_CONFIG:
                 sizes = {key: getattr(imported.config.data, key) for key in ("min_size", "max_size")}
                 imported = import_file(folder / "model.pth", rpn_post_nms_top_k=300, **sizes)

@@ -11,8 +11,6 @@ import pytest
 
 from benchmarks.replicas import ROOT, command, loss_difference, weight_difference
 
-POINT_REND = ("--mask_point_rend", "--mask_fc_channels=16", "--mask_point_channels=16")
-
 
 def _start(folder, *flags, **environment):
     return subprocess.Popen(
@@ -32,14 +30,14 @@ def _end(process, code=0):
 
 
 def _train(folder, name):
-    """The output of two steps with PointRend, with an evaluation of 5 images in batches of 2."""
+    """The output of two steps with mask scoring, with an evaluation of 5 images in batches of 2."""
     flags = {
         "one": [],
         "devices": ["--strategy=mirrored", "--num_devices=2", "--accumulate_steps=2"],
         "workers": ["--num_local_workers=2"],
     }[name]
     # In the third one a rounding draws another RoI.
-    return _end(_start(folder / name, "--steps=2", *POINT_REND, *flags))
+    return _end(_start(folder / name, "--steps=2", "--mask_scoring", *flags))
 
 
 @pytest.fixture(scope="module")

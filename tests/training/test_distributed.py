@@ -11,8 +11,6 @@ import pytest
 
 from benchmarks.replicas import ROOT, command, loss_difference, weight_difference
 
-POINT_REND = ("--mask_point_rend", "--mask_fc_channels=16", "--mask_point_channels=16")
-
 
 def _start(folder, *flags, **environment):
     return subprocess.Popen(
@@ -31,15 +29,23 @@ def _end(process, code=0):
     return output
 
 
-def _train(folder, name):
-    """The output of two steps with PointRend, with an evaluation of 5 images in batches of 2."""
+# In a third step a rounding draws another RoI, and with PointRend in the second one another point. Its boxes are
+# predicted: of one that is its object's but for rounding, that would decide of cells whose target is one half.
+SCORING = ("--steps=2", "--mask_scoring")
+POINT_REND = (
+    *("--steps=1", "--mask_point_rend", "--mask_fc_channels=16", "--mask_point_channels=16"),
+    "--binary_mask_targets=false",
+)
+
+
+def _train(folder, name, variation=SCORING):
+    """The output of steps with a variation, with an evaluation of 5 images in batches of 2."""
     flags = {
         "one": [],
         "devices": ["--strategy=mirrored", "--num_devices=2", "--accumulate_steps=2"],
         "workers": ["--num_local_workers=2"],
     }[name]
-    # In the third one a rounding draws another RoI.
-    return _end(_start(folder / name, "--steps=2", *POINT_REND, *flags))
+    return _end(_start(folder / name, *variation, *flags))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,15 @@ def test_weights_losses_and_averages_are_those_of_one_device(one, other, words):
     assert output.count("step 2/2") == 1  # the chief alone speaks
     assert weight_difference(folder / "one", folder / other) < 2e-6
     assert loss_difference(folder / "one", folder / other) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["workers", "devices"])
+def test_points_are_those_of_one_device(tmp_path, other):
+    for name in ("one", other):
+        assert _train(tmp_path, name, POINT_REND).count("step 1/1") == 1
+    assert weight_difference(tmp_path / "one", tmp_path / other) < 2e-6
+    assert loss_difference(tmp_path / "one", tmp_path / other) < 1e-5
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from keras import ops
 
 from kmaskrcnn.layers import initializers
 from kmaskrcnn.layers.normalization import NORMS, apply_norm, make_norm
+from kmaskrcnn.ops.kernel_gradient import convolve, products_pay
 
 _LEVELS = (2, 3, 4, 5)
 
@@ -69,18 +70,24 @@ class FPN(keras.layers.Layer):
                     norm.build(shape)
 
     def call(self, inputs: dict[str, keras.KerasTensor], training: bool | None = None) -> dict[str, keras.KerasTensor]:
-        def apply(convs: list, norms: list, index: int, x: keras.KerasTensor) -> keras.KerasTensor:
-            return apply_norm(norms[index], convs[index](x), training)
-
         outputs = {}
         top = None
         for index in reversed(range(len(_LEVELS))):
             level = _LEVELS[index]
-            lateral = apply(self.lateral_convs, self.lateral_norms, index, inputs[f"C{level}"])
+            lateral = self.lateral_convs[index](inputs[f"C{level}"])
+            lateral = apply_norm(self.lateral_norms[index], lateral, training)
             top = lateral if top is None else _add_upsampled(lateral, top)
-            outputs[f"P{level}"] = apply(self.output_convs, self.output_norms, index, top)
+            outputs[f"P{level}"] = apply_norm(self.output_norms[index], self._output(index, top, training), training)
         outputs["P6"] = outputs["P5"][:, ::2, ::2]
         return {f"P{level}": outputs[f"P{level}"] for level in (*_LEVELS, 6)}
+
+    def _output(self, index: int, x: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:
+        """The 3x3 convolution of a level."""
+        conv = self.output_convs[index]
+        if not (training and products_pay(x)):
+            return conv(x)
+        x = convolve(x, conv.kernel)
+        return ops.add(x, conv.bias) if conv.use_bias else x
 
     def compute_output_shape(self, input_shape: dict[str, tuple[int | None, ...]]) -> dict[str, tuple[int | None, ...]]:
         shapes = {f"P{level}": (*input_shape[f"C{level}"][:-1], self.channels) for level in _LEVELS}

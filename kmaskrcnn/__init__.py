@@ -28,7 +28,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         with importing():
-            return getattr(importlib.import_module(_PUBLIC[name]), name)
+            globals()[name] = value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

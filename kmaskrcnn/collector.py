@@ -21,11 +21,11 @@ def held_collector() -> Iterator[None]:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """`held_collector`, after which the collector leaves alone what there is: modules stay until the process ends.
+    """`held_collector`, after which all that there is counts as old, as if it had lived through many collections.
 
-    TensorFlow and Keras are a million objects, through which the next collections would walk.
+    TensorFlow and Keras are a million objects, through which each of the next collections would walk.
     """
-    gc.collect()  # what can go by now would stay too
     with held_collector():
         yield
         gc.freeze()
+        gc.unfreeze()

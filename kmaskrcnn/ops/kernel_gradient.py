@@ -15,7 +15,7 @@ def _on_cpu() -> bool:
         return False
     import tensorflow as tf
 
-    return not tf.config.list_physical_devices("GPU")
+    return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
 
 
 def products_pay(x: Tensor) -> bool:

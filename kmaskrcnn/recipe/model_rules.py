@@ -137,9 +137,10 @@ def heads(given: Given) -> list[Choice]:
     proposals = 1000 if most > 50 else 500
     if given.config.model.rpn_post_nms_top_k <= 1000:  # `instances` has not asked for more
         widths.append(Choice("rpn_post_nms_top_k", proposals, f"an image has up to {counted(most, 'object')}"))
+    if not given.config.model.mask_point_rend:  # whose masks are finer
+        widths.append(Choice("mask_resolution", 56, "predicted masks are 28 x 28"))
     return [
         *widths,
         Choice("roi_batch_size", rois, reason),
         Choice("max_mask_rois", int(min(40, max(24, round_up(4 * seen, 8)))), reason),
-        Choice("mask_resolution", 56, "predicted masks are 28 x 28"),
     ]

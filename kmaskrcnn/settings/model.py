@@ -126,7 +126,7 @@ class ModelConfig:
         14, "Side of the RoIAlign output for the mask head; masks are twice that (not PointRend's).", **POSITIVE
     )
     mask_conv_channels: tuple[int, ...] = setting(
-        (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions.", **POSITIVE
+        (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions (PointRend: the last alone).", **POSITIVE
     )
     mask_class_agnostic: bool = setting(False, "The mask head predicts one mask per RoI, whatever its class.")
     head_norm: str = setting("none", "Normalization in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))

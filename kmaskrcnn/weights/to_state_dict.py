@@ -71,6 +71,8 @@ def write_state_dict(model: MaskRCNN, path: str | os.PathLike, target: str, rgb:
     write_pth(path, state_dict(model, target, rgb))
     usual: Mapping[str, Any] = TORCHVISION_SEMANTICS if target == "torchvision" else DETECTRON2_SEMANTICS
     usual = {**usual, "soft_nms_sigma": 0.0, "mask_scoring": False}  # neither has them; the MaskIoU head is left out
+    if target == "detectron2" and model.config.mask_point_rend:
+        usual["mask_subdivisions"] = 5
     return list(_differences(model, usual))
 
 
@@ -110,8 +112,8 @@ def _file_shapes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         elif len(shape) == 2:
             inputs, outputs = shape
             yield (outputs - without, inputs)
+            yield (outputs, inputs // 4, 2, 2)  # PointRend's coarse head, before what a square kernel would fit too
             yield (inputs - without, outputs, 1, 1)  # the mask logits
-            yield (outputs, inputs // 4, 2, 2)  # PointRend's coarse head
             yield (outputs, inputs, 1, 1)
             yield (outputs, inputs, 1)  # its point head, of convolutions over points
             yield (inputs, outputs, 1)  # and that head's logits

@@ -78,15 +78,21 @@ def _check_damage(config, newest, capsys):
     assert not list(folder.glob("ckpt-9*"))
 
 
-def test_a_run_in_two_parts_equals_one_run_bit_for_bit(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"mask_point_rend": True, "mask_fc_channels": (16,), "mask_point_channels": (16,)},  # which draws points
+        {"mask_scoring": True},
+    ],
+    ids=["point_rend", "mask_scoring"],
+)
+def test_a_run_in_two_parts_equals_one_run_bit_for_bit(model, tmp_path, capsys):
     seen = []
 
     def evaluate(model, step):
         seen.append(step)
         return {"mask_AP": 0.5}, {}
 
-    # Which has one loss more, and draws points.
-    model = {"mask_point_rend": True, "mask_fc_channels": (16,), "mask_point_channels": (16,)}
     whole, outcome = _train(_config(tmp_path / "whole", eval_every=2, **model), evaluate)
     assert (outcome.step, seen) == (4, [2, 4])
 

@@ -135,13 +135,13 @@ def detectron2_state(caffe=True, **options):
 
 
 def point_rend_state(width=4, class_agnostic=False):
-    """What Detectron2's PointRend project saves, with a coarse head narrower than the pyramid or, at 8, as wide."""
+    """What Detectron2's PointRend project saves, with a coarse head narrower than the pyramid's 8, as wide, or wider."""
     channels, classes, fcs, points = 8, 3, (12, 10), (6, 5)
     state = {name: value for name, value in detectron2_state().items() if "mask_head" not in name}
     coarse, point, shapes = "roi_heads.mask_head.coarse_head", "roi_heads.mask_head.point_head", {}
     if channels > width:
         _conv(shapes, f"{coarse}.reduce_channel_dim_conv", width, channels, 1)
-    _conv(shapes, f"{coarse}.reduce_spatial_dim_conv", width, width, 2)
+    _conv(shapes, f"{coarse}.reduce_spatial_dim_conv", width, min(width, channels), 2)
     layers = {f"{coarse}.fc1": (fcs[0], width * 49), f"{coarse}.fc2": (fcs[1], fcs[0])}
     layers |= {f"{coarse}.prediction": (classes * 49, fcs[1])}
     layers |= {f"{point}.fc1": (points[0], channels + classes, 1), f"{point}.fc2": (points[1], points[0] + classes, 1)}

@@ -135,7 +135,7 @@ def detectron2_state(caffe=True, **options):
 
 
 def point_rend_state(width=4, class_agnostic=False):
-    """What Detectron2's PointRend project saves, with a coarse head narrower than the pyramid's 8, as wide, or wider."""
+    """What Detectron2's PointRend project saves, with a coarse head narrower than the pyramid's 8 or wider."""
     channels, classes, fcs, points = 8, 3, (12, 10), (6, 5)
     state = {name: value for name, value in detectron2_state().items() if "mask_head" not in name}
     coarse, point, shapes = "roi_heads.mask_head.coarse_head", "roi_heads.mask_head.point_head", {}

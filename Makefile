@@ -161,7 +161,8 @@ PEOPLE ?=
 LEADERBOARD ?=
 LEADERBOARD_RESULTS ?= $(RUNS)/leaderboard/results.json
 LEADERBOARD_PYTHON ?=
-LEADERBOARD_MADE := $(foreach name,torchvision stardist ultralytics,$(if $(findstring $(name)=,$(LEADERBOARD_PYTHON)),,$(name)))
+LEADERBOARD_NAMES := torchvision stardist ultralytics rfdetr
+LEADERBOARD_MADE := $(foreach name,$(LEADERBOARD_NAMES),$(if $(findstring $(name)=,$(LEADERBOARD_PYTHON)),,$(name)))
 leaderboard: leaderboard-folders $(READY) $(LEADERBOARD_MADE:%=.venv-leaderboard-%/.ready) $(RUNS)/leaderboard/weights/.ready
 	$(BIN)/python -m benchmarks.leaderboard.run $(if $(NUCLEI),--nuclei=$(NUCLEI)) $(if $(FRUITS),--fruits=$(FRUITS)) \
 		$(if $(PEOPLE),--people=$(PEOPLE)) --runs=$(RUNS)/leaderboard --results=$(LEADERBOARD_RESULTS) \
@@ -179,11 +180,12 @@ $(RUNS)/leaderboard/weights/.ready:
 
 .venv-leaderboard-torchvision/.ready: LEADERBOARD_PACKAGES := torch torchvision pillow pycocotools
 .venv-leaderboard-stardist/.ready: LEADERBOARD_PACKAGES := stardist tensorflow-cpu pillow pycocotools
+.venv-leaderboard-rfdetr/.ready: LEADERBOARD_PACKAGES := rfdetr[train] pillow pycocotools
 # Under AGPL-3.0, so nowhere else.
 .venv-leaderboard-ultralytics/.ready: LEADERBOARD_PACKAGES := ultralytics pillow pycocotools
 .venv-leaderboard-%/.ready:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check $(LEADERBOARD_PACKAGES)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(LEADERBOARD_PACKAGES:%='%')
 	touch $@
 
 .venv-torch/.ready:

@@ -125,12 +125,12 @@ def test_results_add_up(arguments, tmp_path, monkeypatch, capsys):
         run.main([*arguments, "--minutes=fruits=3"])
 
 
-def test_half_of_the_objects(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "phase", found_by(0.5))
+def test_two_of_five_objects(arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "phase", found_by(0.4))
     run.main([*arguments, "--seeds=0", f"--table={tmp_path / 'table.md'}"])
     result = json.loads((tmp_path / "r.json").read_text())["tasks"]["fruits"]["runs"]["ours"]["0"]
-    assert result["overlap"] == [0.5] * 5 and 0 < result["mask_AP"] < 0.8
-    assert "0.500 0.500 0.500 0.500 0.500 (above 0.5)" in (tmp_path / "table.md").read_text()
+    assert result["overlap"] == [0.4] * 5 and 0 < result["mask_AP"] < 0.8
+    assert "0.400 0.400 0.400 0.400 0.400 (above 0.5)" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

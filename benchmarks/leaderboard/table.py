@@ -23,6 +23,7 @@ SIDES = {
     "torchvision": Side("torchvision, 800 pixels", "torchvision_side", "torchvision"),
     "torchvision-small": Side("torchvision, 320 pixels", "torchvision_side", "torchvision", arguments=("--small",)),
     "yolo": Side("YOLO11n-seg", "yolo_side", "ultralytics"),
+    "rfdetr": Side("RF-DETR-Seg-Nano", "rfdetr_side", "rfdetr"),
 }
 COLUMNS = (
     "package, recipe",

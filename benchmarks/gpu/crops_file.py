@@ -1,5 +1,6 @@
-"""What benchmarks.gpu.crops writes, read without TensorFlow."""
+"""The file of benchmarks.gpu.crops, written and read without TensorFlow."""
 
+import collections
 import io
 
 import numpy as np
@@ -19,6 +20,25 @@ def packed(images, **options):
 def unpacked(data, starts, index):
     """The image at this position, (H, W, 3) uint8."""
     return np.asarray(Image.open(io.BytesIO(data[starts[index] : starts[index + 1]].tobytes())).convert("RGB"))
+
+
+def training_arrays(batches, max_instances):
+    """Images (H, W, 3) of batches as `kmaskrcnn train` has them, and their rows with the padding left out."""
+    images, columns = [], collections.defaultdict(list)
+    for batch in batches:
+        for row, image in enumerate(batch["images"]):
+            images.append(image)
+            count = np.count_nonzero(batch["classes"][row])
+            masked = min(count, max_instances)
+            columns["counts"].append(count)
+            columns["seeds"].append(batch["sample_seeds"][row])
+            columns["shapes"].append(batch["image_shapes"][row])
+            for name in ("boxes", "classes", "is_crowd"):
+                columns[name].append(batch[name][row, :count])
+            for name in ("masks", "mask_frames"):  # of max_instances objects at most
+                columns[name].append(batch[name][row, :masked])
+    scalars = {name: np.array(columns.pop(name)) for name in ("counts", "seeds", "shapes")}
+    return images, scalars | {name: np.concatenate(values) for name, values in columns.items()}
 
 
 class Crops:

@@ -27,5 +27,6 @@ def importing() -> Iterator[None]:
     """
     with held_collector():
         yield
-        gc.freeze()
-        gc.unfreeze()
+        if not gc.get_freeze_count():  # what the program has frozen itself stays so
+            gc.freeze()
+            gc.unfreeze()

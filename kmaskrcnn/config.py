@@ -185,6 +185,9 @@ def validate(config: Config) -> None:
             not values["mask_scoring"], "mask_scoring", "not with mask_point_rend, which pools nothing that it reads"
         )
         require(values["mask_pool_size"] % 2 == 0, "mask_pool_size", "must be even with mask_point_rend")
+    for name in ("mask_fc_channels", "mask_point_channels", "mask_subdivisions"):
+        plain = getattr(ModelConfig, name)
+        require(values["mask_point_rend"] or values[name] == plain, name, "only PointRend has it: give mask_point_rend")
     jitter = values["scale_jitter"]
     require(not jitter or jitter[0] <= jitter[1], "scale_jitter", "the smaller factor must come first")
     require(values["crop_size"] % 32 == 0, "crop_size", "must be a multiple of 32 (the stride of C5)")

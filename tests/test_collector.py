@@ -37,6 +37,17 @@ def test_the_first_use_of_the_predictor_is_not_interrupted():
     assert int(found[0]) <= 5 and found[1:] == ["True", "0"]  # without, 800
 
 
+def test_what_the_program_froze_stays_frozen():
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        with importing():
+            pass
+        assert gc.get_freeze_count() == before > 0
+    finally:
+        gc.unfreeze()
+
+
 def test_what_goes_after_an_import_is_collected():
     class Cycle:
         pass

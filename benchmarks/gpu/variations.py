@@ -129,7 +129,12 @@ def detections(model, file, labels):
 def main(_):
     config: Config = config_from_flags()
     train, steps = config.train, config.train.steps
-    assert config.data.crop_size and config.data.resize_mode == "native" and config.data.native_scale == 1.0
+    if not steps:
+        raise SystemExit("--steps=N is needed: all variations are trained for as many")
+    if not config.data.crop_size or config.data.resize_mode != "native" or config.data.native_scale != 1.0:
+        raise SystemExit(
+            "--crop_size, --resize_mode=native and --native_scale=1 are needed: images are taken as they are"
+        )
     file = dict(np.load(_CROPS.value))
     crops = Crops(file, config.data)
     ids = tuple(map(int, file["category_ids"]))

@@ -61,7 +61,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.folders = {name: getattr(options, name) for name in SOURCES if getattr(options, name)}
     options.sides, options.seeds = options.sides.split(","), options.seeds.split(",")
-    options.minutes = MINUTES | {name: float(value) for name, value in options.minutes.items()}
+    try:
+        options.minutes = MINUTES | {name: float(value) for name, value in options.minutes.items()}
+    except ValueError as error:
+        parser.error(f"--minutes: {error}")
     if not options.folders:
         parser.error(f"give at least one of {', '.join(f'--{name}=FOLDER' for name in SOURCES)}")
     for known, given in ((SIDES, options.sides), (SOURCES, options.minutes)):

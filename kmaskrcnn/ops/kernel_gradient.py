@@ -22,7 +22,7 @@ def products_pay(x: Tensor) -> bool:
     """Whether `convolve` is for this map: float32, on a CPU.
 
     oneDNN's own gradient of a 3 x 3 kernel slows down on large maps: with 256 channels of 2 x 128 x 128 cells it takes
-    3.8 times as long as the products on a core with AVX2, 1.6 times with AVX-512; on the smallest maps they are equal.
+    2.8 times as long as the products on a core with AVX2, 1.3 times with AVX-512; on the smallest maps they are equal.
     """
     return keras.backend.standardize_dtype(x.dtype) == "float32" and _on_cpu()
 

@@ -129,7 +129,9 @@ class ModelConfig:
         (256, 256, 256, 256), "Channels of the mask head's 3x3 convolutions (PointRend: the last alone).", **POSITIVE
     )
     mask_class_agnostic: bool = setting(False, "The mask head predicts one mask per RoI, whatever its class.")
-    head_norm: str = setting("none", "Normalization in the box and mask heads.", ("none", "bn", "sync_bn", "gn"))
+    head_norm: str = setting(
+        "none", "Normalization in the box and mask heads (not PointRend's).", ("none", "bn", "sync_bn", "gn")
+    )
     binary_mask_targets: bool = setting(
         True, "Mask targets are thresholded at one half (Detectron2); False leaves them soft (torchvision)."
     )

@@ -316,3 +316,11 @@ def test_settings_that_do_not_go_together_are_refused_in_a_line(settings, words)
     with pytest.raises(ConfigError, match=words) as caught:
         Config().replace(mask_point_rend=True, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mask_subdivisions": 3}, {"mask_fc_channels": (8,)}, {"mask_point_channels": (8,)}]
+)
+def test_its_settings_are_refused_without_it(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}=.*: only PointRend has it: give mask_point_rend"):
+        Config().replace(**settings)

@@ -1,10 +1,10 @@
-"""A SavedModel with its weights as variables and as constants, side by side: prints a table.
+"""A SavedModel with its weights as variables, as variables that TensorFlow takes for frozen, and as constants.
 
     python -m benchmarks.constant_weights [--sizes=1x320x320,1x512x512,1x800x1344] [--work=runs/constants]
     ONEDNN_MAX_CPU_ISA=AVX2 TF_ENABLE_ONEDNN_OPTS=1 python -m benchmarks.constant_weights --sizes=1x512x512,2x512x512
 
-R50-FPN with random weights and 100 detections an image; a size is images x height x width. Each side runs in a process
-its own, in turns. Milliseconds are medians of a call: on the clock, and of the processor.
+Prints a table. R50-FPN with random weights and 100 detections an image; a size is images x height x width. Each side
+runs in a process of its own, in turns. Milliseconds are medians of a call: on the clock, and of the processor.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
-SIDES = {"variables": False, "constants": True}
+# The exported folder, and whether TensorFlow takes the weights for frozen.
+SIDES = {"variables": ("variables", "0"), "frozen": ("variables", "1"), "constants": ("constants", "0")}
 
 
 def export(work):
@@ -33,9 +34,9 @@ def export(work):
     config = Config().replace(score_threshold=0.0, resize_mode="native")
     model = MaskRCNN(score_threshold=0.0)
     labels = Labels(tuple(f"class {i}" for i in range(80)), tuple(range(1, 81)))
-    for side, constant in SIDES.items():
-        if not (work / side).exists():
-            export_saved_model(model, config, labels, work / side, constant_weights=constant)
+    for folder in ("variables", "constants"):
+        if not (work / folder).exists():
+            export_saved_model(model, config, labels, work / folder, constant_weights=folder == "constants")
 
 
 def measure(folder, sizes, repeats):
@@ -65,7 +66,8 @@ def main():
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        (folder,) = (options.work / options.side).iterdir()
+        name, os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = SIDES[options.side]
+        (folder,) = (options.work / name).iterdir()
         print(json.dumps(measure(folder, options.sizes.split(","), options.repeats)))
         return
     export(options.work)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kmaskrcnn import backbones
+from kmaskrcnn import backbones, onednn
 from kmaskrcnn.backbones.folding import fold_normalization
 from kmaskrcnn.keras_interface import LOSSES, MASK_IOU_LOSS, MASK_POINT_LOSS, KerasInterface, over_replicas
 from kmaskrcnn.layers.box_head import BoxHead, RoISample, box_head_losses, detect_boxes, predicted_boxes, sample_rois
@@ -139,6 +139,8 @@ class MaskRCNN(KerasInterface):
         self, inputs: Mapping[str, Tensor] | Tensor, training: bool = False, counts_only: bool = False
     ) -> dict[str, Tensor] | Tensor:
         inputs = dict(inputs) if isinstance(inputs, Mapping) else {"images": inputs}
+        if training and keras.backend.backend() == "tensorflow":
+            onednn.check_trainable()
         images, image_shapes = self.preprocess(inputs["images"], inputs.get("image_shapes"), training)
         features = self.pyramid(images, training)
         rpn_outputs, anchors, proposals, scores = self.propose(features, image_shapes, training)

@@ -1,9 +1,6 @@
-"""TensorFlow starts without noise, and with oneDNN for training; what is wrong with a GPU is told."""
+"""TensorFlow starts without noise; what is wrong with a GPU is told."""
 
-import platform
 import subprocess
-
-import pytest
 
 from tests.processes import run_python
 
@@ -79,28 +76,6 @@ except ImportError as error:
 """
     result = _run(code)
     assert (result.stdout, result.stderr) == ("broken\n", "the reason\n")
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is turned on for x86-64 alone")
-@pytest.mark.parametrize("given", [None, "0"])
-def test_training_turns_onednn_on_before_tensorflow_starts(given, monkeypatch):
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    if given is not None:
-        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", given)
-    code = """
-import os
-import sys
-from kmaskrcnn.programs import flags, train
-
-def stop():
-    print(os.environ["TF_ENABLE_ONEDNN_OPTS"], "tensorflow" in sys.modules)
-    sys.exit()
-
-flags.config_from_flags = stop
-train.main()
-"""
-    result = run_python("-c", code)
-    assert result.stdout.split() == [given or "1", "False"], result.stderr
 
 
 def test_the_log_of_litert_is_held_to_the_end_of_the_process():

@@ -1,6 +1,7 @@
-"""Our side, run by `run.py`: python -m benchmarks.speed.our_side WEIGHTS [--constants].
+"""Our side, run by `run.py`: python -m benchmarks.speed.our_side WEIGHTS [--frozen | --constants].
 
-With --constants it is the SavedModel of `kmaskrcnn export --optimize=latency`.
+With --frozen TensorFlow takes the weights for frozen, as in `kmaskrcnn predict`; with --constants it is the SavedModel
+of `kmaskrcnn export --optimize=latency`.
 """
 
 import json
@@ -205,10 +206,9 @@ def stages(height, width, batch, dtype):
     return once, {}
 
 
-def bare_convolutions(height, width, batch, dtype):
+def bare_convolutions(height, width, batch, dtype, paste=False):
     """The roof of the network's stages; nothing is left to run."""
-    assert batch == 1
-    return (lambda: None), roof.measure(make_model(dtype), height, width, dtype)
+    return (lambda: None), roof.measure(make_model(dtype), height, width, batch, dtype)
 
 
 def paste_all(masks, boxes, height, width, method):
@@ -298,6 +298,8 @@ def main():
     if sys.argv[2:3] == ["--export"]:
         export_constants(sys.argv[3], *map(int, sys.argv[4:]))
         return
+    if "--frozen" in sys.argv:  # as the programs that only run a model
+        os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = "1"
     if "--constants" in sys.argv:
         kinds = {"inference": constants}
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}

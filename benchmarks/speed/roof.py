@@ -7,12 +7,12 @@ import collections
 import statistics
 import time
 
-# RoIs of the box head and of the mask head at inference.
+# RoIs of the box head and of the mask head at inference, of an image.
 BOX_ROIS, MASK_ROIS = 1000, 100
 STRIDES = (4, 8, 16, 32, 64)
 
 
-def convolutions(model, height, width):
+def convolutions(model, height, width, images):
     """Stage -> counts of (batch, height and width of the output, kernel side, stride, channels in and out).
 
     A matrix product is a convolution over one pixel; the deconvolution, whose 2 x 2 outputs a pixel do not overlap, one
@@ -27,28 +27,29 @@ def convolutions(model, height, width):
         if isinstance(layer, keras.layers.Conv2D):
             _, h, w, out = layer.output.shape
             _, _, _, channels = layer.input.shape
-            found["backbone + FPN"][1, h, w, layer.kernel_size[0], layer.strides[0], channels, out] += 1
+            found["backbone + FPN"][images, h, w, layer.kernel_size[0], layer.strides[0], channels, out] += 1
     sides = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
     channels, rpn = config.fpn_channels, config.rpn_channels or config.fpn_channels
     anchors = len(config.anchor_aspect_ratios)
     for i, (h, w) in enumerate(sides):
         if i < 4:
             inputs = model.backbone.output[f"C{i + 2}"].shape[-1]
-            found["backbone + FPN"][1, h, w, 1, 1, inputs, channels] += 1
-            found["backbone + FPN"][1, h, w, 3, 1, channels, channels] += 1
-        found["RPN"][1, h, w, 3, 1, channels, rpn] += 1
-        found["RPN"][1, h, w, 1, 1, rpn, anchors] += 1
-        found["RPN"][1, h, w, 1, 1, rpn, 4 * anchors] += 1
+            found["backbone + FPN"][images, h, w, 1, 1, inputs, channels] += 1
+            found["backbone + FPN"][images, h, w, 3, 1, channels, channels] += 1
+        found["RPN"][images, h, w, 3, 1, channels, rpn] += 1
+        found["RPN"][images, h, w, 1, 1, rpn, anchors] += 1
+        found["RPN"][images, h, w, 1, 1, rpn, 4 * anchors] += 1
     units = config.box_pool_size**2 * channels
     for width_ in config.box_fc_channels:
-        found["box head"][BOX_ROIS, 1, 1, 1, 1, units, width_] += 1
+        found["box head"][images * BOX_ROIS, 1, 1, 1, 1, units, width_] += 1
         units = width_
     for outputs in (config.num_classes + 1, 4 * (config.num_classes + 1)):
-        found["box head"][BOX_ROIS, 1, 1, 1, 1, units, outputs] += 1
+        found["box head"][images * BOX_ROIS, 1, 1, 1, 1, units, outputs] += 1
+    cells = images * MASK_ROIS, config.mask_pool_size, config.mask_pool_size
     for out in config.mask_conv_channels:
-        found["mask head"][MASK_ROIS, config.mask_pool_size, config.mask_pool_size, 3, 1, channels, out] += 1
+        found["mask head"][*cells, 3, 1, channels, out] += 1
         channels = out
-    found["mask head"][MASK_ROIS, config.mask_pool_size, config.mask_pool_size, 1, 1, channels, 4 * channels] += 1
+    found["mask head"][*cells, 1, 1, channels, 4 * channels] += 1
     return found
 
 
@@ -82,11 +83,11 @@ def bare_seconds(shape, dtype, repeats=5):
     return statistics.median(times)
 
 
-def measure(model, height, width, dtype):
+def measure(model, height, width, images, dtype):
     """Stage -> {"flops", "seconds"} of its bare convolutions, and the best rates in FLOP/s."""
     known, stages = {}, {}
     rates = {"convolution": 0.0, "matrix product": 0.0}
-    for stage, shapes in convolutions(model, height, width).items():
+    for stage, shapes in convolutions(model, height, width, images).items():
         for shape in shapes:
             known.setdefault(shape, bare_seconds(shape, dtype))
             kind = "matrix product" if shape[1] == 1 else "convolution"

@@ -32,6 +32,7 @@ GRAPHS = ("inference*masks 28x28",)
 # Name -> its program, and patterns of the works that it does.
 SIDES = {
     "ours": ("our_side", ("*",)),
+    "ours-frozen": ("our_side --frozen", ("inference*",)),
     "ours-constants": ("our_side --constants", GRAPHS),
     "torchvision": ("torch_side", ("*",)),
     "compiled": ("torch_side --compile", ("inference*batch 1, float32*", "training*float32")),
@@ -166,7 +167,7 @@ def measure(name, kind, arguments, sides, repeats):
 def measure_memory(commands, name, kind, arguments):
     """The peak memory of a process that does nothing but this work, in MB."""
     result = {}
-    for side, command in commands.items():
+    for side, command in reversed(commands.items()):  # a rival makes the weights
         process = Side(side, command)
         process.ask({"prepare": [kind, arguments]})
         result[side] = max(process.ask({"run": True})["memory_mb"] for _ in range(2))
@@ -184,6 +185,20 @@ def ratio(result, side, own="ours"):
     """A side's median over ours: above 1 we are faster."""
     ours, theirs = (statistics.median(result[s]["total"]) for s in (own, side))
     return theirs / ours
+
+
+def roof_rows(timed, ours):
+    """The roof of whole works, and the share of it that each of our sides reaches."""
+    lines = []
+    for name, result in timed.items():
+        if "roof" in result and not name.startswith("stages"):
+            seconds = sum(stage["seconds"] for stage in result["roof"]["stages"].values())
+            shares = [
+                f"{seconds / statistics.median(result[side]['total']):.0%}" if side in result else "" for side in ours
+            ]
+            lines.append(f"| {name} | {1000 * seconds:.0f} ms | {' | '.join(shares)} |")
+    heading = ["share of the roof", "bare convolutions", *ours]
+    return ["", f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading), *lines] if lines else []
 
 
 def table(results):
@@ -215,6 +230,7 @@ def table(results):
         if name.startswith("inference") and name.endswith("bfloat16") and "torchvision" in reference:
             gain = ratio({"ours": result["ours"], "torchvision": reference["torchvision"]}, "torchvision")
             lines.append(f"| {name}, beside torchvision in float32 |{' |' * len(used)} {gain:.2f} |{' |' * len(ours)}")
+    lines += roof_rows(timed, ours)
     measured = {name: r["memory_mb"] for name, r in results.items() if "memory_mb" in r}
     used = [side for side in SIDES if any(side in r for r in measured.values())]
     if measured:
@@ -236,6 +252,7 @@ def main():
     )
     parser.add_argument("--sides", default="ours,torchvision", help=f"of {', '.join(SIDES)}: ours and others")
     parser.add_argument("--only", default="*", help="patterns of the names of what to run, with ; between")
+    parser.add_argument("--roof", action="store_true", help="also the bare convolutions of each inference")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", type=pathlib.Path, help="folder for the weights and graphs, used again if there")
     parser.add_argument("--json", type=pathlib.Path, help="file that results are added to")
@@ -277,8 +294,9 @@ def main():
             keep("versions", versions)
             for name, (kind, arguments) in chosen.items():
                 result = measure(name, kind, arguments, [sides[side] for side in able[name]], options.repeats)
-                if kind == "stages":
-                    result["roof"] = sides["ours"].ask({"prepare": ["roof", arguments]})
+                if kind == "stages" or (options.roof and kind == "inference"):
+                    # Frozen, where there is such a side: it is the one that oneDNN slows down least.
+                    result["roof"] = sides.get("ours-frozen", sides["ours"]).ask({"prepare": ["roof", arguments]})
                 keep(name, result)
                 best = best_rival(result)
                 print(f"{name}: {ratio(result, best):.2f} ({best})", flush=True)

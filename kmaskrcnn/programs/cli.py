@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import kmaskrcnn
+from kmaskrcnn import onednn
 from kmaskrcnn.console import steady_output
 from kmaskrcnn.progress import phase
 from kmaskrcnn.quiet import quiet_tensorflow
@@ -27,6 +28,8 @@ COMMANDS = {
     "serve": ("serve", "program", "serve an exported model over REST, with a page to try it"),
     "batch": ("batch", "program", "predict many images with Apache Beam"),
 }
+# Those that only run a model that is there.
+_FROZEN_WEIGHTS = ("evaluate", "predict", "serve", "batch")
 
 
 def run_command(command: str, arguments: Sequence[str], name: str = "") -> None:
@@ -39,6 +42,7 @@ def run_command(command: str, arguments: Sequence[str], name: str = "") -> None:
     """
     quiet_tensorflow(lambda: phase("starting TensorFlow"))
     steady_output()
+    onednn.set_up(frozen_weights=command in _FROZEN_WEIGHTS)
     module, function, _ = COMMANDS[command]
     try:
         program = getattr(importlib.import_module(f"kmaskrcnn.programs.{module}"), function)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from kmaskrcnn import onednn
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.folders import local_folder
 from kmaskrcnn.programs import flags
@@ -55,13 +54,11 @@ def main() -> int:
 
     Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to resume); 2 on a bad setting.
     """
-    # Without AVX-512 TensorFlow leaves oneDNN off, though its gradients of convolutions are the faster ones.
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     from kmaskrcnn.training.signals import SignalWatch
 
     signals = SignalWatch()
     config = flags.config_from_flags()
+    onednn.check_trainable()
     if not config.train.model_dir:
         raise ConfigError("--model_dir is missing: the folder for checkpoints, logs and images")
     given = flags.given_settings()

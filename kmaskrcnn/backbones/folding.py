@@ -39,13 +39,57 @@ class FoldedConvolution(keras.layers.Layer):
         offset = ops.cast(norm.beta - norm.moving_mean * scale, self.compute_dtype)
         depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)
         scale = ops.cast(scale[:, None] if depthwise else scale, conv.kernel.dtype)
+        inputs = ops.cast(inputs, self.compute_dtype)
+        if training and conv.trainable and not depthwise and keras.backend.backend() == "tensorflow":
+            outputs = convolve_scaled(inputs, conv.kernel, scale, conv.strides, conv.padding)
+            return ops.add(outputs, offset)
         kernel = ops.cast(conv.kernel * scale, self.compute_dtype)
         convolve = ops.depthwise_conv if depthwise else ops.conv
-        outputs = convolve(ops.cast(inputs, self.compute_dtype), kernel, conv.strides, conv.padding)
-        return ops.add(outputs, offset)
+        return ops.add(convolve(inputs, kernel, conv.strides, conv.padding), offset)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return self.conv.compute_output_shape(input_shape)
+
+
+def convolve_scaled(x: Tensor, kernel: Tensor, scale: Tensor, strides: tuple[int, int], padding: str) -> Tensor:
+    """conv(x, kernel * scale), whose gradients multiply the kernel again instead of keeping the product (TensorFlow).
+
+    The products of ResNet-50 are 0.1 GB, and one multiplication. There is no gradient of the gradient, and none of the
+    scale.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (k, k, C, D).
+        scale: (D,), of the kernel's type.
+        strides, padding: those of a Keras layer.
+
+    Returns:
+        (B, H, W, D), of the type of x.
+    """
+    import tensorflow as tf
+
+    options = {"strides": (1, *strides, 1), "padding": padding.upper()}
+
+    @tf.custom_gradient
+    def run(x: Tensor, kernel: Tensor, scale: Tensor) -> tuple:
+        def product() -> Tensor:
+            return tf.cast(kernel * scale, x.dtype)
+
+        def gradient(upstream: Tensor) -> list[Tensor | None]:
+            with tf.control_dependencies([upstream]):  # or it would be the same product, and be kept
+                again = product()
+            of_x = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(x), filter=again, out_backprop=upstream, **options
+            )
+            of_product = tf.raw_ops.Conv2DBackpropFilter(
+                input=x, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options
+            )
+            return [of_x, tf.cast(of_product, kernel.dtype) * scale, None]
+
+        return tf.nn.conv2d(x, product(), **options), gradient
+
+    # A custom gradient takes no variables for arguments.
+    return run(x, tf.convert_to_tensor(kernel), tf.stop_gradient(scale))
 
 
 def fold_normalization(backbone: keras.Model) -> keras.Model:

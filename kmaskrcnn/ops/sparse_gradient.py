@@ -25,24 +25,24 @@ def convolve_twice(x: Tensor, kernel: Tensor, bias: Tensor, out_kernel: Tensor, 
     """
     import tensorflow as tf
 
-    def forward(x: Tensor, kernel: Tensor, bias: Tensor, out_kernel: Tensor, out_bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, kernel: Tensor, bias: Tensor, out_kernel: Tensor, out_bias: Tensor) -> Tensor:
         hidden = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
-        return tf.nn.bias_add(tf.nn.conv2d(hidden, out_kernel, 1, "SAME"), out_bias), hidden
+        return tf.nn.bias_add(tf.nn.conv2d(hidden, out_kernel, 1, "SAME"), out_bias)
 
     @tf.custom_gradient
     def run(*inputs: Tensor) -> tuple:
-        outputs, hidden = forward(*inputs)
+        outputs = forward(*inputs)
 
         def everywhere(upstream: Tensor) -> list[Tensor]:
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
-                again, _ = forward(*inputs)
+                again = forward(*inputs)
             return list(tape.gradient(again, inputs, upstream))
 
         def gradient(upstream: Tensor) -> list[Tensor]:
             cells = tf.cast(tf.where(tf.reduce_any(upstream != 0, axis=-1)), tf.int32)  # (n, 3)
             few = tf.shape(cells)[0] * _FEW <= tf.reduce_prod(tf.shape(upstream)[:3])
-            return tf.cond(few, lambda: _cell_gradients(inputs, hidden, upstream, cells), lambda: everywhere(upstream))
+            return tf.cond(few, lambda: _cell_gradients(inputs, upstream, cells), lambda: everywhere(upstream))
 
         return outputs, gradient
 
@@ -50,22 +50,15 @@ def convolve_twice(x: Tensor, kernel: Tensor, bias: Tensor, out_kernel: Tensor, 
     return run(*(tf.convert_to_tensor(v) for v in (x, kernel, bias, out_kernel, out_bias)))
 
 
-def _cell_gradients(inputs: tuple[Tensor, ...], hidden: Tensor, upstream: Tensor, cells: Tensor) -> list[Tensor]:
+def _cell_gradients(inputs: tuple[Tensor, ...], upstream: Tensor, cells: Tensor) -> list[Tensor]:
     """Gradients of the five inputs; cells (n, 3) are the image, row and column of each output that has one."""
     import tensorflow as tf
 
-    x, kernel, _, out_kernel, _ = inputs
+    x, kernel, bias, out_kernel, _ = inputs
     side, _, channels, width = kernel.shape
     _, height, columns, _ = tf.unstack(tf.shape(x))
-
-    def at_cells(values: Tensor) -> Tensor:
-        return tf.gather(tf.reshape(values, (-1, values.shape[-1])), (image * height + y) * columns + column)
-
     image, y, column = tf.unstack(cells, axis=1)
-    own, hidden = at_cells(upstream), at_cells(hidden)  # (n, A), (n, D)
-    out_matrix = tf.reshape(out_kernel, (width, -1))
-    # (n, D), 0 where the ReLU was
-    own_hidden = tf.matmul(own, out_matrix, transpose_b=True) * tf.cast(hidden > 0, hidden.dtype)
+    own = tf.gather_nd(upstream, cells)  # (n, A)
     # Rows of the map that each cell's window reads, -1 outside.
     shift = tf.range(side) - side // 2
     rows, places = y[:, None] + shift, column[:, None] + shift  # (n, k)
@@ -75,7 +68,11 @@ def _cell_gradients(inputs: tuple[Tensor, ...], hidden: Tensor, upstream: Tensor
     windows = tf.gather(tf.reshape(x, (-1, channels)), tf.maximum(read, 0))
     windows = tf.where(read[:, None] >= 0, windows, tf.zeros((), x.dtype))
     windows = tf.reshape(windows, (-1, side * side * channels))  # (n, k * k * C)
-    matrix = tf.reshape(kernel, (-1, width))
+    matrix, out_matrix = tf.reshape(kernel, (-1, width)), tf.reshape(out_kernel, (width, -1))
+    # Computed again, (n, D): the maps of the forward pass would lie in memory until now.
+    hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(windows, matrix), bias))
+    # 0 where the ReLU was
+    own_hidden = tf.matmul(own, out_matrix, transpose_b=True) * tf.cast(hidden > 0, hidden.dtype)
     of_windows = tf.reshape(tf.matmul(own_hidden, matrix, transpose_b=True), (-1, channels))  # (n * k * k, C)
     # Windows overlap: half precision would round each sum.
     total = of_windows if x.dtype == tf.float64 else tf.cast(of_windows, tf.float32)

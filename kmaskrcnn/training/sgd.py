@@ -21,5 +21,18 @@ class SGD(keras.optimizers.SGD):
             return
         velocity = self.momentums[self._get_variable_index(variable)]
         momentum, rate, gradient = (ops.cast(x, variable.dtype) for x in (self.momentum, learning_rate, gradient))
+        if keras.backend.backend() == "tensorflow":
+            _apply(variable, velocity, gradient, momentum, rate)
+            return
         self.assign(velocity, ops.add(ops.multiply(velocity, momentum), gradient))
         self.assign_sub(variable, ops.multiply(velocity, rate))
+
+
+def _apply(variable: Tensor, velocity: Tensor, gradient: Tensor, momentum: Tensor, rate: Tensor) -> None:
+    """The same in one operation, which writes in place, where single ones make an array each."""
+    import tensorflow as tf
+
+    variable, velocity = (getattr(v, "value", v) if isinstance(v, keras.Variable) else v for v in (variable, velocity))
+    tf.raw_ops.ResourceApplyMomentum(
+        var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=momentum, use_locking=True
+    )

@@ -185,21 +185,16 @@ class TrainStep:
         losses, control = told[: len(self.losses)], told[len(self.losses) :]
         norm = tf.linalg.global_norm(gradients)
         values = tf.concat([losses, [tf.reduce_sum(losses), norm], control], axis=0)
-        return values, self._prepare(gradients, norm), statistics
+        if self.config.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.config.clip_norm, use_norm=norm)
+        return values, gradients, statistics
 
-    def _prepare(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
-        """Clip, and add the L2 decay as published: through the momentum, which Keras' decoupled weight_decay is not."""
-        config = self.config
-        if config.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=norm)
-        if config.optimizer == "sgd":
-            gradients = [self._with_decay(g, v) for g, v in zip(gradients, self.variables, strict=True)]
-        return gradients
-
-    def _with_decay(self, gradient: tf.Tensor, variable: keras.Variable) -> tf.Tensor:
-        # Not before the gradient is there: products of all the weights would lie in memory for the whole step.
-        with tf.control_dependencies([gradient]):
-            return gradient + self._decay(variable) * variable.value
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        """With the L2 decay as published: through the momentum, which Keras' decoupled weight_decay is not."""
+        if self.config.optimizer == "sgd":
+            decays = [self._decay(v) * v.value for v in self.variables]
+            gradients = [g + d for g, d in zip(gradients, decays, strict=True)]
+        self.optimizer.apply(gradients, self.variables)
 
     def _finish(
         self,
@@ -217,7 +212,7 @@ class TrainStep:
         self.optimizer.learning_rate.assign(rate)
 
         def apply() -> bool:
-            self.strategy.run(lambda own: self.optimizer.apply(own, self.variables), args=(gradients,))
+            self.strategy.run(self._apply, args=(gradients,))
             self._update_averages(step)
             self._assign(self._statistics, statistics)
             return True

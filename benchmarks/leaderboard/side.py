@@ -65,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flags", default="", help="flags in place of our automatic recipe")
     parser.add_argument("--small", action="store_true", help="small images, where the side has a recipe for them")
     return parser.parse_args()
 

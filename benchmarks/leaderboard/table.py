@@ -19,6 +19,13 @@ class Side(NamedTuple):
 
 SIDES = {
     "ours": Side("kmaskrcnn, automatic recipe", "our_side", "ours"),
+    "ours-heads": Side(
+        "kmaskrcnn, nuclei.flags with a cascade and PointRend",
+        "our_side",
+        "ours",
+        ("nuclei",),
+        ("--flags=--flagfile=configs/nuclei.flags --cascade_ious=0.5,0.6,0.7 --mask_point_rend --mask_subdivisions=3",),
+    ),
     "stardist": Side("StarDist", "stardist_side", "stardist", ("nuclei",)),
     "torchvision": Side("torchvision, 800 pixels", "torchvision_side", "torchvision"),
     "torchvision-small": Side("torchvision, 320 pixels", "torchvision_side", "torchvision", arguments=("--small",)),

@@ -66,14 +66,17 @@ labels = Labels(tuple("abcdefgh"[: TINY["num_classes"]]), tuple(range(1, TINY["n
 rng = np.random.default_rng(0)
 sizes = ((96, 64), (64, 160), (96, 64))
 pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-model = MaskRCNN(**TINY | {"score_threshold": 0.0, "backbone_norm": "frozen_bn"})
+others = {"backbone": "mobilenet_v2", "backbone_norm": "bn", "mask_point_rend": True}
 served, found = [], []
-for seed in (1, 2):
-    rng = np.random.default_rng(seed)
-    model.set_weights([w + 0.1 * np.abs(w).mean() * rng.normal(size=w.shape) for w in model.get_weights()])
-    if not os.path.exists(f"{folder}/{seed}"):
-        export_saved_model(model, config, labels, f"{folder}/{seed}")
-    served.append(tf.saved_model.load(f"{folder}/{seed}/1"))
+for i, settings in enumerate(({"backbone_norm": "frozen_bn"}, others)):
+    model = MaskRCNN(**TINY | {"score_threshold": 0.0} | settings)
+    weights = f"{folder}.{i}.weights.h5"
+    if os.path.exists(weights):
+        model.load_weights(weights)
+    else:
+        model.save_weights(weights)
+        export_saved_model(model, config, labels, f"{folder}/{i}", compact_masks=i == 1)
+    served.append(tf.saved_model.load(f"{folder}/{i}/1"))
 predictor = Predictor(model, config, labels)
 for i in (0, 1, 0):
     for picture in pictures:
@@ -104,8 +107,9 @@ def test_frozen_weights_find_what_others_find(tmp_path):
 
 @pytest.mark.parametrize("given", ["1", "True"])
 def test_nothing_is_trained_with_frozen_weights(given, tiny_model, monkeypatch):
+    found = tiny_model(make_batch())  # before, since TensorFlow looks at the variable once
     monkeypatch.setenv(NAMES[1], given)
-    assert tiny_model(make_batch())  # finds objects
+    assert found
     with pytest.raises(ConfigError, match=f"{NAMES[1]}={given} is for programs that train nothing"):
         tiny_model(make_batch(), training=True)
     result = run_python("train.py", "--train_annotations=shapes", "--model_dir=never")

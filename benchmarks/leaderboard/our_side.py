@@ -14,6 +14,9 @@ from benchmarks.leaderboard.side import MAX_DETECTIONS, Budget, parse, predict_a
 def train(options) -> None:
     """Run the command; evaluation is left out of the time, and starting and tracing are part of it."""
     budget = Budget(options.minutes)
+    from kmaskrcnn import onednn
+
+    onednn.set_up(frozen_weights=False)
     from kmaskrcnn.programs import train as program
     from kmaskrcnn.training import trainer
 
@@ -67,6 +70,9 @@ def predict(options) -> None:
 
     import numpy as np
 
+    from kmaskrcnn import onednn
+
+    onednn.set_up(frozen_weights=True)
     from kmaskrcnn.inference.predictor import Predictor
 
     export = options.output / "exported"

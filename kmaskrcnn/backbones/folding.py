@@ -54,8 +54,7 @@ class FoldedConvolution(keras.layers.Layer):
 def convolve_scaled(x: Tensor, kernel: Tensor, scale: Tensor, strides: tuple[int, int], padding: str) -> Tensor:
     """conv(x, kernel * scale), whose gradients multiply the kernel again instead of keeping the product (TensorFlow).
 
-    The products of ResNet-50 are 0.1 GB, and one multiplication. There is no gradient of the gradient, and none of the
-    scale.
+    The products of ResNet-50 are 0.1 GB, and one multiplication. There is no gradient of the gradient.
 
     Args:
         x: (B, H, W, C).
@@ -75,7 +74,7 @@ def convolve_scaled(x: Tensor, kernel: Tensor, scale: Tensor, strides: tuple[int
         def product() -> Tensor:
             return tf.cast(kernel * scale, x.dtype)
 
-        def gradient(upstream: Tensor) -> list[Tensor | None]:
+        def gradient(upstream: Tensor) -> list[Tensor]:
             with tf.control_dependencies([upstream]):  # or it would be the same product, and be kept
                 again = product()
             of_x = tf.raw_ops.Conv2DBackpropInput(
@@ -84,12 +83,13 @@ def convolve_scaled(x: Tensor, kernel: Tensor, scale: Tensor, strides: tuple[int
             of_product = tf.raw_ops.Conv2DBackpropFilter(
                 input=x, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options
             )
-            return [of_x, tf.cast(of_product, kernel.dtype) * scale, None]
+            of_product = tf.cast(of_product, kernel.dtype)
+            return [of_x, of_product * scale, tf.reduce_sum(of_product * kernel, (0, 1, 2))]
 
         return tf.nn.conv2d(x, product(), **options), gradient
 
     # A custom gradient takes no variables for arguments.
-    return run(x, tf.convert_to_tensor(kernel), tf.stop_gradient(scale))
+    return run(x, tf.convert_to_tensor(kernel), scale)
 
 
 def fold_normalization(backbone: keras.Model) -> keras.Model:

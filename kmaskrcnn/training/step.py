@@ -192,6 +192,7 @@ class TrainStep:
     def _apply(self, gradients: list[tf.Tensor]) -> None:
         """With the L2 decay as published: through the momentum, which Keras' decoupled weight_decay is not."""
         if self.config.optimizer == "sgd":
+            # In the branch that waits for all gradients: before, these would lie beside the activations.
             decays = [self._decay(v) * v.value for v in self.variables]
             gradients = [g + d for g, d in zip(gradients, decays, strict=True)]
         self.optimizer.apply(gradients, self.variables)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.backbones import build_backbone
-from kmaskrcnn.backbones.folding import FoldedConvolution, fold_normalization
+from kmaskrcnn.backbones.folding import FoldedConvolution, convolve_scaled, fold_normalization
 
 
 def make_backbone(name, norm, dtype="float64", **options):
@@ -69,6 +69,29 @@ def test_gradients_equal_those_of_the_network(image):
         gradients.append(tape.gradient(loss, [v.value for v in backbone.trainable_variables]))
     for ours, expected in zip(gradients[1], gradients[0], strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "same"), ((2, 2), "valid"), ((2, 2), "same")])
+def test_gradients_of_a_scaled_kernel(strides, padding, in_graph):
+    rng = np.random.default_rng(0)
+    inputs = [tf.constant(rng.normal(size=shape)) for shape in ((2, 9, 8, 3), (3, 3, 3, 4), (4,))]
+
+    def plain(x, kernel, scale, strides, padding):
+        return tf.nn.conv2d(x, kernel * scale, strides, padding.upper())
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = function(*inputs, strides, padding)
+            loss = tf.reduce_sum(outputs**3)
+        return outputs, tape.gradient(loss, inputs)
+
+    run = tf.function(gradients) if in_graph else gradients
+    (outputs, own), (expected, reference) = run(convolve_scaled), run(plain)
+    np.testing.assert_array_equal(outputs, expected)
+    for ours, theirs in zip(own, reference, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-11 * np.abs(theirs).max())
 
 
 def test_statistics_are_taken_from_the_batch_in_training(image):

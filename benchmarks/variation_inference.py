@@ -21,6 +21,11 @@ from kmaskrcnn import onednn
 from kmaskrcnn.programs.flags import config_from_flags, define_config_flags
 
 _SIDES = absl_flags.DEFINE_list("sides", ["256", "512"], "Heights and widths of the images.")
+absl_flags.register_validator(
+    "sides",
+    lambda sides: bool(sides) and all(s.isdecimal() and int(s) >= 32 for s in sides),
+    "whole numbers from 32 on",
+)
 _REPEATS = absl_flags.DEFINE_integer("repeats", 7, "Predictions of each variation.", lower_bound=1)
 MORE = {
     "PointRend, masks of 56 x 56": {"mask_point_rend": True, "mask_subdivisions": 3},

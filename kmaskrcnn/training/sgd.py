@@ -32,7 +32,7 @@ def _apply(variable: Tensor, velocity: Tensor, gradient: Tensor, momentum: Tenso
     """The same in one operation, which writes in place, where single ones make an array each."""
     import tensorflow as tf
 
-    variable, velocity = (getattr(v, "value", v) if isinstance(v, keras.Variable) else v for v in (variable, velocity))
+    variable, velocity = (v.value if isinstance(v, keras.Variable) else v for v in (variable, velocity))
     tf.raw_ops.ResourceApplyMomentum(
         var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=momentum, use_locking=True
     )

@@ -37,7 +37,8 @@ class Evaluation:
         overlays: the first images with their predictions, by file name, (H, W, 3) uint8.
         images: number of images scored.
         seconds: time spent on predicting them.
-        limits: a line on how many detections of an image the model gave and the scores count, beside its objects.
+        limits: lines on how many detections of an image the model gave and the scores count, beside its objects, and
+            on how many images were scored where that is not all.
         analysis: errors by kind, Boundary AP and score thresholds; None where `evaluate` was not asked for it.
     """
 
@@ -190,6 +191,8 @@ def evaluate(
         )
         errors = analyze(truth, results, ids, mask.max_detections) if analysis else None
     limits = _limits(most_objects(truth, ids), mask.max_detections, config)
+    if count < len(dataset):
+        limits = f"scored on the first {count} of {len(dataset)} images (eval_max_images={count})\n{limits}"
     return Evaluation(box, mask, results, overlays, count, seconds, limits, errors)
 
 

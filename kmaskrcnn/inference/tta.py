@@ -1,4 +1,4 @@
-"""Test-time augmentation: one image predicted mirrored and at several sizes.
+"""Test-time augmentation: one image predicted mirrored, in quarter turns and at several sizes.
 
 Boxes of all views are brought together class by class: those with an IoU above nms_iou are one object, whose box is
 their mean weighted by the scores and whose score is the mean over all views, a view that missed it counting 0. The
@@ -9,6 +9,7 @@ MaskIoU head predicts.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,29 +20,46 @@ from kmaskrcnn.data.resize import pixel_dtype, prepare_image
 from kmaskrcnn.model import MaskRCNN
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _View:
-    """One image as the network saw it."""
+    """How one view of an image is made: it is mirrored, then turned, then scaled; and what the network saw."""
 
-    features: dict[str, tf.Tensor]
-    scales: np.ndarray  # (2,) network pixels a pixel of the image
+    shape: tuple[int, int]  # height and width of the image
     mirrored: bool
-    width: int  # of the image
+    turns: int  # quarter turns, counterclockwise
+    scales: np.ndarray  # (2,) network pixels a pixel of the turned image
+    features: dict[str, tf.Tensor]
 
     def to_network(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (N, 4) of the image in the network's pixels."""
-        return _mirror(boxes, self.width, self.mirrored) * np.tile(self.scales, 2)
+        if self.mirrored:
+            boxes = _mirror(boxes, self.shape[1])
+        return _turn(boxes, self.shape, self.turns) * np.tile(self.scales, 2)
 
     def from_network(self, boxes: np.ndarray) -> np.ndarray:
         """The other way round."""
-        return _mirror(boxes / np.tile(self.scales, 2), self.width, self.mirrored)
+        turned = self.shape[:: -1 if self.turns % 2 else 1]
+        boxes = _turn(boxes / np.tile(self.scales, 2), turned, -self.turns)
+        return _mirror(boxes, self.shape[1]) if self.mirrored else boxes
+
+    def upright(self, masks: np.ndarray) -> np.ndarray:
+        """Masks (N, M, M) of the view's boxes as those of the image's."""
+        masks = np.rot90(masks, -self.turns, axes=(1, 2))
+        return masks[:, :, ::-1] if self.mirrored else masks
 
 
-def _mirror(boxes: np.ndarray, width: int, mirrored: bool) -> np.ndarray:
-    if not mirrored:
-        return boxes
+def _mirror(boxes: np.ndarray, width: int) -> np.ndarray:
     y0, x0, y1, x1 = boxes.T
     return np.stack([y0, width - x1, y1, width - x0], axis=1)
+
+
+def _turn(boxes: np.ndarray, shape: tuple[int, int], turns: int) -> np.ndarray:
+    """Boxes (N, 4) of an image with this height and width after as many quarter turns of `np.rot90`."""
+    for _ in range(turns % 4):
+        y0, x0, y1, x1 = boxes.T
+        boxes = np.stack([shape[1] - x1, y0, shape[1] - x0, y1], axis=1)
+        shape = shape[::-1]
+    return boxes
 
 
 class AugmentedDetector:
@@ -49,12 +67,15 @@ class AugmentedDetector:
 
     Args:
         model: with its weights.
-        config: tta_flip, tta_scales, and how images are resized.
+        config: tta_flip, tta_rotate90, tta_scales, and how images are resized.
     """
 
     def __init__(self, model: MaskRCNN, config: Config):
         self.model, self.config = model, config
-        self.scales = config.evaluation.tta_scales or (1.0,)
+        settings = config.evaluation
+        self.scales = settings.tta_scales or (1.0,)
+        self.mirrored = (False, True) if settings.tta_flip else (False,)
+        self.turns = range(4) if settings.tta_rotate90 else range(1)
         images = tf.TensorSpec((1, None, None, 3), pixel_dtype(config.data.resize_method))
         features = {f"P{i}": tf.TensorSpec((1, None, None, model.config.fpn_channels), tf.float32) for i in range(2, 7)}
         boxes = tf.TensorSpec((None, 4), tf.float32)
@@ -68,15 +89,13 @@ class AugmentedDetector:
         """Detections of (H, W, 3) uint8, as of the model for one image but with boxes in the image's own pixels."""
         height, width = image.shape[:2]
         views, found = [], []
-        for scale in self.scales:
-            config = scaled_config(self.config.data, scale)
-            for mirrored in (False, True) if self.config.evaluation.tta_flip else (False,):
-                pixels = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
-                network_image, shape, scales = prepare_image(pixels, config)
-                boxes, scores, classes, features = self._boxes(network_image[None], shape[None])
-                views.append(_View(features, scales, mirrored, width))
-                boxes = np.clip(views[-1].from_network(boxes.numpy()), 0, [height, width, height, width])
-                found.append((boxes, scores.numpy(), classes.numpy()))
+        for scale, mirrored, turns in itertools.product(self.scales, self.mirrored, self.turns):
+            pixels = np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, turns))
+            network_image, shape, scales = prepare_image(pixels, scaled_config(self.config.data, scale))
+            boxes, scores, classes, features = self._boxes(network_image[None], shape[None])
+            views.append(_View((height, width), mirrored, turns, scales, features))
+            boxes = np.clip(views[-1].from_network(boxes.numpy()), 0, [height, width, height, width])
+            found.append((boxes, scores.numpy(), classes.numpy()))
         boxes, scores, classes = merge_boxes(found, self.model.config.nms_iou)
         keep = np.flatnonzero(scores > self.model.config.score_threshold)[: self.model.config.max_detections]
         boxes, scores, classes = boxes[keep].astype(np.float32), scores[keep], classes[keep]
@@ -90,7 +109,7 @@ class AugmentedDetector:
     def _view_masks(self, view: _View, boxes: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
         found = self._masks(view.features, view.to_network(boxes).astype(np.float32), classes)
         arrays = {name: value.numpy() for name, value in found.items()}
-        return arrays | {"masks": arrays["masks"][:, :, ::-1]} if view.mirrored else arrays
+        return arrays | {"masks": view.upright(arrays["masks"])}
 
     def _find_boxes(self, images: tf.Tensor, image_shapes: tf.Tensor) -> tuple[Any, ...]:
         """Boxes, scores and classes of one image, and the pyramid, float32."""

@@ -22,14 +22,15 @@ TOPICS = {
     "Model": trained.TOPIC,
     "Data": ["val_annotations", "val_images", "data_format", "eval_max_images"],
     "Output": ["output", "report", "compare"],
-    "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
+    "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_rotate90", "tta_scales"],
     "Multi-GPU and several workers": ["strategy", "num_local_workers"],
 }
 
 
 def main() -> int:
     """Print the scores of a model folder, with its settings but for those given as flags; workers share the images."""
-    settings = flags.given_settings()
+    # What keeps the evaluations of training short is no limit here.
+    settings = {"eval_max_images": 0} | flags.given_settings()
     trained.check_model(settings)
     if COMPARE.value and not REPORT.value:
         raise ConfigError("--compare needs --report")

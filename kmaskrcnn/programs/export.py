@@ -181,7 +181,7 @@ def _export_saved_model(model, config, labels, images, calibration):
     constant = OPTIMIZE.value == "latency"
     path = export_saved_model(model, config, labels, OUTPUT.value, warmup, **masks, **bounds, constant_weights=constant)
     # An exported model looks at an image once and whole.
-    config = config.replace(tile_size=0, tta_flip=False, tta_scales=())
+    config = config.replace(tile_size=0, tta_flip=False, tta_rotate90=False, tta_scales=())
     return path, Predictor(model, config, labels).predict, lambda: SavedModelClient(path).predict
 
 

@@ -43,7 +43,7 @@ TOPICS = {
     "Model": trained.TOPIC,
     "Input and output": ["input", "output", "outputs", "font", "frame_step", "track"],
     "Which objects": ["min_score", "score_thresholds", "classes", "top_k", "max_detections"],
-    "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_scales"],
+    "Large images and test-time augmentation": ["tile_size", "tile_overlap", "tta_flip", "tta_rotate90", "tta_scales"],
 }
 
 

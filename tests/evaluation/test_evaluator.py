@@ -80,7 +80,9 @@ def test_fewer_images_on_request(shapes):
     config = Config().replace(resize_mode="native", eval_max_images=2)
     result = evaluate(Oracle(shapes), shapes, config)
     assert result.images == 2
+    assert "scored on the first 2 of 6 images (eval_max_images=2)" in result.table()
     assert result.scalars()["mask_AP50"] == pytest.approx(1.0)
+    assert "scored on" not in evaluate(Oracle(shapes), shapes, config.replace(eval_max_images=6)).table()
 
 
 def test_the_table_says_how_many_detections_count_and_which_setting_is_too_low(shapes):

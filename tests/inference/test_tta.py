@@ -8,7 +8,7 @@ import pytest
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config
 from kmaskrcnn.inference.predictor import Predictor
-from kmaskrcnn.inference.tta import merge_boxes, scaled_config
+from kmaskrcnn.inference.tta import _View, merge_boxes, scaled_config
 from kmaskrcnn.results.labels import Labels
 
 LABELS = Labels(("a", "b", "c"), (1, 2, 3))
@@ -57,20 +57,64 @@ def test_one_view_is_the_plain_prediction(tiny_model, image):
     np.testing.assert_allclose(augmented.mask_probabilities, plain.mask_probabilities, atol=1e-3)
 
 
-def test_with_mirrored_views_the_answer_is_mirrored_with_the_picture(tiny_model, image):
-    config = Config().replace(resize_mode="native", score_threshold=0.0, tta_flip=True, tta_scales=(1.0, 1.25))
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_boxes_and_masks_follow_the_picture(mirrored, turns):
+    """A mark in the picture is found in the view where the view says, and back, shapes that are not square included."""
+    picture = np.zeros((30, 50), np.uint8)
+    picture[4:9, 11:27], picture[4, 11] = 1, 2  # a box with one corner marked
+    box = np.array([[4, 11, 9, 27]], np.float64)
+    seen = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
+    rows, columns = np.nonzero(seen)
+    place = np.array([[rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]])
+    view = _View(picture.shape, mirrored, turns, np.array([2.0, 3.0]), {})
+    np.testing.assert_array_equal(view.to_network(box), place * [2, 3, 2, 3])
+    np.testing.assert_array_equal(view.from_network(place * [2, 3, 2, 3]), box)
+    y0, x0, y1, x1 = place[0]
+    np.testing.assert_array_equal(view.upright(seen[None, y0:y1, x0:x1])[0], picture[4:9, 11:27])
+
+
+def _moved(image, mirrored, turns):
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, turns))
+
+
+@pytest.mark.parametrize(
+    ("settings", "mirrored", "turns"),
+    [({"tta_scales": (1.0, 1.25)}, True, 0), ({"tta_rotate90": True}, True, 1), ({"tta_rotate90": True}, False, 3)],
+)
+def test_the_answer_moves_with_the_picture(tiny_model, image, settings, mirrored, turns):
+    """With all views of a group, the views of a picture that is mirrored or turned are the same ones."""
+    config = Config().replace(resize_mode="native", score_threshold=0.0, tta_flip=True, **settings)
     predictor = Predictor(tiny_model, config, LABELS)
     found = predictor.predict(image)
-    mirrored = predictor.predict(np.ascontiguousarray(image[:, ::-1]))
-    assert len(found) == len(mirrored) > 0
-    back = mirrored.boxes[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, 128, 0, 128]
+    moved = predictor.predict(_moved(image, mirrored, turns))
+    assert len(found) == len(moved) > 0
+    move = _View(image.shape[:2], mirrored, turns, np.ones(2), {})
+    back = move.from_network(moved.boxes)
     # Scores that all but tie may come in another order.
     for row in range(len(found)):
         partner = np.abs(back - found.boxes[row]).max(1).argmin()
         np.testing.assert_allclose(back[partner], found.boxes[row], atol=0.05)
-        np.testing.assert_allclose(mirrored.scores[partner], found.scores[row], atol=1e-4)
-        flipped = mirrored.mask_probabilities[partner][:, ::-1]
-        np.testing.assert_allclose(flipped, found.mask_probabilities[row], atol=5e-3)
+        np.testing.assert_allclose(moved.scores[partner], found.scores[row], atol=1e-4)
+        upright = move.upright(moved.mask_probabilities[partner][None])[0]
+        np.testing.assert_allclose(upright, found.mask_probabilities[row], atol=5e-3)
+
+
+def test_turned_views_find_what_single_turned_pictures_show(tiny_model, image):
+    """The score of an object that every view finds is the mean of what the plain model gives it in each."""
+    config = Config().replace(resize_mode="native", score_threshold=0.0)
+    found = Predictor(tiny_model, config.replace(tta_rotate90=True), LABELS).predict(image)
+    plain = Predictor(tiny_model, config, LABELS)
+    views = []
+    for turns in range(4):
+        one = plain.predict(_moved(image, False, turns))
+        boxes = _View(image.shape[:2], False, turns, np.ones(2), {}).from_network(one.boxes)
+        views.append((boxes, one.scores, one.classes))
+    boxes, scores, classes = merge_boxes(views, config.model.nms_iou)
+    assert len(found) > 0
+    np.testing.assert_allclose(found.scores, scores[: len(found)], atol=1e-5)
+    np.testing.assert_allclose(found.boxes, boxes[: len(found)], atol=0.05)
+    np.testing.assert_array_equal(found.classes, classes[: len(found)])
 
 
 def test_mask_scores_of_views_and_tiles(tiny_settings, image):

@@ -33,6 +33,7 @@ SMALL = """
 --val_annotations=shapes
 --shapes_images=4
 --shapes_val_images=2
+--eval_max_images=1
 --shapes_size=64
 --resize_mode=native
 --crop_size=64
@@ -77,6 +78,7 @@ def trained(tmp_path_factory, flagfile):
     assert f"step {done + 1}/{done + 2}" in again.stdout
     assert f"step {done}/" not in again.stdout
     assert f"evaluation after step {done + 2}" in again.stdout
+    assert "scored on the first 1 of 2 images" in again.stdout
     return folder
 
 
@@ -86,6 +88,8 @@ def test_evaluate_opens_the_folder_alone(trained, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "mask" in result.stdout
+    # All images, though training was told to look at one.
+    assert "2 images in" in result.stdout and "scored on the first" not in result.stdout
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert 0 <= scores["mask_AP"] <= 1
     results = json.loads((tmp_path / "scores" / "results.json").read_text())

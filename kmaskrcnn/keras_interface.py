@@ -230,9 +230,16 @@ class KerasInterface(keras.Model):
             self.mask_head,
             self.mask_iou_head,
         )
-        parts = tuple(part for part in parts if part is not None)
-        inner = {f"{part.name}/{layer.name}": layer for part in parts for layer in part._flatten_layers()}
-        return {"": self, **{part.name: part for part in parts}, **inner}
+        named = {part.name: part for part in parts if part is not None}
+        # The stages have layers of the same names.
+        stages = {f"cascade/{stage.name}": stage for stage in (self.cascade.heads if self.cascade is not None else ())}
+        inner = {
+            f"{name}/{layer.name}": layer
+            for name, part in {**named, **stages}.items()
+            if name != "cascade"
+            for layer in part._flatten_layers(include_self=False)
+        }
+        return {"": self, **named, **stages, **inner}
 
     def _frozen_layers(self) -> frozenset[str]:
         """Names of the layers whose `trainable` is off, which Keras does not save: its optimizer's slots go by it."""
@@ -246,7 +253,9 @@ class KerasInterface(keras.Model):
         model = cls(**config)
         if frozen is not None:
             for layer_name, layer in model._named_layers().items():
-                layer.trainable = layer_name not in frozen
+                # Files of before name the layers of a cascade's stages without the stage.
+                former = f"cascade/{layer.name}" if layer_name.startswith("cascade/") else layer_name
+                layer.trainable = layer_name not in frozen and former not in frozen
         return model
 
     def export(self, *args: Any, **options: Any) -> None:

@@ -101,3 +101,17 @@ def test_a_keras_file_loads_in_a_process_that_only_imports_the_package(tiny_mode
     run = run_python("-c", code, tmp_path / "model.keras")
     rate = float(tiny_model.optimizer.learning_rate)
     assert run.stdout.split() == ["MaskRCNN", str(rate), "1", str(len(tiny_model.trainable_variables))], run.stderr
+
+
+def test_a_frozen_layer_of_one_stage_of_a_cascade_comes_back(tiny_settings):
+    """The stages have layers of the same names."""
+    model = MaskRCNN(**tiny_settings, cascade_ious=(0.5, 0.6, 0.7))
+    count = len(model.trainable_variables)
+    model.cascade.heads[0].fcs[0].trainable = False
+    again = MaskRCNN.from_config(model.get_config())
+    paths = [[variable.path for variable in one.trainable_variables] for one in (model, again)]
+    assert paths[0] == paths[1] and len(paths[0]) == count - 2
+    assert [head.fcs[0].trainable for head in again.cascade.heads] == [False, True]
+    model.cascade.heads[1].trainable = False
+    again = MaskRCNN.from_config(model.get_config())
+    assert [v.path for v in again.trainable_variables] == [v.path for v in model.trainable_variables]

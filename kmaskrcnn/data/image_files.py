@@ -18,13 +18,13 @@ from PIL import Image
 from kmaskrcnn.data.files import open_binary, read_bytes
 from kmaskrcnn.data.sizes import MAX_PIXELS
 from kmaskrcnn.errors import Flaw, printable
+from kmaskrcnn.results import rgb
 
 _EXIF_ORIENTATION = 0x0112
 _TAIL_BYTES = 2048
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "MPO": b"\xff\xd9"}
 # TensorFlow's decoders refuse images of more bytes.
 _TENSORFLOW_BYTES = 2**29
-_WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
 
 
 class ImageError(OSError):
@@ -166,41 +166,11 @@ _PLAIN_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "RGBX", "YCbCr
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of an open image, as stored.
-
-    Gray and palette are spread to RGB, alpha is left out, 16 bits keep the high byte, of an animation the first frame
-    is taken. 32-bit integers must hold 16-bit values and floats lie in 0..1.
-
-    Raises ImageError where that is not so.
-    """
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint16)
-        gray = ((65535 - values if _is_inverted(image) else values) >> 8).astype(np.uint8)
-    elif image.mode == "I":
-        values = np.asarray(image)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535 or 0 < high < 256:
-            raise ImageError("unreadable-pixels", f"32-bit integers of {low}..{high}, no 16-bit values: store 8 bits")
-        gray = ((65535 - values if _is_inverted(image) else values) >> 8).astype(np.uint8)
-    elif image.mode == "F":
-        values = np.asarray(image)
-        least, most = float(values.min()), float(values.max())
-        if not (least >= 0 and most <= 1):
-            pixels = f"floating-point pixels of {least:g}..{most:g}"
-            raise ImageError("unreadable-pixels", f"{pixels}, not 0..1: store 8 bits")
-        gray = np.rint((1 - values if _is_inverted(image) else values) * 255).astype(np.uint8)
-    else:
-        try:
-            return np.asarray(image.convert("RGB"))
-        except ValueError as error:
-            image.load()  # a damaged file is named as one
-            raise ImageError("unreadable-pixels", f"pixels of mode {image.mode} ({error})") from None
-    return np.repeat(gray[..., None], 3, axis=2)
-
-
-def _is_inverted(image: Image.Image) -> bool:
-    tags = getattr(image, "tag_v2", None)
-    return tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    """As `kmaskrcnn.results.rgb.to_rgb`; raises ImageError."""
+    try:
+        return rgb.to_rgb(image)
+    except rgb.PixelError as error:
+        raise ImageError("unreadable-pixels", str(error)) from None
 
 
 def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

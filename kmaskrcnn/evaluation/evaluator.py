@@ -93,7 +93,7 @@ class Evaluation:
             OutputError: a file exists that an earlier evaluation did not write.
         """
         outputs, names = evaluation_outputs(directory, list(self.overlays), read)
-        outputs.write_text("scores.json", json.dumps(self.scalars(), indent=2) + "\n")
+        outputs.write_text("scores.json", json.dumps({"images": self.images, **self.scalars()}, indent=2) + "\n")
         outputs.write_text("results.json", json.dumps(self.results))
         if self.analysis:
             found = {n: best.threshold for n, best in self.analysis.thresholds.items() if best.threshold is not None}
@@ -133,6 +133,11 @@ def check_categories(labels: Labels, dataset: CocoDataset) -> None:
             )
 
 
+def images_scored(dataset: CocoDataset, config: Config) -> int:
+    """How many images of a data set, the first ones, `evaluate` takes."""
+    return min(config.evaluation.eval_max_images or len(dataset), len(dataset))
+
+
 def evaluate(
     predictor: Predictor,
     dataset: CocoDataset,
@@ -159,7 +164,7 @@ def evaluate(
     """
     check_categories(predictor.labels, dataset)
     settings = config.evaluation
-    count = min(settings.eval_max_images or len(dataset), len(dataset))
+    count = images_scored(dataset, config)
     workers, worker = (cluster.workers, cluster.worker) if cluster else (1, 0)
     found: list[list[dict]] = []  # results of each batch
     overlays: dict[str, np.ndarray] = {}
@@ -190,19 +195,24 @@ def evaluate(
             score(truth, results, kind, settings.eval_max_detections, image_ids=ids) for kind in ("box", "mask")
         )
         errors = analyze(truth, results, ids, mask.max_detections) if analysis else None
-    limits = _limits(most_objects(truth, ids), mask.max_detections, config)
+    tile = settings.tile_size or np.inf
+    whole = [i for i, size in zip(ids, dataset.sizes[:count].max(axis=1), strict=True) if size <= tile]
+    limits = _limits(most_objects(truth, ids), most_objects(truth, whole), mask.max_detections, config)
     if count < len(dataset):
         limits = f"scored on the first {count} of {len(dataset)} images (eval_max_images={count})\n{limits}"
     return Evaluation(box, mask, results, overlays, count, seconds, limits, errors)
 
 
-def _limits(most: int, counted: int, config: Config) -> str:
-    """How many detections of an image are counted, with each setting that is below the number of objects."""
+def _limits(most: int, most_whole: int, counted: int, config: Config) -> str:
+    """How many detections of an image are counted, with each setting that is below the number of objects.
+
+    `most_whole` is that number in the images that are predicted whole: each tile of the others has its own limit.
+    """
     line = f"at most {counted} detections counted per image; an image has up to {most} objects"
     found = config.model.max_detections
     if counted < most:
         line += f"; eval_max_detections={counted} is too low for it"
-    if found < most and not config.evaluation.tile_size:  # each tile has as many
+    if found < most_whole:
         line += f"; the model gives at most max_detections={found}"
     return line
 

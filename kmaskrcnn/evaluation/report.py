@@ -28,6 +28,7 @@ from kmaskrcnn.results.pasted_masks import PastedMasks
 
 _WORST, _BEST, _CHANGED = 6, 4, 3
 _IMAGE_SIDE = 900
+_RESULT = {"image_id", "category_id", "score", "bbox", "segmentation"}
 _RIGHT, _FALSE, _MISSED = (60, 200, 90), (240, 70, 50), (255, 210, 0)
 _ERRORS = {
     "Cls": "wrong class, on an object",
@@ -92,8 +93,7 @@ def write_report(
         ConfigError: there are no results to compare with, or they are of other images.
         OutputError: a file exists that an earlier evaluation did not write.
     """
-    compared = Path(compare) / "results.json"
-    read = [*dataset.paths, *read, *([compared] if compare else [])]
+    read = [*dataset.paths, *read, *([compared_file(compare)] if compare else [])]
     outputs, _ = evaluation_outputs(directory, list(evaluation.overlays), read, "report.html")
     ids = dataset.image_ids[: evaluation.images].tolist()
     truth = dataset.coco_dict
@@ -101,7 +101,7 @@ def write_report(
         evaluation = dataclasses.replace(evaluation, analysis=analyze(truth, evaluation.results, ids, max_detections))
     assert evaluation.analysis is not None
     own = _Run(name, evaluation.box, evaluation.mask, evaluation.analysis)
-    other = _read_run(compare, truth, ids, max_detections) if compare else None
+    other = _compared_run(compare, dataset, evaluation.images, max_detections) if compare else None
     evaluation.write(directory, read)
     sections = {
         "Average precision": _precision_section(own, other, truth, evaluation),
@@ -127,16 +127,37 @@ def write_report(
     return Path(outputs.write_text("report.html", page))
 
 
-def _read_run(directory: str | Path, truth: dict, ids: list[int], max_detections: int) -> _Run:
-    path = Path(directory) / "results.json"
+def compared_file(directory: str | Path) -> Path:
+    """The file with the results of a run to compare with."""
+    return Path(directory).expanduser() / "results.json"
+
+
+def read_compared(directory: str | Path, dataset: CocoDataset, count: int) -> list[dict]:
+    """The results of another run on the first `count` images of a data set.
+
+    Raises:
+        ConfigError: there are none, or they are of other images or of fewer.
+    """
+    path, ids = compared_file(directory), dataset.image_ids.tolist()
     try:
         results = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        scores = path.with_name("scores.json")
+        images = json.loads(scores.read_text()).get("images", count) if scores.exists() else count
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"compare={directory}: no results of another run there ({error})") from None
-    unknown = {r["image_id"] for r in results} - {image["id"] for image in truth["images"]}
-    if unknown:
+    if not isinstance(results, list) or not all(isinstance(r, dict) and r.keys() >= _RESULT for r in results):
+        raise ConfigError(f"compare={directory}: its results.json is not that of an evaluation")
+    if unknown := {r["image_id"] for r in results} - set(ids):
         raise ConfigError(f"compare={directory}: its results are of other images, such as id {min(unknown)}")
-    results = [r for r in results if r["image_id"] in set(ids)]
+    if images < count:
+        raise ConfigError(f"compare={directory}: it was scored on {images} images, and this run is on {count}")
+    chosen = set(ids[:count])
+    return [r for r in results if r["image_id"] in chosen]
+
+
+def _compared_run(directory: str | Path, dataset: CocoDataset, count: int, max_detections: int) -> _Run:
+    results, truth = read_compared(directory, dataset, count), dataset.coco_dict
+    ids = dataset.image_ids[:count].tolist()
     box, mask = (score(truth, results, kind, max_detections, image_ids=ids) for kind in ("box", "mask"))
     return _Run(str(directory), box, mask, analyze(truth, results, ids, max_detections))
 

@@ -52,6 +52,12 @@ class ImageError(ValueError):
     """An image that cannot be decoded, or is too large for the server."""
 
 
+def refusal(message: str) -> str:
+    """The first line of an error of TensorFlow's, without the operation's place in the graph."""
+    text = message.split("\n")[0]
+    return text.partition("assertion failed:")[2].strip() or text[:300]
+
+
 def unpack_masks(png: bytes, count: int) -> np.ndarray:
     """The masks of a compact answer, (count, M, M) float32 in 0..1; raises ValueError for anything else."""
     try:

@@ -15,7 +15,9 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import files, load_image, open_dataset
 from kmaskrcnn.data.sets.shapes import draw_image
 from kmaskrcnn.errors import DataError
+from kmaskrcnn.evaluation.evaluator import check_categories
 from kmaskrcnn.inference.inputs import find_inputs
+from kmaskrcnn.results.labels import Labels
 
 _DRAWN, _DRAWN_SIDE = 4, 512
 
@@ -38,12 +40,13 @@ class ComparisonImages:
 
 
 def comparison_images(
-    config: Config, given: Sequence[str], calibration: Sequence[str], count: int, folder: str
+    config: Config, labels: Labels, given: Sequence[str], calibration: Sequence[str], count: int, folder: str
 ) -> ComparisonImages:
     """The given images; or else those of the validation set, for calibration, or of the training set; or drawn ones.
 
     Args:
         config: of the model.
+        labels: of the model, whose ids a set with names alone takes.
         given: files, folders and globs.
         calibration: files that can be read.
         count: the most images to take.
@@ -51,16 +54,16 @@ def comparison_images(
 
     Raises:
         ConfigError: none of the given images can be read.
-        DataError: the validation set cannot be read.
+        DataError: the validation set cannot be read, or has a category that the model does not know.
     """
     if given:
         return ComparisonImages(readable("verify_images", given, count), "--verify_images")
-    found = _images_of(config, "val", count, folder)
+    found = _images_of(config, labels, "val", count, folder)
     if found is None and calibration:
         return ComparisonImages([*calibration[:count]], "the calibration images")
     if found is None and config.data.train_annotations != "shapes":  # the built-in set is drawn below
         with contextlib.suppress(DataError, OSError, ConfigError):  # it may have been moved since
-            found = _images_of(config, "train", count, folder)
+            found = _images_of(config, labels, "train", count, folder)
     if found is not None:
         return found
     paths = []
@@ -91,10 +94,11 @@ def readable(flag: str, inputs: Sequence[str], count: int) -> list[str]:
     return paths
 
 
-def _images_of(config: Config, split: str, count: int, folder: str) -> ComparisonImages | None:
-    dataset = open_dataset(config, split)
+def _images_of(config: Config, labels: Labels, split: str, count: int, folder: str) -> ComparisonImages | None:
+    dataset = open_dataset(config, split, labels)
     if dataset is None:
         return None
+    check_categories(labels, dataset)
     paths = list(dataset.paths[:count])
     if (dataset.spans[:, 1] >= 0).any():  # in TFRecord: each gets a file for as long as it is needed
         for index, shard in enumerate(paths):

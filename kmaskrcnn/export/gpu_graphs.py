@@ -138,7 +138,10 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
     if model.config.soft_nms_sigma:
         raise ConfigError("soft_nms_sigma: the host's steps have NMS with a threshold alone, give 0 at export")
     if model.config.class_agnostic_nms:
-        raise ConfigError("class_agnostic_nms=True: the host's steps have NMS of each class alone")
+        raise ConfigError(
+            "class_agnostic_nms=True: the host's steps have NMS of each class alone; give class_agnostic_nms=False at "
+            "export, or export as .tflite for the CPU"
+        )
     if not model.config.roi_sampling_ratio:
         raise ConfigError(
             "roi_sampling_ratio=0: the host's RoIAlign takes as many samples in each RoI, give 2 at export"

@@ -21,7 +21,10 @@ from PIL import Image, ImageOps
 
 from ..results.labels import Labels
 from ..results.prediction import Prediction
+from ..results.rgb import to_rgb
 from .answers import BOXES, SIGNATURE, ImageError, ImageFile, read, to_prediction
+
+_ORIENTATION = 0x0112  # in EXIF
 
 
 class FileClient(abc.ABC):
@@ -178,6 +181,12 @@ def decode_image(data: bytes) -> np.ndarray:
     """An encoded image as upright RGB (H, W, 3) uint8; raises ImageError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = to_rgb(image)
+            orientation = image.getexif().get(_ORIENTATION, 1)  # Pillow has turned a TIFF already
+        if orientation == 1:
+            return pixels
+        turned = Image.fromarray(pixels)
+        turned.getexif()[_ORIENTATION] = orientation
+        return np.asarray(ImageOps.exif_transpose(turned))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"not an image that can be decoded ({error})") from None

@@ -16,7 +16,7 @@ from kmaskrcnn.config import Config, ConfigError, DataConfig
 from kmaskrcnn.data.resize import pixel_dtype, resize
 from kmaskrcnn.data.sizes import NATIVE_STEPS, long_sides
 from kmaskrcnn.export import encoded_images, serving_protos
-from kmaskrcnn.export.answers import MASK_SCORES
+from kmaskrcnn.export.answers import MASK_SCORES, ServingError, refusal
 from kmaskrcnn.export.client import Client
 from kmaskrcnn.export.frozen import freeze, inference_of
 from kmaskrcnn.export.retries import Deadline
@@ -292,12 +292,18 @@ def export_saved_model(
         tf_serving_warmup_requests.
 
     Raises:
-        ConfigError: full_size_masks for a model whose mask_paste is not pixel_centers.
+        ConfigError: full_size_masks for a model whose mask_paste is not pixel_centers, or max_request_bytes too low for
+            any image.
     """
     if full_size_masks and config.model.mask_paste != "pixel_centers":
         raise ConfigError(
             f"full-size masks are pasted with pixel_centers alone, not mask_paste={config.model.mask_paste}"
         )
+    # A larger one would be refused, and so would the version be by its server.
+    warmup = [image for image in warmup_images if len(image) <= max_request_bytes]
+    warmup = warmup or [image for image in gray_images(config.data) if len(image) <= max_request_bytes]
+    if not warmup:
+        raise ConfigError(f"max_request_bytes={max_request_bytes}: no image of the size that the model takes fits")
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     functions = ServingFunctions(
@@ -322,7 +328,7 @@ def export_saved_model(
         extra.mkdir(exist_ok=True)
         (extra / "config.json").write_text(config.to_json())
         write_labels(extra, labels)
-        write_warmup(extra / "tf_serving_warmup_requests", warmup_images or gray_images(config.data), directory.name)
+        write_warmup(extra / "tf_serving_warmup_requests", warmup, directory.name)
         version = max((int(p.name) for p in directory.iterdir() if p.name.isdecimal()), default=0) + 1
         os.replace(whole, directory / str(version))
     return directory / str(version)
@@ -344,7 +350,10 @@ class SavedModelClient(Client):
             self.mask_paste = Config.from_json(file.read()).model.mask_paste
 
     def _send(self, images: list[bytes], deadline: Deadline) -> Mapping[str, np.ndarray]:
-        outputs = self._model.signatures["serving_default"](image_bytes=tf.constant(images, tf.string))
+        try:
+            outputs = self._model.signatures["serving_default"](image_bytes=tf.constant(images, tf.string))
+        except tf.errors.InvalidArgumentError as error:
+            raise ServingError(refusal(error.message)) from None
         return {name: value.numpy() for name, value in outputs.items()}
 
 

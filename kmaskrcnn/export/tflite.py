@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -121,7 +122,11 @@ def convert(
         except Exception as error:  # the converter has no exception of its own
             raise ExportError(f"conversion to TFLite builtins failed: {str(error).strip().splitlines()[0]}") from error
     content = _with_builtin_lookups(content, list(names))
-    return content if quantize == "none" else quantized(content, quantize, images, model.config.backbone)
+    return (
+        content
+        if quantize == "none"
+        else quantized(content, quantize, images, model.config.backbone, model.config.mask_point_rend)
+    )
 
 
 def signature_names(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -169,12 +174,16 @@ _INT8_OPERATIONS = {
         *("HARD_SWISH", "GELU"),
     ),
     r"/{backbone}[_0-9]*/\w*_se_(pool|gate|scale)": ("MEAN", "MUL"),
-    "/mask_head[_0-9]*/": ("RELU", "RESHAPE", "BATCH_MATMUL"),
 }
+_INT8_MASK_HEAD = {"/mask_head[_0-9]*/": ("RELU", "RESHAPE", "BATCH_MATMUL")}
 
 
 def quantized(
-    content: bytes, quantize: str, images: Mapping[str, Sequence[np.ndarray]] | None = None, backbone: str = ""
+    content: bytes,
+    quantize: str,
+    images: Mapping[str, Sequence[np.ndarray]] | None = None,
+    backbone: str = "",
+    points: bool = False,
 ) -> bytes:
     """Keep the weights of convolutions and fully connected layers in fewer bits; boxes, scores and RoIAlign stay float.
 
@@ -183,6 +192,7 @@ def quantized(
         quantize: as for `convert`.
         images: for int8, (1, height, width, 3) uint8 by signature.
         backbone: for int8, the name of the model's.
+        points: for int8, whether the model has PointRend masks.
 
     The converter's own float16 and dynamic modes would round every table, the anchors too: by up to an eighth of a
     pixel and by more than a pixel at 320 pixels.
@@ -202,7 +212,8 @@ def quantized(
             if name != "DEPTHWISE_CONV_2D":
                 quantizer.add_dynamic_config(".*", names[name], num_bits=8)
     else:
-        for scope, operations_ in _INT8_OPERATIONS.items():
+        # Between the layers of PointRend's head lie places in images and maps, which no rounding may move.
+        for scope, operations_ in (_INT8_OPERATIONS | ({} if points else _INT8_MASK_HEAD)).items():
             for name in operations_:
                 scope = scope.format(backbone=backbone)
                 quantizer.add_static_config(scope, names[name], activation_num_bits=8, weight_num_bits=8)
@@ -246,7 +257,7 @@ def _on_large_maps(content: bytes) -> set[tuple[str, str]]:
     Their channels are few and differ in range by factors of a hundred, and what rounding them costs goes through all
     later layers: it is most of what int8 loses (docs/results/export.md).
     """
-    model, in_int8 = flatbuffer.read(content), {name for names in _INT8_OPERATIONS.values() for name in names}
+    model, in_int8 = flatbuffer.read(content), set(itertools.chain(*(_INT8_OPERATIONS | _INT8_MASK_HEAD).values()))
     found = set()
     for graph in model.subgraphs:
         shapes = [tuple(tensor.shape) for tensor in graph.tensors]

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.evaluation.coco_metrics import score
-from kmaskrcnn.export.client import ImageError
+from kmaskrcnn.export.client import ImageError, ServingError
 from kmaskrcnn.progress import Progress
 from kmaskrcnn.results.prediction import Prediction
 
@@ -136,7 +136,7 @@ def verify(
     Args:
         images: files.
         reference: the model in this process.
-        artifact: what was exported, in its own runtime; an ImageError of it leaves the image out.
+        artifact: what was exported, in its own runtime; an ImageError or ServingError of it leaves the image out.
         bounds: what it may differ by.
         truth: a COCO instances dict and the image id of each image, for AP.
         drawn: the images are drawn: lower scores are compared too, and that nothing is found is no problem.
@@ -151,7 +151,7 @@ def verify(
         middle = time.perf_counter()
         try:
             found = artifact(path)
-        except ImageError as error:
+        except (ImageError, ServingError) as error:
             refused.append(f"{path}: {error}")
             continue
         finally:

@@ -66,8 +66,16 @@ class Predictor:
         pixels = image if isinstance(image, np.ndarray) else load_image(os.fspath(image))
         settings = self.config.evaluation
         if settings.tile_size and max(pixels.shape[:2]) > settings.tile_size:
-            size, overlap, iou = settings.tile_size, settings.tile_overlap, self.config.model.nms_iou
-            return predict_tiles(self._predict_whole, pixels, size, overlap, iou)
+            of_model = self.config.model
+            return predict_tiles(
+                self._predict_whole,
+                pixels,
+                settings.tile_size,
+                settings.tile_overlap,
+                of_model.nms_iou,
+                of_model.class_agnostic_nms,
+                of_model.max_detections,
+            )
         return dataclasses.replace(self._predict_whole(pixels), image=pixels)
 
     def _predict_whole(self, pixels: np.ndarray) -> Prediction:

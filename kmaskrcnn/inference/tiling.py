@@ -50,7 +50,13 @@ def tile_starts(length: int, size: int, overlap: int) -> np.ndarray:
 
 
 def predict_tiles(
-    predict: Callable[[np.ndarray], Prediction], image: np.ndarray, size: int, overlap: int, nms_iou: float = 0.5
+    predict: Callable[[np.ndarray], Prediction],
+    image: np.ndarray,
+    size: int,
+    overlap: int,
+    nms_iou: float = 0.5,
+    class_agnostic: bool = False,
+    max_detections: int = 0,
 ) -> Prediction:
     """Predict an image in tiles.
 
@@ -60,6 +66,8 @@ def predict_tiles(
         size: side of a tile in pixels of the image; a side of the image that is shorter is not cut.
         overlap: pixels that neighboring tiles share, at least.
         nms_iou: of two objects of a class with boxes of a higher IoU the better one is kept.
+        class_agnostic: of two objects of different classes too.
+        max_detections: as many objects `predict` finds at most; 0: any number.
 
     Returns:
         The objects by decreasing score, their masks in `pasted`.
@@ -69,10 +77,13 @@ def predict_tiles(
     tiles = np.array([(y, x, min(y + size, height), min(x + size, width)) for y, x in corners])
     seen: list[list[_View]] = []
     groups = _Groups()
+    full: list[float] = []
     progress = Progress("tiles", len(tiles))
     for number, tile in enumerate(tiles):
         top, left, bottom, right = tile
         found = predict(np.ascontiguousarray(image[top:bottom, left:right]))
+        if max_detections and len(found) >= max_detections:
+            full.append(float(found.scores.min()))
         seen.append(_views(found, tile, height, width))
         groups.add(seen[-1])
         near = (tiles[:number, :2] <= tile[2:]) & (tiles[:number, 2:] >= tile[:2])
@@ -82,7 +93,7 @@ def predict_tiles(
                     groups.join(seen[other][i], seen[number][j])
         progress.step()
     progress.clear()
-    objects = _without_pieces([_merge(group) for group in groups.all()], nms_iou, size)
+    objects = _without_pieces([_merge(group) for group in groups.all()], nms_iou, size, class_agnostic)
     return Prediction(
         height,
         width,
@@ -95,6 +106,7 @@ def predict_tiles(
         image,
         PastedMasks(o.window() for o in objects),
         mask_scores=None if found.mask_scores is None else np.array([o.mask_score for o in objects], np.float32),
+        full_tiles=tuple(full),
     )
 
 
@@ -215,7 +227,7 @@ class _Grid:
         return np.array(sorted({j for cell in self._reached(i) for j in self._members[cell]}))
 
 
-def _without_pieces(objects: list[_View], nms_iou: float, cell: int) -> list[_View]:
+def _without_pieces(objects: list[_View], nms_iou: float, cell: int, class_agnostic: bool) -> list[_View]:
     """Objects by decreasing score, without those that cut views of others left over and without duplicates.
 
     `cell` is a length in pixels; objects are compared with those that are about as near.
@@ -242,7 +254,7 @@ def _without_pieces(objects: list[_View], nms_iou: float, cell: int) -> list[_Vi
                 if np.count_nonzero(mask & cut_window(objects[j].window(), *frame)) >= _PIECE_SHARE * areas[i]:
                     keep[i] = False
                     break
-        same = own_class & keep[near] & (near < i)
+        same = (class_agnostic | own_class) & keep[near] & (near < i)
         if (same & (shared > nms_iou * (sizes[near] + sizes[i] - shared))).any():
             keep[i] = False
     return [o for o, kept in zip(objects, keep, strict=True) if kept]

@@ -1,9 +1,9 @@
 """Test-time augmentation: one image predicted mirrored, in quarter turns and at several sizes.
 
-Boxes of all views are brought together class by class: those with an IoU above nms_iou are one object, whose box is
-their mean weighted by the scores and whose score is the mean over all views, a view that missed it counting 0. The
-mask head then runs on the objects' boxes in every view, and its probabilities are averaged, as are the IoUs that the
-MaskIoU head predicts.
+Boxes of all views are brought together class by class, with class_agnostic_nms all at once: those with an IoU above
+nms_iou are one object, whose box is their mean weighted by the scores and whose score is the mean over all views, a
+view that missed it counting 0; of several classes the object's is that with the highest score. The mask head then runs
+on the objects' boxes in every view, and its probabilities are averaged, as are the IoUs that the MaskIoU head predicts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class _View:
 
     def from_network(self, boxes: np.ndarray) -> np.ndarray:
         """The other way round."""
-        turned = self.shape[:: -1 if self.turns % 2 else 1]
+        height, width = self.shape
+        turned = (width, height) if self.turns % 2 else (height, width)
         boxes = _turn(boxes / np.tile(self.scales, 2), turned, -self.turns)
         return _mirror(boxes, self.shape[1]) if self.mirrored else boxes
 
@@ -96,8 +97,9 @@ class AugmentedDetector:
             views.append(_View((height, width), mirrored, turns, scales, features))
             boxes = np.clip(views[-1].from_network(boxes.numpy()), 0, [height, width, height, width])
             found.append((boxes, scores.numpy(), classes.numpy()))
-        boxes, scores, classes = merge_boxes(found, self.model.config.nms_iou)
-        keep = np.flatnonzero(scores > self.model.config.score_threshold)[: self.model.config.max_detections]
+        settings = self.model.config
+        boxes, scores, classes = merge_boxes(found, settings.nms_iou, settings.class_agnostic_nms)
+        keep = np.flatnonzero(scores > settings.score_threshold)[: settings.max_detections]
         boxes, scores, classes = boxes[keep].astype(np.float32), scores[keep], classes[keep]
         seen = [self._view_masks(view, boxes, classes) for view in views]
         means = {name: np.mean([masks[name] for masks in seen], axis=0) for name in seen[0]}
@@ -135,13 +137,14 @@ def scaled_config(config: DataConfig, factor: float) -> DataConfig:
 
 
 def merge_boxes(
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], iou: float
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], iou: float, class_agnostic: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring the detections of several views together.
 
     Args:
         found: boxes (N, 4), scores (N,), classes (N,) of each view.
         iou: boxes of a class with a higher IoU than this, from different views, are one object.
+        class_agnostic: so are boxes of different classes; the object's is that with the highest sum of scores.
 
     Returns:
         boxes (K, 4), scores (K,), classes (K,), by decreasing score.
@@ -158,7 +161,8 @@ def merge_boxes(
             continue
         size = np.minimum(boxes[i, 2:], boxes[:, 2:]) - np.maximum(boxes[i, :2], boxes[:, :2])
         shared = np.prod(np.maximum(size, 0), axis=1)
-        same = free & (classes == classes[i]) & (shared > iou * (areas + areas[i] - shared))
+        alike = class_agnostic | (classes == classes[i])
+        same = free & alike & (shared > iou * (areas + areas[i] - shared))
         same[i] = True
         free &= ~same
         # One detection a view, its best: the others are what NMS would have dropped.
@@ -166,7 +170,8 @@ def merge_boxes(
         rows = rows[np.unique(owners[rows], return_index=True)[1]]
         weights = scores[rows].astype(np.float64)
         box = weights @ boxes[rows] / max(weights.sum(), 1e-12)
-        merged.append((box, weights.sum() / len(found), int(classes[i])))
+        votes = np.bincount(classes[rows], weights)
+        merged.append((box, votes.max() / len(found), int(votes.argmax())))
     merged.sort(key=lambda row: -row[1])
     return (
         np.array([box for box, _, _ in merged], np.float32).reshape(-1, 4),

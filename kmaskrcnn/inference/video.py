@@ -40,7 +40,7 @@ class VideoReader:
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
             raise FileNotFoundError(f"{self.path}: no such file")
-        self._library = _library()
+        self._library = video_library()
         if self._library.__name__ == "cv2":
             self._capture = self._library.VideoCapture(self.path)
             if not self._capture.isOpened():
@@ -87,7 +87,7 @@ class VideoWriter:
 
     def __init__(self, path: str | os.PathLike, frames_per_second: float):
         self.path, self.frames_per_second = Path(path), frames_per_second
-        self._library = _library()
+        self._library = video_library()
         self._file: Any = None
 
     def __enter__(self) -> VideoWriter:
@@ -120,8 +120,8 @@ class VideoWriter:
         self._file.send(None)
 
 
-def _library() -> ModuleType:
-    """imageio's ffmpeg, which writes what browsers play, or else OpenCV."""
+def video_library() -> ModuleType:
+    """imageio's ffmpeg, which writes what browsers play, or else OpenCV; raises ConfigError where there is neither."""
     for name in ("imageio_ffmpeg", "cv2"):
         try:
             return importlib.import_module(name)

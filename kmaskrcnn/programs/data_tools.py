@@ -43,11 +43,19 @@ def _split_as_yolo() -> None:
     from kmaskrcnn.data.sets.subsets import split_coco, with_records
 
     raw = _read_set()
-    dataset_of(raw)  # names what is wrong in the whole set
-    tree = {"images": raw.images, "annotations": raw.annotations, "categories": raw.categories}
+    whole = dataset_of(raw, FLAGS.on_bad_record)  # names what is wrong in the whole set
+    whole.summary()
+    usable = set(whole.image_ids.tolist())
+    tree = {
+        "images": [i for i in raw.images if isinstance(i, dict) and i.get("id") in usable],
+        "annotations": [a for a in raw.annotations if isinstance(a, dict) and a.get("image_id") in usable],
+        "categories": raw.categories,
+    }
     parts = zip(("train", "val"), split_coco(tree, FLAGS.val_images, FLAGS.seed), strict=True)
     path = write_yolo(
-        {name: dataset_of(with_records(raw, part)) for name, part in parts}, FLAGS.output, [FLAGS.annotations]
+        {name: dataset_of(with_records(raw, part), FLAGS.on_bad_record) for name, part in parts},
+        FLAGS.output,
+        [FLAGS.annotations],
     )
     print(f"train with --train_annotations={path} --val_annotations={path}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from absl import flags as absl_flags
@@ -30,7 +31,7 @@ TOPICS = {
 def main() -> int:
     """Print the scores of a model folder, with its settings but for those given as flags; workers share the images."""
     # What keeps the evaluations of training short is no limit here.
-    settings = {"eval_max_images": 0} | flags.given_settings()
+    settings = {"eval_max_images": 0} | trained.with_own_set(flags.given_settings())
     trained.check_model(settings)
     if COMPARE.value and not REPORT.value:
         raise ConfigError("--compare needs --report")
@@ -38,7 +39,8 @@ def main() -> int:
     from kmaskrcnn.cluster import open_cluster
     from kmaskrcnn.data import open_dataset
     from kmaskrcnn.evaluation import evaluate
-    from kmaskrcnn.evaluation.evaluator import evaluation_outputs
+    from kmaskrcnn.evaluation.evaluator import evaluation_outputs, images_scored
+    from kmaskrcnn.evaluation.report import compared_file, read_compared, write_report
     from kmaskrcnn.inference.predictor import Predictor
     from kmaskrcnn.programs.launcher import follow_launcher, launch
     from kmaskrcnn.progress import phase
@@ -58,6 +60,9 @@ def main() -> int:
             raise ConfigError("--val_annotations is missing: the COCO JSON to score on")
         dataset.summary()
         read = [predictor.config.data.val_annotations, *dataset.paths]
+        if COMPARE.value:  # what is wrong with it is told before the work
+            read_compared(COMPARE.value, dataset, images_scored(dataset, predictor.config))
+            read.append(os.fspath(compared_file(COMPARE.value)))
         drawn = dataset.file_names[: predictor.config.evaluation.eval_overlays]
         for output, extra in ((OUTPUT.value, ""), (REPORT.value, "report.html")):
             if output and cluster.is_chief:
@@ -68,8 +73,6 @@ def main() -> int:
             result.write(OUTPUT.value, read)
             print(f"written to {OUTPUT.value}")
         if REPORT.value and cluster.is_chief:
-            from kmaskrcnn.evaluation.report import write_report
-
             limit = predictor.config.evaluation.eval_max_detections
             page = write_report(REPORT.value, result, dataset, predictor.labels, folder, limit, COMPARE.value, read)
             print(f"report: {page}")

@@ -65,7 +65,7 @@ VERIFY_IMAGES = absl_flags.DEFINE_list(
     [],
     "Images to verify on (files, folders, globs); default: those of the evaluation set, with AP, or others there are.",
 )
-VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Most images to verify on.")
+VERIFY_COUNT = absl_flags.DEFINE_integer("verify_count", 50, "Most images to verify on.", lower_bound=1)
 ABOUT = "Export a trained model to SavedModel or .tflite (LiteRT), and verify it in its own runtime."
 TOPICS = {
     "Model": trained.TOPIC,
@@ -81,14 +81,17 @@ _DEFAULT_SIZES = {"tflite": [(320, 320), (384, 288), (288, 384)], "tflite_gpu": 
 
 def main() -> int:
     """Export and verify; exit code 1 where the artifact differs from the model by more than it may."""
-    settings = flags.given_settings()
+    settings = trained.with_own_set(flags.given_settings())
     trained.check_model(settings)
     if not OUTPUT.value:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
-    if FORMAT.value == "saved_model" and QUANTIZE.value != "none":
-        raise ConfigError("--quantize is for --format=tflite")
-    if FORMAT.value != "saved_model" and OPTIMIZE.value != "none":
-        raise ConfigError("--optimize is for --format=saved_model")
+    for topic, form in (("SavedModel", "saved_model"), ("TFLite", "tflite")):
+        if form != FORMAT.value.removesuffix("_gpu"):
+            changed = [name for name in TOPICS[topic] if absl_flags.FLAGS[name].value != absl_flags.FLAGS[name].default]
+            if changed:
+                raise ConfigError(f"--{changed[0]} is for --format={form}")
+    if CALIBRATION_IMAGES.value and QUANTIZE.value != "int8":
+        raise ConfigError("--calibration_images is for --quantize=int8")
     if FORMAT.value == "tflite_gpu" and QUANTIZE.value not in ("none", "float16"):
         raise ConfigError(f"--quantize={QUANTIZE.value}: --format=tflite_gpu takes none or float16")
     sizes = _input_sizes()
@@ -127,7 +130,8 @@ def main() -> int:
                 calibration = readable("calibration_images", CALIBRATION_IMAGES.value, _CALIBRATION_COUNT)
             shown = ComparisonImages([], "none")
             if VERIFY.value:
-                shown = comparison_images(config, VERIFY_IMAGES.value, calibration, VERIFY_COUNT.value, folder)
+                given = VERIFY_IMAGES.value
+                shown = comparison_images(config, labels, given, calibration, VERIFY_COUNT.value, folder)
         start = time.monotonic()
         print(f"exporting to {FORMAT.value}: this takes about a minute ...", flush=True)
         with quiet():

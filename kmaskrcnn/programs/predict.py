@@ -56,7 +56,7 @@ def main(inputs: Sequence[str]) -> int:
     trained.check_folder(settings)
     from kmaskrcnn.inference.inputs import find_inputs
     from kmaskrcnn.inference.predictor import Predictor
-    from kmaskrcnn.inference.video import is_video
+    from kmaskrcnn.inference.video import is_video, video_library
     from kmaskrcnn.progress import Progress, clock, phase
     from kmaskrcnn.results.prediction import class_indices
     from kmaskrcnn.results.thresholds import read_score_thresholds
@@ -66,8 +66,13 @@ def main(inputs: Sequence[str]) -> int:
     paths = find_inputs([*INPUT.value, *inputs], OUTPUT.value, left_out)
     if left_out:
         print(f"skipped: {len(left_out)} files written by earlier runs, such as {left_out[0]}")
-    if TRACK.value and not any(is_video(path) for path, _ in paths):
+    videos = [path for path, _ in paths if is_video(path)]
+    if TRACK.value and not videos:
         raise ConfigError("--track: there is no video among the inputs")
+    if videos:
+        video_library()  # that it is missing is told before the work
+        if "labelme" in OUTPUTS.value:
+            raise ConfigError(f"--outputs=labelme needs images, {videos[0]} is a video: extract its frames first")
     folder = _model_folder(settings)
     with phase("loading the model"):
         predictor = Predictor.from_directory(folder, trained.WHICH.value, **settings)
@@ -85,28 +90,32 @@ def main(inputs: Sequence[str]) -> int:
         kept += len(selected)
         return selected
 
+    limit, least = predictor.config.model.max_detections, predictor.config.model.score_threshold
+    lowest = min([MIN_SCORE.value, *thresholds.values()])
+    if lowest < least:
+        print(f"the model drops objects with a score of {least:g} or less: --score_threshold={lowest:g} keeps them")
     progress, failed = Progress("inputs", len(paths)), 0
-    for path, name in paths:
-        try:
-            if is_video(path):
-                line = _video(
-                    path, name, predictor.predict, select, min([MIN_SCORE.value, *thresholds.values()]), writer
-                )
+    sums: list[str] = []
+    try:
+        for path, name in paths:
+            found: Any
+            try:
+                if is_video(path):
+                    found = _video(path, name, predictor.predict, select, lowest, writer)
+                else:
+                    found = predictor.predict(path)
+            except OSError as error:
+                line, failed = f"error: {error}", failed + 1
             else:
-                found = predictor.predict(path)
-                prediction = select(found)
-                written = writer.add(path, name, prediction)
-                line = count_line(found, prediction, predictor.config.model.max_detections, MIN_SCORE.value)
-                line += f" -> {', '.join(map(str, written))}" if written else ""
-        except OSError as error:
-            line, failed = f"error: {error}", failed + 1
-        else:
-            line = f"{path}: {line}"
+                told = found if is_video(path) else _image(path, name, found, select(found), limit, writer)
+                line = f"{path}: {told}"
+            progress.clear()
+            print(line, flush=True)
+            progress.step()
+    finally:
         progress.clear()
-        print(line, flush=True)
-        progress.step()
-    progress.clear()
-    sums = [str(path) for path in writer.close()] or [OUTPUT.value]
+        if progress.done:  # of a run that ends early too
+            sums = [str(path) for path in writer.close()] or [OUTPUT.value]
     if writer.set_aside:
         print(f"kept, since it has other images: {', '.join(writer.set_aside)}")
     print(f"{len(paths) - failed} inputs in {clock(progress.seconds)}, {failed} unreadable; {', '.join(sums)}")
@@ -127,9 +136,12 @@ def nothing_line(best: float, min_score: float) -> str:
 
 def count_line(found: Any, shown: Any, limit: int, min_score: float) -> str:
     """How many objects are shown, and whether max_detections (`limit`) may have cost some; it counts per tile."""
-    if found.pasted is not None or len(found) < limit or found.scores.min() < min_score:
+    tiles = sum(lowest >= min_score for lowest in found.full_tiles)
+    whole = found.pasted is None and len(found) >= limit and found.scores.min() >= min_score
+    if not tiles and not whole:
         return f"{len(shown)} objects"
-    return f"{len(shown)} objects; --max_detections={limit} is reached, and there may be more"
+    where = f" in {tiles} {'tile' if tiles == 1 else 'tiles'}" if tiles else ""
+    return f"{len(shown)} objects; --max_detections={limit} is reached{where}, and there may be more"
 
 
 def _model_folder(settings: Mapping[str, Any]) -> str:
@@ -145,14 +157,19 @@ def _model_folder(settings: Mapping[str, Any]) -> str:
     return trained.trained_folder(settings, DEFAULT_PRESET)
 
 
+def _image(path: str, name: str, found: Any, shown: Any, limit: int, writer: Any) -> str:
+    """Write what is shown of one image. Returns what is to be told of it."""
+    written = writer.add(path, name, shown)
+    line = count_line(found, shown, limit, MIN_SCORE.value)
+    return line + (f" -> {', '.join(map(str, written))}" if written else "")
+
+
 def _video(path: str, name: str, predict: Callable, select: Callable, min_score: float, writer: Any) -> str:
     """Predict the frames of a video and write them; min_score begins a track. Returns what is to be told of it."""
     from kmaskrcnn.inference.tracking import Tracker
     from kmaskrcnn.inference.video import VideoReader, VideoWriter
     from kmaskrcnn.progress import Progress
 
-    if "labelme" in writer.outputs:
-        raise ConfigError(f"--outputs=labelme needs images, {path} is a video: extract its frames first")
     reader = VideoReader(path)
     progress = Progress(f"frames of {path}", -(-reader.count // FRAME_STEP.value))
     rate = reader.frames_per_second / FRAME_STEP.value

@@ -31,6 +31,11 @@ def check_folder(settings: Mapping[str, Any]) -> None:
         config_file(settings["model_dir"])
 
 
+def with_own_set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Given settings for a model folder: another validation set comes without the images and the format of its own."""
+    return ({"val_images": "", "data_format": "auto"} if settings.get("val_annotations") else {}) | dict(settings)
+
+
 def trained_folder(settings: Mapping[str, Any], default: str = "") -> str:
     """The folder of --model_dir, or of --preset or else `default`, downloaded and converted the first time."""
     from kmaskrcnn.weights.convert import converted_folder

@@ -42,6 +42,7 @@ class Prediction:
         shown_from: the lowest score that `draw` and a notebook show by default; a selection by score sets it.
         mask_scores: (N,) float32, of a model with mask_scoring: score times the predicted IoU of the mask, by which
             mask AP ranks. Order, selection, drawing and tracking go by `scores`: whether there is an object.
+        full_tiles: the lowest score in each tile that had as many objects as the model gives; more may be in these.
 
     Jupyter notebooks display the image with a table of the objects.
     """
@@ -59,6 +60,7 @@ class Prediction:
     track_ids: np.ndarray | None = None
     shown_from: float = 0.5
     mask_scores: np.ndarray | None = None
+    full_tiles: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mask_probabilities is None and self.pasted is None:

@@ -89,8 +89,14 @@ class Writer:
         for name, is_video in names:
             overlays = [f"{name}.mp4"] if is_video else [f"{name}.png", f"{name}.jpg"]
             self.files.check(overlays if "overlay" in self.outputs else [])
-            self.files.check([f"{name}_masks.png"] if "masks" in self.outputs else [])
+            masks = self._frames_there(name) if is_video else [f"{name}_masks.png"]
+            self.files.check(masks if "masks" in self.outputs else [])
             self.files.check([_labelme_name(name)] if "labelme" in self.outputs else [])
+
+    def _frames_there(self, name: str) -> list[str]:
+        """The masks that are there of frames of the video `name`; how many it has is not known yet."""
+        folder = Path(self.files.path(name))
+        return [f"{name}/{file.name}" for file in sorted(folder.glob("*_masks.png"))]
 
     def video(self, name: str) -> contextlib.AbstractContextManager[str]:
         """As `Outputs.file`, of the video with the overlays of the video `name`; "" where none are asked for."""

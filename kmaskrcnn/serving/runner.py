@@ -41,7 +41,7 @@ class SavedModelRunner:
         try:
             outputs = self._run(image_bytes=self._tf.constant(list(images), self._tf.string))
         except self._tf.errors.InvalidArgumentError as error:
-            raise RefusedError(_words(error.message)) from None
+            raise RefusedError(answers.refusal(error.message)) from None
         return {name: value.numpy() for name, value in outputs.items()}
 
     def _warm_up(self, path: str) -> None:
@@ -120,9 +120,3 @@ def joined_run(runner: SavedModelRunner | LiteRTRunner, requests: Sequence[Seque
     ends = np.cumsum([len(images) for images in requests])
     parts = {name: np.split(values, ends[:-1]) for name, values in outputs.items()}
     return [{name: values[i] for name, values in parts.items()} for i in range(len(requests))]
-
-
-def _words(message: str) -> str:
-    """The first line of an error of TensorFlow's, without the operation's place in the graph."""
-    text = message.split("\n")[0]
-    return text.partition("assertion failed:")[2].strip() or text[:300]

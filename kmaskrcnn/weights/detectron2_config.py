@@ -22,6 +22,12 @@ _MUST_BE = (
     ("MODEL.RESNETS.NUM_GROUPS", 1, "ResNeXt groups"),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0, "the offset of the anchors"),
 )
+# Of the same, what configs that leave it out have by default.
+_BY_DEFAULT = (
+    ("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, "the coding of the RPN's boxes"),
+    ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "classes that each have a sigmoid"),
+)
+_ONE_STAGE_BY_DEFAULT = (("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0], "the coding of the boxes"),)
 _POINT_REND_MUST_BE = (
     ("MODEL.ROI_MASK_HEAD.IN_FEATURES", ["p2"], "other features of the coarse masks"),
     ("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7, "other sides of the coarse masks"),
@@ -92,6 +98,9 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
     heads = get("MODEL.ROI_HEADS.NAME")
     if heads not in _ROI_HEADS:
         raise WeightsError(f"{source}: MODEL.ROI_HEADS.NAME is {heads!r}, known are {', '.join(_ROI_HEADS)}")
+    for name, wanted, what in _BY_DEFAULT + (() if heads == "CascadeROIHeads" else _ONE_STAGE_BY_DEFAULT):
+        if (value := get(name, wanted)) != wanted:
+            raise WeightsError(f"{source}: {what} cannot be read, {name} is {value!r} and not {wanted!r}")
     norm = get("MODEL.RESNETS.NORM")
     if norm not in _NORMS:
         raise WeightsError(f"{source}: MODEL.RESNETS.NORM is {norm!r}, known are {', '.join(_NORMS)}")

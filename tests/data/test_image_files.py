@@ -1,8 +1,10 @@
 """Image files of many kinds, against Pillow."""
 
 import dataclasses
+import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from PIL import Image, ImageOps
 from kmaskrcnn.config import DataConfig
 from kmaskrcnn.data import DataError, evaluation_dataset, load_coco
 from kmaskrcnn.data.image_files import decode_file, load_image, read_header
+from kmaskrcnn.export import answers
+from kmaskrcnn.export.litert_client import decode_image
 
 RNG = np.random.default_rng(0)
 PIXELS = np.repeat(np.repeat(RNG.integers(0, 255, (6, 8, 3), np.uint8), 8, 0), 8, 1)
@@ -166,3 +170,33 @@ def test_what_is_no_image_is_named(tmp_path):
         load_image(str(tmp_path / "text.jpg"))
     with pytest.raises(FileNotFoundError, match=r"none\.jpg: no such file"):
         load_image(str(tmp_path / "none.jpg"))
+
+
+@pytest.mark.parametrize(
+    "name", ["deep.png", "deep.tif", "inverted.tif", "long.tif", "float.tif", "turned.jpg", "cmyk.jpg"]
+)
+def test_clients_read_the_pixels_that_training_reads(tmp_path, name):
+    """A client without TensorFlow has another decoder, and must not make a 16-bit image white."""
+    ramp = np.linspace(0, 1, 48 * 64).reshape(48, 64)
+    options = {}
+    if name.startswith(("deep", "inverted")):
+        image = Image.fromarray((ramp * 65535).astype(np.uint16))
+        options = {"tiffinfo": {262: 0}} if name.startswith("inverted") else {}
+    elif name.startswith(("long", "float")):
+        image = Image.fromarray((ramp * 65535).astype(np.int32) if name.startswith("long") else ramp.astype(np.float32))
+    else:
+        image = Image.fromarray(PIXELS).convert("CMYK" if name.startswith("cmyk") else "RGB")
+        if name.startswith("turned"):
+            options = {"exif": Image.Exif()}
+            options["exif"][0x0112] = 6
+    path = _save(tmp_path / name, image, **options)
+    expected = load_image(path)
+    assert expected.shape == ((64, 48, 3) if name.startswith("turned") else (48, 64, 3)) and expected.std() > 10
+    np.testing.assert_array_equal(decode_image(Path(path).read_bytes()), expected)
+
+
+def test_clients_refuse_pixels_of_no_known_brightness():
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(-3, 900, 4096, dtype=np.float32).reshape(64, 64)).save(buffer, "TIFF")
+    with pytest.raises(answers.ImageError, match=r"floating-point pixels of -3\.\.900, not 0\.\.1"):
+        decode_image(buffer.getvalue())

@@ -14,7 +14,7 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import load_coco, make_shapes
 from kmaskrcnn.evaluation import evaluate
 from kmaskrcnn.evaluation.error_kinds import calibration, confusion_matrix, match_images
-from kmaskrcnn.evaluation.report import draw_matches, write_report
+from kmaskrcnn.evaluation.report import draw_matches, read_compared, write_report
 from kmaskrcnn.results.labels import Labels
 from kmaskrcnn.results.mask_paste import window_to_rle
 from tests.evaluation.test_evaluator import Oracle
@@ -161,6 +161,19 @@ def test_results_of_another_set_are_refused(shapes, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps([{**evaluation.results[0], "image_id": 999}]))
     with pytest.raises(ConfigError, match="other images, such as id 999"):
         write_report(tmp_path / "a", evaluation, shapes, labels, "x", compare=tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"images": [], "annotations": []}))  # as predict writes it
+    with pytest.raises(ConfigError, match=r"its results\.json is not that of an evaluation"):
+        read_compared(tmp_path, shapes, len(shapes))
+
+
+def test_a_run_on_fewer_images_is_not_compared(shapes, tmp_path, monkeypatch):
+    """What it never saw would count as missed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    some = evaluate(Oracle(shapes), shapes, Config().replace(resize_mode="native", eval_max_images=2))
+    some.write(tmp_path / "some")
+    with pytest.raises(ConfigError, match="it was scored on 2 images, and this run is on 3"):
+        read_compared(tmp_path / "some", shapes, 3)
+    assert {r["image_id"] for r in read_compared("~/some", shapes, 1)} == {int(shapes.image_ids[0])}
 
 
 def test_class_summary_is_that_of_the_class_alone(shapes):

@@ -6,8 +6,12 @@ import pytest
 from PIL import Image
 
 from kmaskrcnn.config import Config, ConfigError
+from kmaskrcnn.errors import DataError
 from kmaskrcnn.export.comparison_images import comparison_images, readable
+from kmaskrcnn.results.labels import Labels
 from tests.export.images import encode, picture
+
+LABELS = Labels(("apple",), (1,))
 
 
 def make_set(folder):
@@ -31,20 +35,20 @@ def settings(split, found):
 def test_the_best_that_there_is(tmp_path):
     train, val = make_set(tmp_path / "train"), make_set(tmp_path / "val")
     both = Config().replace(**settings("train", train), **settings("val", val))
-    found = comparison_images(both, [], ["c.png"], 50, str(tmp_path))
+    found = comparison_images(both, LABELS, [], ["c.png"], 50, str(tmp_path))
     assert found.about == "the validation set" and found.truth[1].tolist() == [5, 6]
     assert found.paths == [str(tmp_path / "val" / f"{number}.png") for number in range(2)]
-    assert comparison_images(both, [train["images"]], [], 1, "").paths == [str(tmp_path / "train" / "0.png")]
+    assert comparison_images(both, LABELS, [train["images"]], [], 1, "").paths == [str(tmp_path / "train" / "0.png")]
     only_train = Config().replace(**settings("train", train))
-    found = comparison_images(only_train, [], [], 1, str(tmp_path))
+    found = comparison_images(only_train, LABELS, [], [], 1, str(tmp_path))
     assert found.about == "the training set" and found.truth[1].tolist() == [5]
-    assert comparison_images(only_train, [], ["c.png", "d.png"], 1, "").paths == ["c.png"]
+    assert comparison_images(only_train, LABELS, [], ["c.png", "d.png"], 1, "").paths == ["c.png"]
 
 
 def test_drawn_images_where_there_is_nothing_or_the_set_has_moved(tmp_path):
     moved = Config().replace(train_annotations=str(tmp_path / "gone.json"))
     nothing = Config().replace(train_annotations="")
-    drawn = [comparison_images(config, [], [], 50, str(tmp_path)) for config in (moved, nothing)]
+    drawn = [comparison_images(config, LABELS, [], [], 50, str(tmp_path)) for config in (moved, nothing)]
     for found in drawn:
         assert found.drawn and found.truth is None and len(found.paths) == 4
     pixels = [[Image.open(path).tobytes() for path in found.paths] for found in drawn]
@@ -58,3 +62,10 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"skipped: {tmp_path / 'a.jpg'}: truncated or damaged image")
     with pytest.raises(ConfigError, match="--calibration_images: none of the images can be read"):
         readable("calibration_images", [str(tmp_path / "a.jpg")], 50)
+
+
+def test_a_set_of_other_classes_is_refused(tmp_path):
+    """The AP of both would be wrong alike, so that nothing could be said of what is lost."""
+    config = Config().replace(**settings("val", make_set(tmp_path / "val")))
+    with pytest.raises(DataError, match="category 1 'apple' is 'pear' in the model"):
+        comparison_images(config, Labels(("pear", "apple"), (1, 2)), [], [], 50, str(tmp_path))

@@ -102,6 +102,16 @@ def test_nothing_to_compare_is_a_failure(model_dir, tmp_path):
             ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite", "--optimize=latency"],
             "--optimize is for --format=saved_model",
         ),
+        (["--model_dir={tmp}", "--output={tmp}/o", "--input_sizes=64x64"], "--input_sizes is for --format=tflite"),
+        (
+            ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite_gpu", "--max_request_bytes=1000"],
+            "--max_request_bytes is for --format=saved_model",
+        ),
+        (
+            ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite", "--calibration_images={tmp}/a.png"],
+            "--calibration_images is for --quantize=int8",
+        ),
+        (["--model_dir={tmp}", "--output={tmp}/o", "--verify_count=-1"], "verify_count"),
         (
             ["--model_dir={tmp}", "--output={tmp}/o", "--format=tflite", "--input_sizes=320x320,320"],
             "--input_sizes=320: expected HEIGHTxWIDTH",

@@ -16,9 +16,11 @@ from packaging.version import Version
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data.resize import prepare_image
+from kmaskrcnn.export import serving_protos
 from kmaskrcnn.export.answers import to_predictions, unpack_masks
-from kmaskrcnn.export.client import ImageError
+from kmaskrcnn.export.client import ImageError, ServingError
 from kmaskrcnn.export.encoded_images import NOT_AN_IMAGE, TOO_LARGE, UNDECODABLE
+from kmaskrcnn.export.retries import Deadline
 from kmaskrcnn.export.saved_model import (
     MAX_REQUEST_BYTES,
     SavedModelClient,
@@ -153,6 +155,29 @@ def test_large_requests_are_refused(loaded, serve):
         serve([encode(picture())] * 17)
     with pytest.raises(tf.errors.InvalidArgumentError, match="may hold 16 images"):
         loaded.signatures["serving_tensor"](images=tf.zeros((17, 20, 20, 3), tf.uint8))
+
+
+def test_the_client_names_what_the_graph_refuses(own_client):
+    with pytest.raises(ServingError, match=r"^a request may hold 16 images, this one holds: 17"):
+        own_client._send([encode(picture())] * 17, Deadline(60))
+
+
+def test_a_limit_that_no_image_keeps_is_refused(exported, tmp_path):
+    with pytest.raises(ConfigError, match="max_request_bytes=10: no image of the size that the model takes fits"):
+        export_saved_model(exported.model, exported.config, LABELS, tmp_path, exported.warmup, max_request_bytes=10)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_what_a_request_may_not_hold_is_no_warm_up(exported, tmp_path):
+    """A server replays it before it serves the version, and would refuse the version with it."""
+    small, large = sorted(exported.warmup, key=len)
+    path = export_saved_model(
+        exported.model, exported.config, LABELS, tmp_path / "m", [large, small], max_request_bytes=len(large) - 1
+    )
+    records = tf.data.TFRecordDataset(str(path / "assets.extra" / "tf_serving_warmup_requests")).as_numpy_iterator()
+    logs = [serving_protos.PredictionLog.FromString(record).predict_log.request for record in records]
+    assert [serving_protos.images_of(log) for log in logs] == [[small]]
 
 
 def test_requests_of_many_bytes_are_refused(serve):

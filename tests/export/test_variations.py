@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from tensorflow.lite.python import schema_py_generated as schema
 
 from kmaskrcnn import MaskRCNN
 from kmaskrcnn.config import Config, ConfigError
-from kmaskrcnn.export import gpu_graphs, tflite
+from kmaskrcnn.export import flatbuffer, gpu_graphs, tflite
 from kmaskrcnn.export.client import LiteRTClient
 from kmaskrcnn.export.saved_model import SavedModelClient, export_saved_model
 from kmaskrcnn.inference.predictor import Predictor
@@ -114,6 +115,7 @@ def test_int8():
         ({"mask_scoring": True}, "mask_scoring=True: the graphs have no MaskIoU head; give mask_scoring=False"),
         ({"mask_point_rend": True}, "mask_point_rend=True: the graphs have a mask head alone"),
         ({"soft_nms_sigma": 0.5}, "soft_nms_sigma: the host's steps have NMS with a threshold alone"),
+        ({"class_agnostic_nms": True}, "NMS of each class alone; give class_agnostic_nms=False at export"),
     ],
 )
 def test_the_graphs_for_gpus_are_refused(settings, words):
@@ -157,3 +159,22 @@ def test_tflite_of_point_rend():
     assert expected.shape == (1, 20, 56, 56) and expected.std() > 0.05
     # A cell that is as uncertain as another but for rounding may be left for it.
     assert np.mean(np.abs(found["detection_masks"] - expected) > 1e-4) < 1e-4
+
+
+def test_int8_moves_no_points():
+    """Boxes and places in maps stay float: rounded, they would move the points by cells, and a tenth of the mask."""
+    model = build_points(**tflite.MOBILE_SETTINGS)
+    images = np.random.default_rng(1).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
+    whole = tflite.convert(model, [(HEIGHT, WIDTH)])
+    content = tflite.quantized(whole, "int8", {tflite.SIGNATURE: [images]}, model.config.backbone, points=True)
+    rounded = flatbuffer.read(content)
+    (graph,) = rounded.subgraphs
+    inside = [
+        t for t in graph.tensors if b"/mask_head" in t.name and t.quantization and t.quantization.scale is not None
+    ]
+    assert inside
+    for operator in graph.operators:
+        if flatbuffer.operation_name(rounded, operator) in ("RESHAPE", "RELU", "GATHER", "GATHER_ND", "BATCH_MATMUL"):
+            for i in (*operator.inputs, *operator.outputs):
+                tensor = graph.tensors[i]
+                assert b"/mask_head" not in tensor.name or tensor.type != schema.TensorType.INT8, tensor.name

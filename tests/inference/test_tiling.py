@@ -156,6 +156,23 @@ def test_objects_of_another_class_stay():
 
     found = predict_tiles(two_classes, image, 256, 64)
     assert sorted(found.classes) == [1, 2]
+    alone = predict_tiles(two_classes, image, 256, 64, class_agnostic=True)
+    assert len(alone) == 1 and alone.boxes[0] in found.boxes
+
+
+def test_tiles_that_gave_all_they_may_are_told():
+    discs = [(120, 60 + 40 * i, 12) for i in range(9)]
+    image = _canvas(discs, 240, 450)
+    seen = []
+
+    def oracle(tile):
+        seen.append(_oracle()(tile))
+        return seen[-1]
+
+    found = predict_tiles(oracle, image, 256, 64, max_detections=max(map(len, map(_oracle(), [image[:, :256]]))))
+    full = [tile for tile in seen if len(tile) >= len(seen[0])]
+    assert len(found) == 9 and found.full_tiles == tuple(float(tile.scores.min()) for tile in full) != ()
+    assert predict_tiles(_oracle(), image, 256, 64, max_detections=100).full_tiles == ()
 
 
 def test_a_picture_without_objects():

@@ -36,6 +36,16 @@ def test_of_one_view_only_the_best_enters():
     assert merge_boxes([_view(), _view()], 0.5)[0].shape == (0, 4)
 
 
+def test_class_agnostic_views_are_one_object_of_the_class_with_the_higher_sum():
+    first = _view(([0, 0, 10, 10], 0.9, 1), ([50, 50, 60, 60], 0.8, 2))
+    second = _view(([0, 0, 10, 12], 0.6, 2))
+    third = _view(([0, 0, 10, 10], 0.5, 2))
+    boxes, scores, classes = merge_boxes([first, second, third], 0.5, class_agnostic=True)
+    assert classes.tolist() == [2, 2]
+    np.testing.assert_allclose(scores, [1.1 / 3, 0.8 / 3], rtol=1e-6)
+    np.testing.assert_allclose(boxes[0], [0, 0, 10, (0.9 * 10 + 0.6 * 12 + 0.5 * 10) / 2], rtol=1e-6)
+
+
 def test_scaled_config():
     assert scaled_config(Config().data, 1.5).min_size == 1200
     assert scaled_config(Config().data, 0.5).native_scale == 0.5

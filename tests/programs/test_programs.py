@@ -1,6 +1,7 @@
 """train.py, evaluate.py and predict.py as a user starts them."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -99,6 +100,42 @@ def test_evaluate_opens_the_folder_alone(trained, tmp_path):
     assert 0 <= scores["mask_dAP/Miss"] <= 1
     suggested = json.loads((tmp_path / "scores" / "score_thresholds.json").read_text())
     assert set(suggested) <= {"circle", "square", "triangle", "star"}
+
+
+def test_a_prediction_that_is_stopped_keeps_what_it_has(trained, tmp_path):
+    for number in range(200):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number:03d}.png")
+    command = [sys.executable, "predict.py", f"--model_dir={trained}", f"--output={tmp_path / 'out'}", str(tmp_path)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--outputs=coco,csv", "--min_score=0"], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        told = []
+        for line in process.stdout:
+            told += [line] if line.startswith(str(tmp_path)) else []
+            if len(told) == 2:
+                process.send_signal(signal.SIGINT)
+                break
+        told += [line for line in process.stdout.read().splitlines() if line.startswith(str(tmp_path))]
+    assert process.returncode == 130
+    tree = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 2 <= len(told) <= len(tree["images"]) < 200
+    with open(tmp_path / "out" / "objects.csv", newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} <= {image["file_name"] for image in tree["images"]}
+
+
+def test_another_validation_set_comes_with_its_own_images(tmp_path):
+    """Names repeat: 0001.png of the set that training kept for itself would be scored in its place."""
+    from kmaskrcnn.config import Config
+    from kmaskrcnn.data import make_shapes, open_dataset
+    from kmaskrcnn.programs.trained import with_own_set
+
+    kept, other = (Path(make_shapes(tmp_path / name, 2, 64, seed=i)) for i, name in enumerate("ab"))
+    folder = Config().replace(val_annotations=str(kept), val_images=str(kept.parent), data_format="coco")
+    dataset = open_dataset(folder.replace(**with_own_set({"val_annotations": str(other)})), "val")
+    assert {Path(path).parent for path in dataset.paths} == {other.parent}
+    assert with_own_set({"val_annotations": "x", "val_images": "y"})["val_images"] == "y"
+    assert with_own_set({"max_detections": 5}) == {"max_detections": 5}
 
 
 def test_predict_takes_a_threshold_for_each_class(trained, tmp_path):
@@ -335,3 +372,6 @@ def test_a_limit_that_may_have_cost_objects_is_said():
     assert "5 objects; --max_detections=5 is reached" in count_line(found, found, 5, 0.5)
     assert count_line(found, found, 6, 0.5) == "5 objects"
     assert count_line(found, found.select(0.7), 5, 0.7) == "3 objects"  # what was left out scores lower still
+    tiled = dataclasses.replace(found, pasted=[], full_tiles=(0.6, 0.9, 0.8))
+    assert "--max_detections=3 is reached in 2 tiles" in count_line(tiled, tiled, 3, 0.7)
+    assert count_line(dataclasses.replace(tiled, full_tiles=(0.6,)), tiled, 3, 0.7) == "5 objects"

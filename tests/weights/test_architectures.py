@@ -203,6 +203,15 @@ def test_files_of_programs_without_cascades_have_one_box_head(tmp_path):
         ({"KEYPOINT_ON": True}, "keypoints cannot be read"),
         ({"ROI_HEADS": {"NAME": "Res5ROIHeads"}}, "ROI_HEADS.NAME is 'Res5ROIHeads', known are Standard"),
         ({"RESNETS": {**config_tree()["MODEL"]["RESNETS"], "NORM": "LN"}}, "RESNETS.NORM is 'LN', known are"),
+        ({"RPN": {**config_tree()["MODEL"]["RPN"], "BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0]}}, "coding of the RPN's"),
+        (
+            {"ROI_BOX_HEAD": {**config_tree()["MODEL"]["ROI_BOX_HEAD"], "BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0]}},
+            r"the coding of the boxes cannot be read, .*BBOX_REG_WEIGHTS is \[1\.0, ",
+        ),
+        (
+            {"ROI_BOX_HEAD": {**config_tree()["MODEL"]["ROI_BOX_HEAD"], "USE_SIGMOID_CE": True}},
+            "classes that each have a sigmoid",
+        ),
         ({"PIXEL_STD": ["a", 1, 1]}, "a setting of another kind than expected"),
         ({"RPN": {}}, r"has no MODEL\.RPN\.NMS_THRESH; give the whole config\.yaml"),
     ],

@@ -15,6 +15,7 @@ from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import header_of, read_encoded
 from kmaskrcnn.data.sets.dataset import CocoDataset
 from kmaskrcnn.errors import DataError
+from kmaskrcnn.outputs import OutputError, Outputs
 from kmaskrcnn.progress import Progress
 from kmaskrcnn.results.writers import mask_polygons
 
@@ -36,7 +37,8 @@ def write_yolo(parts: Mapping[str, CocoDataset], output: str, sources: Sequence[
 
     Raises:
         DataError: the classes of the sets differ.
-        OutputError: a file that was read, or that this did not write, would be replaced.
+        OutputError: a file that was read, or that this did not write, would be replaced, or the folder of a split has
+            an image or label file of another set, which readers of the split would take too.
     """
     names = {tuple(dataset.class_names) for dataset in parts.values()}
     if len(names) != 1:
@@ -45,6 +47,8 @@ def write_yolo(parts: Mapping[str, CocoDataset], output: str, sources: Sequence[
     outputs = files.open_outputs(output, "convert", [*sources, *read])
     stems = {split: _stems(dataset) for split, dataset in parts.items()}
     outputs.check(["data.yaml", *(f"labels/{split}/{stem}.txt" for split in parts for stem in stems[split])])
+    for split in parts:
+        _check_leftovers(outputs, split, set(stems[split]))
     for split, dataset in parts.items():
         progress = Progress(f"images of {split} written", len(dataset))
         for index, stem in enumerate(stems[split]):
@@ -57,6 +61,18 @@ def write_yolo(parts: Mapping[str, CocoDataset], output: str, sources: Sequence[
     # Without a `path`, which Ultralytics would read from the current folder and not from that of the file.
     tree = {**{split: f"images/{split}" for split in parts}, "names": dict(enumerate(names.pop()))}
     return outputs.write_text("data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))  # last
+
+
+def _check_leftovers(outputs: Outputs, split: str, stems: set[str]) -> None:
+    """Raise OutputError where a split has a file that would become part of the new set."""
+    for kind, patterns in (("images", files.IMAGE_PATTERNS), ("labels", ("*.txt",))):
+        folder = outputs.path(f"{kind}/{split}")
+        for name in files.matching(folder, *patterns) if files.is_folder(folder) else ():
+            if files.stem(name) not in stems:
+                raise OutputError(
+                    f"{files.join(folder, name)}: is of another set, and a YOLO set is all that its folders hold; "
+                    "choose another output, or move it away"
+                )
 
 
 def _stems(dataset: CocoDataset) -> list[str]:

@@ -1,5 +1,7 @@
 """YOLO segmentation sets, read as Ultralytics lays them out and written from any other form."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from kmaskrcnn.data import DataError, load_coco, load_dataset, make_shapes, open
 from kmaskrcnn.data.readers import recognize
 from kmaskrcnn.data.readers.write_yolo import write_yolo
 from kmaskrcnn.outputs import OutputError
+from tests.processes import run_program
 
 HEIGHT, WIDTH = 40, 80
 SQUARE = "0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75"
@@ -128,3 +131,34 @@ def test_a_set_is_not_written_over_what_is_there(tmp_path):
     with pytest.raises(OutputError):
         write_yolo({"train": load_dataset(path)}, str(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_another_set_is_not_mixed_with_what_a_split_has(tmp_path):
+    """A YOLO set is all that its folders hold, so what an earlier run drew would be trained on and scored on too."""
+    annotations = make_shapes(tmp_path / "shapes", 8, 64, seed=2)
+
+    def split(seed):
+        places = (f"--annotations={annotations}", f"--output={tmp_path}/a")
+        return run_program("-m", "kmaskrcnn", "split", *places, "--to=yolo", "--val_images=3", f"--seed={seed}")
+
+    assert split(0).returncode == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    again = split(1)
+    assert again.returncode == 2
+    assert re.search(r"a/(images|labels)/(train|val)/.*: is of another set", again.stderr)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert split(0).returncode == 0  # the same set may be written again
+
+
+def test_bad_records_are_left_out_of_a_split_on_request(tmp_path):
+    annotations = Path(make_shapes(tmp_path / "shapes", 8, 64, seed=2))
+    tree = json.loads(annotations.read_text())
+    tree["images"][0]["height"] = 0
+    tree["images"].append({"file_name": "none.png"})
+    annotations.write_text(json.dumps(tree))
+    places = (f"--annotations={annotations}", f"--output={tmp_path}/a")
+    command = ["-m", "kmaskrcnn", "split", *places, "--to=yolo", "--val_images=3"]
+    assert run_program(*command).returncode == 2
+    done = run_program(*command, "--on_bad_record=skip")
+    assert done.returncode == 0, done.stderr
+    assert [len(load_dataset(f"{tmp_path}/a/data.yaml@{part}")) for part in ("train", "val")] == [4, 3]

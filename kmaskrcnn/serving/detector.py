@@ -2,6 +2,7 @@
 
 # No postponed annotations: LitServe hands those of `decode_request` to FastAPI.
 import logging
+import multiprocessing
 import sys
 import threading
 import warnings
@@ -37,6 +38,9 @@ class Detector(LitAPI):
         settings: of the server.
         name: of the model.
         open_version: opens a version's path, for tests; default: `open_model`.
+
+    Attributes:
+        version: the number of the version that a worker loaded last; 0: none yet.
     """
 
     def __init__(self, settings: ServeSettings, name: str, open_version: Callable[[str], Any] | None = None):
@@ -49,6 +53,8 @@ class Detector(LitAPI):
                 api_path=f"/v1/models/{name}:predict",
             )
         self._settings, self._open_version = settings, open_version
+        # Shared with the server's process, as LitServe starts its workers.
+        self.version = multiprocessing.get_context("spawn").RawValue("q", 0)
 
     def setup(self, device: str) -> None:
         """Load the newest version; later ones are loaded beside it and then take its place."""
@@ -57,13 +63,17 @@ class Detector(LitAPI):
         settings = self._settings
         version = newest_version(settings)
         try:
-            self._served = version, self._open(version.path)
+            self._serve(version)
         except Exception as error:
             print(f"error: {version.path}: {reason(error)}", file=sys.stderr, flush=True)
             logging.disable()  # LitServe would show where in the code it was
             raise
         if settings.poll_seconds:
             threading.Thread(target=self._watch, args=(version,), daemon=True).start()
+
+    def _serve(self, version: ModelVersion) -> None:
+        self._served = version, self._open(version.path)
+        self.version.value = version.number
 
     def _open(self, path: str) -> Any:
         if self._open_version is not None:
@@ -76,7 +86,8 @@ class Detector(LitAPI):
             try:
                 newer = newest_version(self._settings)
                 if newer != version:
-                    self._served, version = (newer, self._open(newer.path)), newer
+                    self._serve(newer)
+                    version = newer
             except Exception:
                 # The version that works goes on; a folder that is broken is tried again.
                 _log.exception("a new version of the model cannot be loaded")

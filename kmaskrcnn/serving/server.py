@@ -44,8 +44,9 @@ def build(
         ValueError: there is no model.
     """
     name = newest_version(settings).name
+    detector = Detector(settings, name, open_version)
     server = LitServer(
-        Detector(settings, name, open_version),
+        detector,
         accelerator="cpu",  # TensorFlow takes the devices that it finds
         workers_per_device=settings.workers,
         timeout=settings.timeout,
@@ -66,12 +67,13 @@ def build(
 
     @app.get(f"/v1/models/{name}")
     async def state() -> Response:
-        version = {
-            "version": str(newest_version(settings).number),
-            "state": "AVAILABLE",
-            "status": {"error_code": "OK"},
-        }
-        return Response(json.dumps({"model_version_status": [version]}), media_type=rest.JSON)
+        newest, served = newest_version(settings).number, detector.version.value
+        states = {newest: "LOADING"} | ({served: "AVAILABLE"} if served else {})
+        told = [
+            {"version": str(number), "state": states[number], "status": {"error_code": "OK"}}
+            for number in sorted(states, reverse=True)
+        ]
+        return Response(json.dumps({"model_version_status": told}), media_type=rest.JSON)
 
     page = _PAGE.read_text()
     for mark, value in (("__MODEL__", name), ("__CLASSES__", class_names)):

@@ -10,9 +10,14 @@ from kmaskrcnn.serving.runner import RefusedError
 
 
 class FakeRunner:
-    """Answers with each image's length and the size of its batch; b"refuse", b"fail" and b"wait" do as they say."""
+    """Answers with each image's length and the size of its batch; b"refuse", b"fail" and b"wait" do as they say.
+
+    Version 13 cannot be loaded.
+    """
 
     def __init__(self, path):
+        if Path(path).name == "13":
+            raise OSError("damaged")
         self.path = path
 
     def run(self, images):

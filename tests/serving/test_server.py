@@ -33,6 +33,12 @@ def server(tmp_path_factory):
     server.stop()
 
 
+def states(server):
+    """The state of each version that the server tells of."""
+    told = json.loads(server.get("/v1/models/mine")[1])["model_version_status"]
+    return {one["version"]: one["state"] for one in told}
+
+
 def test_rest_as_tensorflow_serving_has_it(server):
     status, answer = server.predict(b"abc", b"defgh")
     assert status == 200
@@ -202,3 +208,13 @@ def test_a_newer_version_takes_over(server):
     assert server.predict(b"abc")[1]["predictions"][0]["version"] == 1.0
     server.add_version(2)
     server.until(lambda: server.predict(b"abc")[1]["predictions"][0]["version"] == 2.0)
+    assert states(server) == {"2": "AVAILABLE"}
+
+
+def test_a_version_that_cannot_be_loaded_is_not_called_available(server):
+    """A rollout goes by the state, and the version before is what answers."""
+    before = next(iter(states(server)))
+    server.add_version(13)
+    server.until(lambda: "cannot be loaded" in server.log())
+    assert states(server) == {before: "AVAILABLE", "13": "LOADING"}
+    assert server.predict(b"abc")[1]["predictions"][0]["version"] == float(before)

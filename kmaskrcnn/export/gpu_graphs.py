@@ -28,9 +28,9 @@ from tensorflow.lite.python import schema_py_generated as schema
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.export import flatbuffer, tflite
 from kmaskrcnn.export.accelerator import AcceleratorError, check_accelerated
-from kmaskrcnn.layers.normalization import apply_norm
 from kmaskrcnn.layers.roi_align import LEVELS as POOL_LEVELS
 from kmaskrcnn.layers.rpn import LEVELS, STRIDES, num_proposals
+from kmaskrcnn.layers.stacks import run_convs
 from kmaskrcnn.model import SIZE_MULTIPLE, MaskRCNN
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops.anchors import cell_anchors
@@ -94,8 +94,7 @@ class GpuFunctions:
     def masks(self, pooled: tf.Tensor) -> dict[str, tf.Tensor]:
         """The mask head as the paper draws it: MaskHead computes one class's mask by a product GPUs do not take."""
         head = self.model.mask_head
-        for conv, norm in zip(head.convs, head.norms, strict=True):
-            pooled = ops.relu(apply_norm(norm, conv(pooled), training=False))
+        pooled = run_convs(head.convs, head.norms, pooled, training=False)
         kernel, bias = ops.convert_to_tensor(head.logits_kernel), ops.convert_to_tensor(head.logits_bias)
         if head.class_agnostic:  # the host reads the one of each object's class
             kernel, bias = (ops.repeat(x, head.num_classes + 1, axis=0) for x in (kernel, bias))

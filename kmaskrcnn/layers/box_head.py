@@ -10,7 +10,7 @@ from keras import ops
 
 from kmaskrcnn.config import ModelConfig
 from kmaskrcnn.layers import initializers
-from kmaskrcnn.layers.normalization import apply_norm, make_norm
+from kmaskrcnn.layers.stacks import build_convs, build_fcs, conv_stack, fc_stack, run_convs
 from kmaskrcnn.ops import boxes as box_ops
 from kmaskrcnn.ops import losses as loss_ops
 from kmaskrcnn.ops import matching, sampling
@@ -48,29 +48,8 @@ class BoxHead(keras.layers.Layer):
         self.num_boxes = 1 if class_agnostic else num_classes + 1
         self.conv_channels, self.fc_channels = tuple(conv_channels), tuple(fc_channels)
         policy = self.dtype_policy
-        self.convs, self.norms = [], []
-        for i, channels in enumerate(self.conv_channels):
-            conv = keras.layers.Conv2D(
-                channels,
-                3,
-                padding="same",
-                use_bias=norm == "none",
-                kernel_initializer=initializers.kaiming_normal(),
-                dtype=policy,
-                name=f"conv{i + 1}",
-            )
-            self.convs.append(conv)
-            self.norms.append(make_norm(norm, channels, name=f"conv{i + 1}_norm", dtype=policy))
-        self.fcs = []
-        for i, channels in enumerate(self.fc_channels):
-            fc = keras.layers.Dense(
-                channels,
-                activation="relu",
-                kernel_initializer=initializers.lecun_uniform(),
-                dtype=policy,
-                name=f"fc{i + 1}",
-            )
-            self.fcs.append(fc)
+        self.convs, self.norms = conv_stack(self.conv_channels, norm, policy)
+        self.fcs = fc_stack(self.fc_channels, policy)
         self.class_logits = keras.layers.Dense(
             num_classes + 1,
             kernel_initializer=initializers.normal(0.01),
@@ -85,16 +64,8 @@ class BoxHead(keras.layers.Layer):
         )
 
     def build(self, input_shape: tuple) -> None:
-        _, height, width, channels = input_shape
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            conv.build((None, height, width, channels))
-            channels = conv.filters
-            if norm is not None:
-                norm.build((None, height, width, channels))
-        units = height * width * channels
-        for fc in self.fcs:
-            fc.build((None, units))
-            units = fc.units
+        height, width, channels = build_convs(self.convs, self.norms, input_shape)
+        units = build_fcs(self.fcs, height * width * channels)
         self.class_logits.build((None, units))
         self.deltas.build((None, units))
         self.built = True
@@ -102,8 +73,7 @@ class BoxHead(keras.layers.Layer):
     def call(
         self, features: Tensor, training: bool | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = ops.relu(apply_norm(norm, conv(features), training, valid))
+        features = run_convs(self.convs, self.norms, features, training, valid)
         _, height, width, channels = features.shape
         x = ops.reshape(features, (-1, height * width * channels))  # (K, S, S, C) -> (K, S * S * C)
         for fc in self.fcs:

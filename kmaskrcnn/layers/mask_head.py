@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.layers import initializers
-from kmaskrcnn.layers.normalization import apply_norm, make_norm
+from kmaskrcnn.layers.stacks import build_convs, conv_stack, run_convs
 from kmaskrcnn.ops.tensor import Tensor
 
 
@@ -41,29 +41,10 @@ class MaskHead(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_classes, self.norm, self.conv_channels = num_classes, norm, tuple(conv_channels)
         self.class_agnostic = class_agnostic
-        policy = self.dtype_policy
-
-        self.convs, self.norms = [], []
-        for i, channels in enumerate(self.conv_channels):
-            conv = keras.layers.Conv2D(
-                channels,
-                3,
-                padding="same",
-                use_bias=norm == "none",
-                kernel_initializer=initializers.kaiming_normal(),
-                dtype=policy,
-                name=f"conv{i + 1}",
-            )
-            self.convs.append(conv)
-            self.norms.append(make_norm(norm, channels, name=f"conv{i + 1}_norm", dtype=policy))
+        self.convs, self.norms = conv_stack(self.conv_channels, norm, self.dtype_policy)
 
     def build(self, input_shape: tuple) -> None:
-        _, height, width, channels = input_shape
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            conv.build((None, height, width, channels))
-            channels = conv.filters
-            if norm is not None:
-                norm.build((None, height, width, channels))
+        height, width, channels = build_convs(self.convs, self.norms, input_shape)
         self.deconv = keras.layers.Conv2DTranspose(
             channels,
             2,
@@ -87,8 +68,7 @@ class MaskHead(keras.layers.Layer):
     def call(
         self, features: Tensor, classes: Tensor, training: bool | None = None, valid: Tensor | None = None
     ) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = ops.relu(apply_norm(norm, conv(features), training, valid))
+        features = run_convs(self.convs, self.norms, features, training, valid)
         _, height, width, channels = features.shape
         features = self._deconvolve(ops.reshape(features, (-1, channels)))  # (K * SS, C) -> (K * SS, 4 * C)
         features = ops.reshape(features, (-1, height * width * 4, self.deconv.filters))  # -> (K, SS4, C)

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.layers import initializers
-from kmaskrcnn.layers.normalization import apply_norm, make_norm
+from kmaskrcnn.layers.stacks import build_convs, build_fcs, conv_stack, fc_stack, run_convs
 from kmaskrcnn.ops.mask_targets import share_inside
 from kmaskrcnn.ops.tensor import Tensor
 
@@ -57,29 +57,8 @@ class MaskIoUHead(keras.layers.Layer):
             "class_agnostic": class_agnostic,
         }
         self.class_agnostic, policy = class_agnostic, self.dtype_policy
-        self.convs, self.norms = [], []
-        for i in range(1, _CONVS + 1):
-            conv = keras.layers.Conv2D(
-                conv_channels,
-                3,
-                strides=2 if i == _CONVS else 1,
-                use_bias=norm == "none",
-                kernel_initializer=initializers.kaiming_normal(),
-                dtype=policy,
-                name=f"conv{i}",
-            )
-            self.convs.append(conv)
-            self.norms.append(make_norm(norm, conv_channels, name=f"conv{i}_norm", dtype=policy))
-        self.fcs = [
-            keras.layers.Dense(
-                fc_channels,
-                activation="relu",
-                kernel_initializer=initializers.lecun_uniform(),
-                dtype=policy,
-                name=f"fc{i}",
-            )
-            for i in range(1, _FCS + 1)
-        ]
+        self.convs, self.norms = conv_stack([conv_channels] * _CONVS, norm, policy, last_stride=2)
+        self.fcs = fc_stack([fc_channels] * _FCS, policy)
         self.ious = keras.layers.Dense(
             1 if class_agnostic else num_classes + 1,
             kernel_initializer=initializers.normal(0.01),
@@ -89,17 +68,9 @@ class MaskIoUHead(keras.layers.Layer):
 
     def build(self, input_shape: tuple) -> None:
         _, height, width, channels = input_shape
-        channels += 1  # the mask
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            conv.build((None, height + 2, width + 2, channels))
-            height, width = (-(-side // conv.strides[0]) for side in (height, width))
-            channels = conv.filters
-            if norm is not None:
-                norm.build((None, height, width, channels))
-        units = height * width * channels
-        for fc in self.fcs:
-            fc.build((None, units))
-            units = fc.units
+        with_mask = (None, height, width, channels + 1)
+        height, width, channels = build_convs(self.convs, self.norms, with_mask)
+        units = build_fcs(self.fcs, height * width * channels)
         self.ious.build((None, units))
         self.built = True
 
@@ -113,9 +84,7 @@ class MaskIoUHead(keras.layers.Layer):
     ) -> Tensor:
         masks = ops.max_pool(ops.cast(masks, features.dtype)[..., None], 2, 2)  # (K, 2S, 2S) -> (K, S, S, 1)
         x = ops.concatenate([features, masks], axis=-1)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # on all sides, where "same" would not at stride 2
-            x = ops.relu(apply_norm(norm, conv(x), training, valid))
+        x = run_convs(self.convs, self.norms, x, training, valid)
         _, height, width, channels = x.shape
         x = ops.reshape(x, (-1, height * width * channels))  # (K, S / 2, S / 2, C) -> (K, units)
         for fc in self.fcs:

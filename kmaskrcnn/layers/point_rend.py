@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from kmaskrcnn.layers import initializers
+from kmaskrcnn.layers.stacks import build_fcs, fc_stack
 from kmaskrcnn.ops.points import grid_points, most_uncertain, points_in_image, sample_points, uncertain_points
 from kmaskrcnn.ops.tensor import Tensor
 
@@ -74,16 +75,7 @@ class PointRendMaskHead(keras.layers.Layer):
         # Convolutions whose windows do not overlap, as matrix products: some kernels get the shape of no RoI wrong.
         self.reduce: keras.layers.Dense | None = None  # 1 x 1
         self.conv = keras.layers.Dense(conv_channels, name="conv", **self._relu)  # 2 x 2, stride 2
-        self.fcs = [
-            keras.layers.Dense(
-                units,
-                activation="relu",
-                kernel_initializer=initializers.lecun_uniform(),
-                dtype=policy,
-                name=f"fc{i}",
-            )
-            for i, units in enumerate(fc_channels, 1)
-        ]
+        self.fcs = fc_stack(fc_channels, policy)
         self.coarse = keras.layers.Dense(
             COARSE_SIDE * COARSE_SIDE * num_classes,
             kernel_initializer=initializers.normal(0.001),
@@ -103,10 +95,7 @@ class PointRendMaskHead(keras.layers.Layer):
             self.reduce.build((None, channels))
             channels = width
         self.conv.build((None, 2 * 2 * channels))
-        units = (pool // 2) ** 2 * width
-        for fc in (*self.fcs, self.coarse):
-            fc.build((None, units))
-            units = fc.units
+        build_fcs([*self.fcs, self.coarse], (pool // 2) ** 2 * width)
         units = fine
         for fc in self.point_fcs:
             fc.build((None, units + self.num_classes))

@@ -31,7 +31,7 @@ TOPICS = {
 def main() -> int:
     """Print the scores of a model folder, with its settings but for those given as flags; workers share the images."""
     # What keeps the evaluations of training short is no limit here.
-    settings = {"eval_max_images": 0} | trained.with_own_set(flags.given_settings())
+    settings = {"eval_max_images": 0} | flags.given_settings()
     trained.check_model(settings)
     if COMPARE.value and not REPORT.value:
         raise ConfigError("--compare needs --report")
@@ -52,6 +52,7 @@ def main() -> int:
     cluster = open_cluster(TrainConfig(strategy=settings.get("strategy", "one")))
     with cluster.watch(), cluster.quiet():
         folder = trained.trained_folder(settings)
+        settings = trained.with_own_set(settings, folder)
         with phase("loading the model"):
             predictor = Predictor.from_directory(folder, trained.WHICH.value, **settings)
         with cluster.in_turn():

@@ -81,7 +81,7 @@ _DEFAULT_SIZES = {"tflite": [(320, 320), (384, 288), (288, 384)], "tflite_gpu": 
 
 def main() -> int:
     """Export and verify; exit code 1 where the artifact differs from the model by more than it may."""
-    settings = trained.with_own_set(flags.given_settings())
+    settings = flags.given_settings()
     trained.check_model(settings)
     if not OUTPUT.value:
         raise ConfigError("--output is missing: the folder or the .tflite file to write")
@@ -116,8 +116,10 @@ def main() -> int:
             raise ConfigError(f"--{clash[0]} is fixed for --format={FORMAT.value}")
     if FORMAT.value != "saved_model":
         open_output(OUTPUT.value)  # a file in the way is told before the work
+    folder_of_model = trained.trained_folder(settings)
+    settings = trained.with_own_set(settings, folder_of_model)
     with phase("loading the model"):
-        model, config, labels = load_model(trained.trained_folder(settings), trained.WHICH.value, **(fixed | settings))
+        model, config, labels = load_model(folder_of_model, trained.WHICH.value, **(fixed | settings))
     if config.evaluation.tile_size or config.evaluation.augmented:
         print("tiles and test-time augmentation are not exported: images are predicted whole, once", flush=True)
     exports = {"saved_model": _export_saved_model, "tflite": _export_tflite, "tflite_gpu": _export_tflite_gpu}

@@ -31,9 +31,14 @@ def check_folder(settings: Mapping[str, Any]) -> None:
         config_file(settings["model_dir"])
 
 
-def with_own_set(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_own_set(settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Given settings for a model folder: another validation set comes without the images and the format of its own."""
-    return ({"val_images": "", "data_format": "auto"} if settings.get("val_annotations") else {}) | dict(settings)
+    from kmaskrcnn.model_folder import read_config
+
+    given = settings.get("val_annotations")
+    if not given or given == read_config(folder).data.val_annotations:
+        return dict(settings)
+    return {"val_images": "", "data_format": "auto", **settings}
 
 
 def trained_folder(settings: Mapping[str, Any], default: str = "") -> str:

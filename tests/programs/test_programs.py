@@ -131,11 +131,13 @@ def test_another_validation_set_comes_with_its_own_images(tmp_path):
     from kmaskrcnn.programs.trained import with_own_set
 
     kept, other = (Path(make_shapes(tmp_path / name, 2, 64, seed=i)) for i, name in enumerate("ab"))
-    folder = Config().replace(val_annotations=str(kept), val_images=str(kept.parent), data_format="coco")
-    dataset = open_dataset(folder.replace(**with_own_set({"val_annotations": str(other)})), "val")
+    config = Config().replace(val_annotations=str(kept), val_images=str(kept.parent), data_format="coco")
+    (tmp_path / "config.json").write_text(config.to_json())
+    dataset = open_dataset(config.replace(**with_own_set({"val_annotations": str(other)}, str(tmp_path))), "val")
     assert {Path(path).parent for path in dataset.paths} == {other.parent}
-    assert with_own_set({"val_annotations": "x", "val_images": "y"})["val_images"] == "y"
-    assert with_own_set({"max_detections": 5}) == {"max_detections": 5}
+    assert with_own_set({"val_annotations": "x", "val_images": "y"}, str(tmp_path))["val_images"] == "y"
+    for own in ({"max_detections": 5}, {"val_annotations": str(kept)}):
+        assert with_own_set(own, str(tmp_path)) == own
 
 
 def test_predict_takes_a_threshold_for_each_class(trained, tmp_path):

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, Literal
 
 import numpy as np
@@ -148,17 +150,16 @@ class AsyncClient:
 
     def __init__(self, client: Client, connections: int = 16):
         self.client = client
-        self._free = asyncio.Semaphore(connections)
+        # Its own: asyncio's has a few threads more than there are cores.
+        self._threads = futures.ThreadPoolExecutor(connections, "kmaskrcnn-client")
 
     async def predict_batch(self, images: Sequence[ImageFile]) -> list[Prediction | ImageError]:
         """As `Client.predict_batch`."""
-        async with self._free:
-            return await asyncio.to_thread(self.client.predict_batch, images)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.client.predict_batch, images)
 
     async def predict(self, image: ImageFile) -> Prediction:
         """As `Client.predict`."""
-        async with self._free:
-            return await asyncio.to_thread(self.client.predict, image)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.client.predict, image)
 
 
 class RestClient(Client):
@@ -194,7 +195,7 @@ class RestClient(Client):
         max_answer_bytes: int = 1 << 28,
     ):
         chosen = "" if version is None else f"/versions/{version}"
-        self.url = f"{url.rstrip('/')}/v1/models/{model}{chosen}:predict"
+        self.url = f"{url.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}:predict"
         self.labels, self.timeout, self.layout = labels, timeout, layout
         self.retries, self.max_images, self.max_bytes = retries, max_images, max_bytes
         self._poster = Poster(self.url, {"Content-Type": "application/json"}, max_answer_bytes)
@@ -290,7 +291,9 @@ class GrpcClient(Client):
             message = f"{self.target}: {error.code().name}: {error.details()}"
             if error.code() == code.DEADLINE_EXCEEDED:
                 raise ServingTimeoutError(message) from None
-            if error.code() in (code.UNAVAILABLE, code.RESOURCE_EXHAUSTED):
+            # A message that is too long is RESOURCE_EXHAUSTED too, and stays so.
+            too_long = "larger than max" in (error.details() or "")
+            if error.code() in (code.UNAVAILABLE, code.RESOURCE_EXHAUSTED) and not too_long:
                 raise ServerBusyError(message) from None
             raise ServingError(message) from None
         except ValueError as error:

@@ -39,6 +39,9 @@ from kmaskrcnn.results.labels import Labels
 QUANTIZE = ("none", "float16")
 GRAPHS = ("pyramid", "boxes", "masks")
 
+# Of torchvision's models: boxes that thin are no matter.
+_THINNEST = 0.01
+
 
 class GpuFunctions:
     """The three graphs of a model.
@@ -139,6 +142,11 @@ def convert(model: MaskRCNN, height: int, width: int, quantize: str = "none") ->
     if model.config.class_agnostic_nms:
         raise ConfigError(
             "class_agnostic_nms=True: the host's steps have NMS of each class alone; give class_agnostic_nms=False at "
+            "export, or export as .tflite for the CPU"
+        )
+    if model.config.box_min_size > _THINNEST:
+        raise ConfigError(
+            f"box_min_size={model.config.box_min_size:g}: the host's steps keep small boxes; give box_min_size=0 at "
             "export, or export as .tflite for the CPU"
         )
     if not model.config.roi_sampling_ratio:

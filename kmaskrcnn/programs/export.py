@@ -233,7 +233,7 @@ def _export_tflite_gpu(model, config, labels, images, calibration):
         raise ConfigError(str(error)) from error
     found = "fully accelerated" if checked_by == "accelerator" else "no GPU here, checked by their operations"
     print(f"graphs {', '.join(gpu_graphs.GRAPHS)}: {found}", flush=True)
-    path = Path(OUTPUT.value)
+    path = Path(OUTPUT.value).expanduser()
     gpu_graphs.write(content, path, model, config, labels, height, width, QUANTIZE.value)
     client = LiteRTGpuClient(path, "gpu" if checked_by == "accelerator" else "cpu")
     detect = tf.function(model, autograph=False)

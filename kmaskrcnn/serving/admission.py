@@ -51,7 +51,7 @@ class Admission:
             if request.headers.get("content-type") == rest.PROTOBUF:
                 images, form = await asyncio.to_thread(rest.parse_protobuf, body, self._name)
             else:
-                images, form = await asyncio.to_thread(rest.parse, body)
+                images, form = await asyncio.to_thread(rest.parse, body, settings.max_images)
         except LookupError as error:
             raise HTTPException(404, str(error.args[0])) from None
         except ValueError as error:

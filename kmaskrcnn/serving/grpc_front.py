@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import urllib.parse
 from concurrent import futures
 
 import grpc
@@ -32,7 +33,7 @@ class _Front(grpc.GenericRpcHandler):
 
     def __init__(self, settings: ServeSettings):
         self._address, self._timeout = (settings.local_host(), settings.port), settings.timeout
-        self._path = f"/v1/models/{newest_version(settings).name}:predict"
+        self._path = f"/v1/models/{urllib.parse.quote(newest_version(settings).name, safe='')}:predict"
         self._local = threading.local()  # a connection for each thread
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:

@@ -47,7 +47,7 @@ class ServeSettings:
 
     def __post_init__(self):
         lowest: dict[str, float] = {"workers": 1, "threads": 0, "max_batch_size": 1, "batch_wait_ms": 0, "queue": 1}
-        lowest |= {"max_request_bytes": 1, "max_images": 1, "max_pixels": 1, "timeout": 0.001}
+        lowest |= {"max_request_bytes": 1, "max_images": 1, "max_pixels": 1, "timeout": 0.001, "poll_seconds": 0}
         for field, least in lowest.items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least {least}")
@@ -55,6 +55,8 @@ class ServeSettings:
             raise ValueError(f"port={self.port}: a port is 1 to 65535")
         if not 0 <= self.grpc_port <= 65535 or self.grpc_port == self.port:
             raise ValueError(f"grpc_port={self.grpc_port}: a port is 1 to 65535, other than port; 0: no gRPC")
+        if self.batch_wait_ms >= 1000 * self.timeout:
+            raise ValueError(f"batch_wait_ms={self.batch_wait_ms:g} is not below timeout={self.timeout:g} s")
         if self.max_batch_size > self.max_images:
             raise ValueError(f"max_batch_size={self.max_batch_size} is more than max_images={self.max_images}")
 

@@ -18,6 +18,7 @@ from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import CocoDataset, DataError, steps_per_epoch
 from kmaskrcnn.model import MaskRCNN
 from kmaskrcnn.progress import phase
+from kmaskrcnn.training.agreement import Agreement
 from kmaskrcnn.training.batches import Batches
 from kmaskrcnn.training.callbacks import Callbacks
 from kmaskrcnn.training.changes import what_changed, write_set_facts
@@ -219,14 +220,14 @@ class Trainer:
         run_log = RunLog(train, summaries, self._say)
         self._batches.start(step)
         before = time.monotonic() - float(self.state.elapsed.numpy())
-        agreed = {"stop": 0.0, "clock": float(self.state.elapsed.numpy())}
+        agreed = Agreement(float(self.state.elapsed.numpy()))
         results: list[tuple[int, tf.Tensor]] = []  # of steps that were started and not looked at
 
-        # Several workers must stop at the same step, so they go by what they told each other in an earlier one.
+        # Several workers must stop at the same step.
         alone = self.cluster.workers == 1
 
         def stopping() -> bool:
-            return self._signals.number is not None if alone else agreed["stop"] > 0
+            return self._signals.number is not None if alone else agreed.stop > 0
 
         def settle(left: int = 0) -> None:
             while len(results) > left:
@@ -235,7 +236,7 @@ class Trainer:
                 guard.check(number, values)
                 run_log.add(values)
                 self._callbacks.step(number, values)
-                agreed.update({name: values[name] for name in agreed})
+                agreed.hear(number, values)
 
         while True:
             if not stopping() and self._evaluation_due(step):
@@ -247,7 +248,7 @@ class Trainer:
                 before += time.monotonic() - pause  # max_minutes is for training
                 run_log.restart()
             own = time.monotonic() - before
-            elapsed = own if alone else agreed["clock"]
+            elapsed = own if alone else agreed.clock
             share = self._share(step, elapsed)
             if share >= 1.0 or stopping() or self._wants_end():
                 break
@@ -267,6 +268,7 @@ class Trainer:
             results.append((step, values))
             step += 1
             settle(left=1)  # waits for the step before, while this one runs
+            agreed.advance(step)
             self.beat()
             if run_log.is_due(step):
                 settle()

@@ -220,6 +220,9 @@ def _receive(url: str, part: Path, about: Path, name: str) -> bool:
             start = 0  # the server sends the file from its beginning
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None and length.isdigit() else None
+        if start:  # an answer may hold less than what was asked for
+            whole = response.headers["Content-Range"].rpartition("/")[2]
+            total = int(whole) if whole.isdigit() else None
         if total is not None and total - start > shutil.disk_usage(part.parent).free:
             raise WeightsError(
                 f"{part.parent}: no space for the {total >> 20} MB of {name}; set KERAS_HOME to another disk"

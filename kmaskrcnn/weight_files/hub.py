@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +37,31 @@ def pull(address: str, folder: str | os.PathLike | None = None, offline: bool | 
     """
     (name, revision), library = _parts(address), _library()
     offline = is_offline() if offline is None else offline
-    for file in [Path(folder) / name for name in _FILES] if folder else ():
+    target = Path(folder).expanduser() if folder else None
+    for file in [target / name for name in _FILES] if target else ():
         if file.exists():
             raise WeightsError(f"{file}: already exists; choose another folder, or move it away")
     try:
-        path = library.snapshot_download(
-            name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline, local_dir=folder
+        path = Path(
+            library.snapshot_download(name, revision=revision, allow_patterns=list(_FILES), local_files_only=offline)
         )
     # The library's errors are those of its HTTP client, of which it has had several.
     except Exception as error:
         hint = "; the network is off (`offline` or KMASKRCNN_OFFLINE)" if offline else ""
         raise WeightsError(f"{address}: cannot be downloaded ({reason(error)}){hint}") from None
-    if not (Path(path) / "config.json").is_file():
+    if not (path / "config.json").is_file():
         raise WeightsError(f"{address}: is not a kmaskrcnn model, it has no config.json")
-    return Path(path)
+    if target is None:
+        return path
+    target.mkdir(parents=True, exist_ok=True)
+    # Not the library's local_dir: what it has copied before it is cut off would be in the way of the next try.
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as part:
+        names = [name for name in reversed(_FILES) if (path / name).is_file()]  # config.json last: then it is whole
+        for name in names:
+            shutil.copyfile(path / name, Path(part) / name)
+        for name in names:
+            os.replace(Path(part) / name, target / name)
+    return target
 
 
 def push(folder: str | os.PathLike, address: str, private: bool = False) -> str:

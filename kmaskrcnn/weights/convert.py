@@ -226,6 +226,8 @@ def converted_folder(name: str, mirror: str | None = None, offline: bool | None 
     path = find_file(name, mirror, offline)
     # Another version may convert otherwise.
     folder = cache_folder() / "kmaskrcnn" / f"{name}-{sha256_of(path)[:12]}-{__version__}"
+    if folder.is_dir():  # whole, since it gets its name last; the cache may be read-only
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # of eight workers one converts
         if not folder.is_dir():

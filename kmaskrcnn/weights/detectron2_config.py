@@ -13,6 +13,7 @@ from kmaskrcnn.layers.cascade import coding_weights
 _NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "naiveSyncBN": "sync_bn"}
 _NORMS |= {"GN": "gn"}
 _ROI_HEADS = ("StandardROIHeads", "CascadeROIHeads", "PointRendROIHeads")
+_POOLERS = ("ROIAlignV2", "ROIAlign")
 _LARGEST, _DEEPEST, _MOST_ALIASES = 1 << 17, 16, 32
 # Where it differs, the model is another one: (path, what it must be, what it is else).
 _MUST_BE = (
@@ -26,6 +27,7 @@ _MUST_BE = (
 _BY_DEFAULT = (
     ("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, "the coding of the RPN's boxes"),
     ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "classes that each have a sigmoid"),
+    ("MODEL.FPN.FUSE_TYPE", "sum", "a pyramid of means"),
 )
 _ONE_STAGE_BY_DEFAULT = (("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0], "the coding of the boxes"),)
 _POINT_REND_MUST_BE = (
@@ -104,6 +106,12 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
     norm = get("MODEL.RESNETS.NORM")
     if norm not in _NORMS:
         raise WeightsError(f"{source}: MODEL.RESNETS.NORM is {norm!r}, known are {', '.join(_NORMS)}")
+    pooler = get("MODEL.ROI_BOX_HEAD.POOLER_TYPE")
+    if pooler not in _POOLERS:
+        raise WeightsError(f"{source}: MODEL.ROI_BOX_HEAD.POOLER_TYPE is {pooler!r}, known are {', '.join(_POOLERS)}")
+    of_masks = pooler if has_points or fresh_masks else get("MODEL.ROI_MASK_HEAD.POOLER_TYPE", pooler)
+    if of_masks != pooler:
+        raise WeightsError(f"{source}: MODEL.ROI_MASK_HEAD.POOLER_TYPE is {of_masks!r} and that of boxes {pooler!r}")
     rgb = get("INPUT.FORMAT") == "RGB"
     if get("INPUT.FORMAT") not in ("RGB", "BGR"):
         raise WeightsError(f"{source}: INPUT.FORMAT is {get('INPUT.FORMAT')!r}, known are RGB and BGR")
@@ -121,7 +129,8 @@ def read_source_config(path: str | os.PathLike, fresh_masks: bool = False) -> So
             "image_std": std if rgb else std[::-1],
             "anchor_sizes": tuple(float(level[0]) for level in sizes),
             "anchor_aspect_ratios": _floats(ratios[0]),
-            "roi_aligned": get("MODEL.ROI_BOX_HEAD.POOLER_TYPE") == "ROIAlignV2",
+            "roi_aligned": pooler == "ROIAlignV2",
+            "rpn_min_size": float(get("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0)),
             "box_class_agnostic": bool(get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")),
             "mask_class_agnostic": bool(get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")),
         }

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -339,3 +340,38 @@ def test_images_to_draw_on_are_upright(tmp_path):
     assert load_image((tmp_path / "a.jpg").read_bytes()).shape == (60, 40, 3)
     with pytest.raises(ImageError, match="not an image"):
         load_image(b"no image")
+
+
+def test_a_grpc_answer_that_is_too_long_is_asked_for_once():
+    """gRPC calls it RESOURCE_EXHAUSTED, as a server that is busy, but it would be as long each time."""
+    grpc = pytest.importorskip("grpc")
+    calls = []
+
+    class Long(grpc.GenericRpcHandler):
+        def service(self, details):
+            def predict(request, context):
+                calls.append(details.method)
+                return bytes(5000)
+
+            return grpc.unary_unary_rpc_method_handler(predict)
+
+    service = grpc.server(futures.ThreadPoolExecutor(1), handlers=[Long()])
+    port = service.add_insecure_port("127.0.0.1:0")
+    service.start()
+    try:
+        client = GrpcClient(f"127.0.0.1:{port}", "fruits", LABELS, timeout=30.0, max_answer_bytes=1000)
+        with pytest.raises(ServingError, match="larger than max") as caught:
+            client.predict(b"image")
+        assert not isinstance(caught.value, ServerBusyError) and len(calls) == 1
+        client.close()
+    finally:
+        service.stop(None)
+
+
+def test_a_name_with_a_space_or_another_alphabet_reaches_the_server():
+    body = json.dumps({"error": "no such model"}).encode()
+    with Server(answer(body=body, status="404 Not Found")) as server:
+        client = RestClient(server.url, "fr\u00fcchte mit K\u00f6rben/1", LABELS, retries=0)
+        assert client.url.endswith("/v1/models/fr%C3%BCchte%20mit%20K%C3%B6rben%2F1:predict")
+        with pytest.raises(ServingError, match="no such model"):
+            client.predict(b"image")

@@ -115,6 +115,7 @@ def test_int8():
         ({"mask_scoring": True}, "mask_scoring=True: the graphs have no MaskIoU head; give mask_scoring=False"),
         ({"mask_point_rend": True}, "mask_point_rend=True: the graphs have a mask head alone"),
         ({"soft_nms_sigma": 0.5}, "soft_nms_sigma: the host's steps have NMS with a threshold alone"),
+        ({"box_min_size": 10.0}, "box_min_size=10: the host's steps keep small boxes; give box_min_size=0"),
         ({"class_agnostic_nms": True}, "NMS of each class alone; give class_agnostic_nms=False at export"),
     ],
 )

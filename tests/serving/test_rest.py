@@ -1,8 +1,10 @@
 """Bodies of answers, without a server."""
 
+import base64
 import json
 
 import numpy as np
+import pytest
 
 from kmaskrcnn.serving import rest
 
@@ -26,3 +28,20 @@ def test_numbers_come_back_with_all_their_bits():
     found = np.array([row["detection_masks"] for row in rows], np.float32)
     np.testing.assert_array_equal(found, values[:, ::2])
     assert [row["image_errors"] for row in rows] == ["", "no image"]
+
+
+@pytest.mark.parametrize("entry", ["{}", "[]", "[0]", "0"])
+def test_a_body_of_many_small_parts_is_refused_unparsed(entry, monkeypatch):
+    body = b'{"instances": [' + b",".join([entry.encode()] * 10_000) + b"]}"
+    monkeypatch.setattr(rest.json, "loads", lambda _: pytest.fail("parsed"))
+    with pytest.raises(ValueError, match="the body has more parts than 16 images need"):
+        rest.parse(body, 16)
+
+
+def test_as_many_images_as_may_be_are_parsed():
+    image = base64.b64encode(bytes(range(256)) * 40).decode()
+    for tree in (
+        {"instances": [{"image_bytes": {"b64": image}}] * 2, "signature_name": "serving_default"},
+        {"inputs": {"image_bytes": [{"b64": image}] * 2}, "signature_name": "serving_default"},
+    ):
+        assert rest.parse(json.dumps(tree, indent=2).encode(), 2)[0] == [bytes(range(256)) * 40] * 2

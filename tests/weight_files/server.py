@@ -15,6 +15,7 @@ class FileServer(ThreadingHTTPServer):
         files: what there is.
         cut_after: close the connection after so many bytes of each answer; None: never.
         ranges: honor Range and If-Range.
+        most: bytes that the answer to a Range holds at most; None: all that is left.
         etag: of every file; empty: none is sent.
         redirects: path -> address.
         content_type: of every answer.
@@ -28,6 +29,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.cut_after: int | None = None
+        self.most: int | None = None
         self.ranges, self.lengths, self.etag = True, True, '"one"'
         self.redirects: dict[str, str] = {}
         self.content_type = "application/octet-stream"
@@ -76,8 +78,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
         self.send_response(206 if start else 200)
+        size = len(data)
+        if start and server.most is not None:
+            data = data[: start + server.most]
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{size}")
         if server.lengths:
             self.send_header("Content-Length", str(len(data) - start))
         if server.etag:

@@ -60,6 +60,13 @@ def test_cut_connections_go_on_where_they_were(server):
     assert [asked for _, asked in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
 
 
+def test_an_answer_that_holds_less_than_the_rest_is_not_the_whole_file(server):
+    """Proxies answer a range in pieces; without a published sum nothing else would tell."""
+    server.cut_after = server.most = 100_000
+    assert fetch(published(server, "")).read_bytes() == DATA
+    assert [asked for _, asked in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
+
+
 def test_another_process_goes_on_with_what_is_there(server):
     kept().parent.mkdir(parents=True)
     kept(".part").write_bytes(DATA[:250_000])

@@ -38,10 +38,14 @@ def test_pull_takes_a_model_folder_and_no_more(library, tmp_path, monkeypatch):
     assert (name, arguments["revision"], arguments["local_files_only"]) == ("owner/cells", "v2", False)
     assert "checkpoints" not in "".join(arguments["allow_patterns"])
     monkeypatch.setenv("KMASKRCNN_OFFLINE", "1")
-    hub.pull("hf://owner/cells", tmp_path / "mine")
-    assert library.calls[1][2]["local_files_only"] and library.calls[1][2]["local_dir"] == tmp_path / "mine"
-    (tmp_path / "mine").mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.pull("hf://owner/cells", "~/mine") == tmp_path / "mine"
+    assert library.calls[1][2]["local_files_only"]
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["config.json"]
+    (tmp_path / "mine" / "config.json").unlink()
     (tmp_path / "mine" / "best.weights.h5").write_text("trained")
+    with pytest.raises(WeightsError, match=r"mine/best.weights.h5: already exists"):
+        hub.pull("hf://owner/cells", "~/mine")
     with pytest.raises(WeightsError, match=r"mine/best.weights.h5: already exists"):
         hub.pull("hf://owner/cells", tmp_path / "mine")
     assert len(library.calls) == 2

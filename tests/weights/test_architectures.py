@@ -212,6 +212,15 @@ def test_files_of_programs_without_cascades_have_one_box_head(tmp_path):
             {"ROI_BOX_HEAD": {**config_tree()["MODEL"]["ROI_BOX_HEAD"], "USE_SIGMOID_CE": True}},
             "classes that each have a sigmoid",
         ),
+        ({"FPN": {"FUSE_TYPE": "avg"}}, r"a pyramid of means cannot be read, MODEL\.FPN\.FUSE_TYPE is 'avg'"),
+        (
+            {"ROI_BOX_HEAD": {**config_tree()["MODEL"]["ROI_BOX_HEAD"], "POOLER_TYPE": "ROIPool"}},
+            r"ROI_BOX_HEAD\.POOLER_TYPE is 'ROIPool', known are ROIAlignV2, ROIAlign",
+        ),
+        (
+            {"ROI_MASK_HEAD": {**config_tree()["MODEL"]["ROI_MASK_HEAD"], "POOLER_TYPE": "ROIAlign"}},
+            r"ROI_MASK_HEAD\.POOLER_TYPE is 'ROIAlign' and that of boxes 'ROIAlignV2'",
+        ),
         ({"PIXEL_STD": ["a", 1, 1]}, "a setting of another kind than expected"),
         ({"RPN": {}}, r"has no MODEL\.RPN\.NMS_THRESH; give the whole config\.yaml"),
     ],

@@ -108,6 +108,11 @@ def join(folder: str, name: str) -> str:
     return name if is_remote(name) else os.path.join(folder, name)
 
 
+def normal_path(path: str) -> str:
+    """A path without `.`, `..` and doubled slashes, to compare; a remote one as it is."""
+    return path if is_remote(path) else os.path.normpath(path)
+
+
 def size(path: str) -> int:
     """Bytes of a file."""
     with os_errors(path):

@@ -34,7 +34,7 @@ def main() -> int:
     """Examine the sets that the flags name; exit code 0, 1 where a set has errors, 2 on a wrong setting."""
     config = flags.config_from_flags()
     from kmaskrcnn.data import open_raw
-    from kmaskrcnn.data.doctor.examine import examine_pair
+    from kmaskrcnn.data.doctor.examine import examine_pair, usable_labels
     from kmaskrcnn.data.doctor.repair import write_repaired
     from kmaskrcnn.data.doctor.report import report_page
     from kmaskrcnn.data.files import open_outputs
@@ -50,7 +50,9 @@ def main() -> int:
             written[flag.name] = open_outputs(folder, "doctor"), name
             written[flag.name][0].check([name])
     config = use_own_validation(config)
-    train, val = examine_pair(open_raw(config, "train"), open_raw(config, "val"))
+    train_raw = open_raw(config, "train")
+    # As in training: names alone get the ids that they have in the training set.
+    train, val = examine_pair(train_raw, open_raw(config, "val", usable_labels(train_raw)))
     sets = [("train", train)] + ([("val", val)] if val else [])
     for name, examined in sets:
         images, annotations = counted(examined.counts[0], "image"), counted(examined.counts[1], "annotation")

@@ -11,6 +11,7 @@ from kmaskrcnn.data.doctor.usable_ids import with_usable_ids
 from kmaskrcnn.data.sets.check_set import check_categories
 from kmaskrcnn.data.sets.defects import Findings
 from kmaskrcnn.data.sets.raw_set import RawSet
+from kmaskrcnn.results.labels import Labels
 
 
 @dataclasses.dataclass
@@ -50,6 +51,16 @@ def examine(raw: RawSet, elsewhere: Set[str] = frozenset()) -> Examined:
     images, image_target = examine_images(raw, findings, elsewhere)
     annotations = examine_annotations(raw, images, image_target, category_target, findings)
     return Examined(raw.source, images, annotations, categories, findings, (len(raw.images), len(raw.annotations)))
+
+
+def usable_labels(raw: RawSet) -> Labels | None:
+    """The classes that `examine` keeps of a set, with their ids; None where there are none."""
+    unsaid = Findings()  # what is wrong is told when the set is examined
+    categories, _ = check_categories(with_usable_ids(raw, unsaid), unsaid)
+    categories.sort(key=lambda c: c["id"])
+    if not categories:
+        return None
+    return Labels(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
 
 
 def examine_pair(train: RawSet, val: RawSet | None) -> tuple[Examined, Examined | None]:

@@ -14,7 +14,13 @@ import numpy as np
 
 from kmaskrcnn.data import files
 from kmaskrcnn.data.image_files import ImageHeader, code_of, header_of, load_pixels, open_image, read_encoded
-from kmaskrcnn.data.sets.check_set import ImagePlace, check_image_records, check_size, settle_names
+from kmaskrcnn.data.sets.check_set import (
+    ImagePlace,
+    check_image_records,
+    check_same_files,
+    check_size,
+    settle_names,
+)
 from kmaskrcnn.data.sets.defects import Findings
 from kmaskrcnn.data.sets.file_names import missing_detail
 from kmaskrcnn.data.sets.raw_set import RawSet
@@ -101,16 +107,9 @@ def examine_images(
     for position, name in settle_names(raw, places, missing, findings).items():
         record, path = {**places[position].record, "file_name": name}, files.join(raw.images_dir, name)
         places[position] = places[position]._replace(record=record, path=path)
-    candidates: list[ExaminedImage] = []
-    target = dict.fromkeys(bad, -1)
-    by_path: dict[tuple[str, int], int] = {}
-    for one in places:
-        first = by_path.setdefault((_normal(one.path), one.span[0]), one.record["id"])
-        target[one.record["id"]] = first
-        if first != one.record["id"]:
-            findings.add("duplicate-file-name", one.place, f"{one.record['file_name']} is image {first} already")
-            continue
-        candidates.append(ExaminedImage(one.record, one.place, one.path, one.span))
+    target = dict.fromkeys(bad, -1) | check_same_files(places, findings)
+    firsts = [one for one in places if target[one.record["id"]] == one.record["id"]]
+    candidates = [ExaminedImage(one.record, one.place, one.path, one.span) for one in firsts]
     kept, contents = [], {}
     for image, look in zip(candidates, _look_at_all(candidates), strict=True):
         number = image.record["id"]
@@ -126,7 +125,7 @@ def examine_images(
     for other, first in target.items():  # objects of a second record of a file follow the first record
         if first not in (-1, other):
             target[other] = target[first]
-    listed = {_normal(place.path) for place in places if place.span[1] < 0}
+    listed = {files.normal_path(place.path) for place in places if place.span[1] < 0}
     _find_unlisted(listed | listed_files(raw), elsewhere, findings)
     return kept, target
 
@@ -173,11 +172,7 @@ def listed_files(raw: RawSet) -> set[str]:
     """The image files that the records of a set name; none where images lie in shards."""
     images = [i for i in raw.images if isinstance(i, dict) and "shard" not in i]
     names = [i["file_name"] for i in images if isinstance(i.get("file_name"), str)]
-    return {_normal(files.join(raw.images_dir, name)) for name in names}
-
-
-def _normal(path: str) -> str:
-    return path if files.is_remote(path) else os.path.normpath(path)
+    return {files.normal_path(files.join(raw.images_dir, name)) for name in names}
 
 
 def _find_unlisted(listed: Set[str], elsewhere: Set[str], findings: Findings) -> None:

@@ -53,10 +53,9 @@ def clip_instances(instances: Instances, size: tuple[int, int]) -> Instances:
     cut = ((frames < 0) | (frames > limit)).any(axis=1) & keep & ~instances["is_crowd"]
     for i in np.flatnonzero(cut):
         mask = instances["masks"][i]
-        seen = mask >= _INSIDE
-        seen &= _cells_inside(frames[i], mask.shape[0], size)
-        box = mask_box(seen, frames[i])
-        if box is None or seen.sum() < LEAST_VISIBLE * (mask >= _INSIDE).sum():
+        seen = mask * _cells_inside(frames[i], mask.shape[0], size)
+        box = visible_box(seen, frames[i])
+        if box is None or seen.sum() < LEAST_VISIBLE * mask.sum():
             keep[i] = False
             continue
         boxes[i, :2] = np.maximum(boxes[i, :2], box[:2])
@@ -108,6 +107,14 @@ def mask_box(cells: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
     return box
 
 
+def visible_box(mask: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
+    """The tight yxyx box (4,) of a mask (m, m) of coverage over a frame, or None where it is empty."""
+    filled = mask >= _INSIDE
+    # A line thinner than a cell fills few or none by half.
+    mostly = 2 * mask[filled].sum() >= mask.sum()
+    return mask_box(filled if mostly else mask > 0, frame)
+
+
 def _rotate(instances: Instances, degrees: float, size: tuple[int, int]) -> Instances:
     """Turn masks counter-clockwise about the middle of the image; new frames fit the turned masks."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -128,7 +135,7 @@ def _rotate(instances: Instances, degrees: float, size: tuple[int, int]) -> Inst
         turned = (corners - middle) @ forward.T + middle
         frames[i] = *turned.min(axis=0), *turned.max(axis=0)
         masks[i] = _resample(mask, frame, frames[i], forward, middle)
-        box = mask_box(masks[i] >= _INSIDE, frames[i])
+        box = visible_box(masks[i], frames[i])
         keep[i] = box is not None
         if box is not None:
             boxes[i] = box

@@ -10,12 +10,11 @@ from kmaskrcnn.data.input.augment_instances import (
     cell_centers,
     clip_instances,
     erase_outside,
-    mask_box,
+    visible_box,
 )
 from kmaskrcnn.results.mask_paste import paste_window
 
 _SHARE_PASTED = 0.5  # of the objects of the other image, drawn one by one
-_INSIDE = 128
 
 
 def paste_instances(
@@ -67,15 +66,15 @@ def _hide(instances: Instances, covered: np.ndarray) -> Instances:
         y, x = (np.floor(cell_centers(frame, masks.shape[1], axis)).astype(int) for axis in (0, 1))
         inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None]
         hidden = covered[np.clip(y, 0, height - 1)[:, None], np.clip(x, 0, width - 1)[None]] & inside
-        before = masks[i] >= _INSIDE
+        before = masks[i].sum()
         if not (hidden & (masks[i] > 0)).any():
             continue
         masks[i][hidden] = 0
         if instances["is_crowd"][i]:
             continue
-        seen = (masks[i] >= _INSIDE) & inside
-        box = mask_box(seen, frame)
-        if box is None or seen.sum() < LEAST_VISIBLE * before.sum():
+        seen = masks[i] * inside
+        box = visible_box(seen, frame)
+        if box is None or seen.sum() < LEAST_VISIBLE * before:
             keep[i] = False
             continue
         boxes[i, :2], boxes[i, 2:] = np.maximum(boxes[i, :2], box[:2]), np.minimum(boxes[i, 2:], box[2:])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from kmaskrcnn.config import Config
 from kmaskrcnn.data.readers import read_raw
+from kmaskrcnn.data.readers.tfrecord import is_shards
 from kmaskrcnn.data.readers.yolo import with_split
 from kmaskrcnn.data.sets.check_set import no_objects
 from kmaskrcnn.data.sets.class_names import parse_class_map, parse_class_names
@@ -50,8 +51,10 @@ def open_raw(config: Config, split: str, labels: Labels | None = None) -> RawSet
         path = make_shapes(folder, count, config.data.shapes_size, seed=0 if split == "train" else 1)
         return read_raw(path, "", "coco")
     names, renamed = parse_class_names(config.data.class_names), parse_class_map(config.data.class_map)
-    path, given_as = with_split(annotations, split), f"--{split}_images"
-    raw = read_raw(path, images, config.data.data_format, names, renamed, labels, given_as)
+    given_as, data_format = f"--{split}_images", config.data.data_format
+    if data_format == "yolo" or (data_format == "auto" and not is_shards(annotations)):
+        annotations = with_split(annotations, split)
+    raw = read_raw(annotations, images, data_format, names, renamed, labels, given_as)
     _check_folder(raw, given_as)
     return raw
 

@@ -20,15 +20,15 @@ _SPLITS = ("train", "val", "test")
 
 
 def is_yolo(path: str) -> bool:
-    """Whether a path names a data.yaml, alone or with @SPLIT, or a folder that holds one."""
-    return _parts(path)[0].lower().endswith(_YAML) or (
-        files.is_folder(path) and bool(files.matching(path, "data.y*ml"))
-    )
+    """Whether a path names a data.yaml or a folder that holds one, alone or with @SPLIT."""
+    source, _ = _parts(path)
+    return source.lower().endswith(_YAML) or (files.is_folder(source) and bool(files.matching(source, "data.y*ml")))
 
 
 def with_split(path: str, split: str) -> str:
     """A YOLO set's path with the name of the split to read, unless it names one; any other path as it is."""
-    return f"{path}@{split}" if path.lower().endswith(_YAML) else path
+    names_one = _parts(path)[0] != path
+    return path if names_one or not is_yolo(path) else f"{path.rstrip('/')}@{split}"
 
 
 def own_validation(path: str) -> str:
@@ -52,13 +52,14 @@ def _yaml_path(source: str) -> str:
 
 def _parts(path: str) -> tuple[str, str]:
     """The YAML file or folder, and the split."""
-    if match := re.fullmatch(rf"(.+)@({'|'.join(_SPLITS)})", path):
+    match = re.fullmatch(rf"(.+)@({'|'.join(_SPLITS)})", path)
+    if match and not files.exists(path):  # a folder may be called cats@val
         return match.group(1), match.group(2)
     return path, "train"
 
 
 def read_yolo(path: str, images_dir: str) -> RawSet:
-    """Read a split of a set: data.yaml, or data.yaml@val; labels lie in `labels` where the images lie in `images`.
+    """Read a split of a set: data.yaml or its folder, or either with @val; `labels` lies where `images` lies.
 
     A line of a label file is a class number from 0 and the corners x y x y ... in shares of the sides. Lines of four
     numbers are boxes, which have no mask and are bad records. Images without a label file are negatives. The class
@@ -136,8 +137,9 @@ def _images(places: list[str]) -> Iterator[str]:
 
 def _label_path(image: str) -> str:
     """labels/.../NAME.txt of images/.../NAME.jpg, or the text file beside the image."""
-    head, found, tail = image.rpartition("/images/")
-    return os.path.splitext(f"{head}/labels/{tail}" if found else image)[0] + ".txt"
+    # In the working folder the path starts with images/.
+    match = re.fullmatch(r"(.*/)?images/(.+)", image, re.DOTALL)
+    return os.path.splitext(f"{match[1] or ''}labels/{match[2]}" if match else image)[0] + ".txt"
 
 
 def _read_image(builder: SetBuilder, image: str, names: list[str]) -> None:

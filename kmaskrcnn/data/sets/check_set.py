@@ -6,7 +6,7 @@ Every function takes `findings` and goes on after what it finds, as far as anyth
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kmaskrcnn.data import files
@@ -175,6 +175,19 @@ def settle_names(
     return found
 
 
+def check_same_files(images: Iterable[ImagePlace], findings: Findings) -> dict[int, int]:
+    """Look for records of one image file; returns, by image id, the id of the first record of its file."""
+    owners: dict[tuple[str, int], int] = {}
+    first: dict[int, int] = {}
+    for image in images:
+        number = image.record["id"]
+        first[number] = owners.setdefault((files.normal_path(image.path), image.span[0]), number)
+        if first[number] != number:
+            detail = f"{image.record['file_name']} is image {first[number]} already"
+            findings.add("duplicate-file-name", image.place, detail)
+    return first
+
+
 class CheckedImages(NamedTuple):
     """Images in order: records, headers, EXIF orientations to undo, paths; and ids of those that are not."""
 
@@ -215,6 +228,7 @@ def check_images(raw: RawSet, findings: Findings) -> CheckedImages:
                 kept.paths.append(image.path)
                 continue
         dropped.add(image.record["id"])
+    check_same_files((image for image in images if image.record["id"] not in dropped), findings)
     return kept
 
 

@@ -1,7 +1,8 @@
-"""Parts and unions of COCO sets, as dicts; every draw depends on a seed and the image ids alone."""
+"""Parts and unions of COCO sets, as dicts; a draw depends on a seed, the image ids and which of them share a file."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -31,26 +32,58 @@ def _part(tree: Tree, ids: set[int]) -> Tree:
     }
 
 
-def _draw(tree: Tree, count: int, seed: int) -> set[int]:
-    ids = sorted(image["id"] for image in tree["images"])
-    return set(np.random.default_rng(seed).permutation(ids)[:count].tolist())
+def _drawn_order(tree: Tree, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(sorted(i["id"] for i in tree["images"])).tolist()
+
+
+def _records_of_a_file(tree: Tree) -> dict[int, set[int]]:
+    """For each image id the ids of all records of the same file, or of the same place in a shard."""
+    groups: dict[object, set[int]] = collections.defaultdict(set)
+    for image in tree["images"]:
+        name, key = image.get("file_name"), image["id"]
+        if "shard" in image:
+            key = image["shard"], str(image.get("offset"))
+        elif isinstance(name, str):
+            key = files.normal_path(name)
+        groups[key].add(image["id"])
+    return {number: group for group in groups.values() for number in group}
+
+
+def _filled(chosen: set[int], order: list[int], groups: dict[int, set[int]], images: int) -> set[int]:
+    """Chosen ids and further ones in order, whole groups, until there are so many.
+
+    A group that would leave none is taken only where all images are wanted.
+    """
+    chosen = set(chosen)
+    for number in order:
+        if len(chosen) >= images:
+            break
+        leaves_some = len(chosen) + len(groups[number]) < len(order)
+        if number not in chosen and (leaves_some or images == len(order)):
+            chosen |= groups[number]
+    return chosen
 
 
 def split_coco(tree: Tree, val_images: int, seed: int = 0) -> tuple[Tree, Tree]:
     """Deal the images of a COCO dict out to two, with their annotations; both keep all categories.
 
+    Records of one image file, or of one place in a shard, stay together.
+
     Args:
         tree: the COCO dict.
-        val_images: images drawn for the second.
-        seed: of the draw, which depends on it and on the image ids alone.
+        val_images: images drawn for the second; where files have several records, it may get more or fewer by less
+            than the records of one file.
+        seed: of the draw, which depends on it, on the image ids and on which of them share a file.
 
     Raises:
-        DataError: no image would be left in the first.
+        DataError: no image would be left in one of the two.
     """
     count = len(tree["images"])
     if not 0 < val_images < count:
         raise DataError(f"val_images={val_images}: must lie in 1..{count - 1}, the set has {count} images")
-    chosen = _draw(tree, val_images, seed)
+    chosen = _filled(set(), _drawn_order(tree, seed), _records_of_a_file(tree), val_images)
+    if not chosen:
+        raise DataError(f"all {count} image records are of one file: there is nothing to split")
     return _part(tree, {i["id"] for i in tree["images"]} - chosen), _part(tree, chosen)
 
 
@@ -60,11 +93,12 @@ def part_without(tree: Tree, part: Tree) -> Tree:
 
 
 def sample_coco(tree: Tree, images: int, seed: int = 0, each_class: int = 0) -> Tree:
-    """Draw a part of a COCO dict.
+    """Draw a part of a COCO dict; records of one image file, or of one place in a shard, stay together.
 
     Args:
         tree: the COCO dict.
-        images: images drawn. With the same seed a smaller draw is part of a larger one.
+        images: images drawn; where files have several records, there may be more or fewer by less than the records of
+            one file. With the same seed a smaller draw is part of a larger one.
         seed: of the draw.
         each_class: images of each class, at least, as far as there are so many; they are taken first, rare classes
             before common ones.
@@ -76,7 +110,7 @@ def sample_coco(tree: Tree, images: int, seed: int = 0, each_class: int = 0) -> 
     count = len(tree["images"])
     if not 0 < images <= count:
         raise DataError(f"images={images}: must lie in 1..{count}, the set has {count} images")
-    order = np.random.default_rng(seed).permutation(sorted(i["id"] for i in tree["images"])).tolist()
+    order, groups = _drawn_order(tree, seed), _records_of_a_file(tree)
     holders: dict[int, set[int]] = {c["id"]: set() for c in tree["categories"]}
     listed = set(order)
     for annotation in tree["annotations"] if each_class else ():
@@ -87,11 +121,15 @@ def sample_coco(tree: Tree, images: int, seed: int = 0, each_class: int = 0) -> 
     chosen: set[int] = set()
     for _, mine in sorted(holders.items(), key=lambda item: (len(item[1]), item[0])):
         missing = min(each_class, len(mine)) - len(mine & chosen)
-        chosen |= set([i for i in order if i in mine and i not in chosen][: max(missing, 0)])
+        for number in order:
+            if missing <= 0:
+                break
+            if number in mine and number not in chosen:
+                chosen |= groups[number]
+                missing -= len(groups[number] & mine)
     if len(chosen) > images:
         raise DataError(f"images={images}: each_class={each_class} needs {len(chosen)}")
-    chosen |= set([i for i in order if i not in chosen][: images - len(chosen)])
-    return _part(tree, chosen)
+    return _part(tree, _filled(chosen, order, groups, images))
 
 
 def merge_coco(datasets: Sequence[CocoDataset], folder: str) -> Tree:

@@ -8,8 +8,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from kmaskrcnn.config import Config
-from kmaskrcnn.data import load_coco, make_shapes
-from kmaskrcnn.data.doctor.examine import examine, examine_pair
+from kmaskrcnn.data import load_coco, make_shapes, open_raw
+from kmaskrcnn.data.doctor.examine import examine, examine_pair, usable_labels
 from kmaskrcnn.data.doctor.repair import write_repaired
 from kmaskrcnn.data.doctor.report import report_page
 from kmaskrcnn.data.doctor.statistics import coverage, measure
@@ -17,7 +17,9 @@ from kmaskrcnn.data.readers import read_raw
 from kmaskrcnn.data.readers.write_tfrecord import write_shards
 from kmaskrcnn.data.sets.check_mask import find_crossing
 from kmaskrcnn.data.sets.defects import DEFECTS
+from kmaskrcnn.evaluation import check_categories
 from kmaskrcnn.outputs import OutputError
+from kmaskrcnn.results.labels import Labels
 from tests.processes import run_program, run_python
 
 HEIGHT, WIDTH = 60, 80
@@ -345,6 +347,47 @@ def test_the_command_as_a_user_starts_it(tmp_path):
     assert bad.returncode == 2
     errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: none.json: no such annotation file or folder"]
+
+
+@pytest.mark.parametrize("form", ["labelme", "coco"])
+def test_a_repaired_pair_has_the_ids_of_its_training_set(tmp_path, form):
+    """Files that give names alone are numbered by the names that occur; the validation set has no dog."""
+    for split, labels in (("train", ["cat", "dog", "fox"]), ("val", ["cat", "fox"])):
+        folder = tmp_path / split
+        folder.mkdir()
+        _picture(len(labels)).save(folder / "a.png")
+        shapes = [
+            {"label": label, "points": [[5 + 20 * i, 5], [15 + 20 * i, 25]], "shape_type": "rectangle"}
+            for i, label in enumerate(labels)
+        ]
+        tree = {"shapes": shapes, "imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+        (folder / "a.json").write_text(json.dumps(tree))
+    train = tmp_path / "train"
+    if form == "coco":
+        b = _Breaker(train)
+        b.tree["categories"] = [{"id": i, "name": n} for i, n in ((30, "fox"), ("9", "dog"), (None, ""), (7, "cat"))]
+        image = b.image("b.png")
+        for number, category in enumerate((30, "9", 7)):
+            b.annotation(image, box=(3 + 20 * number, 5, 10, 12), category_id=category)
+        train = b.write()
+    places = [f"--train_annotations={train}", f"--val_annotations={tmp_path}/val", f"--repair={tmp_path}/repaired"]
+    result = run_program("-m", "kmaskrcnn", "doctor", *places)
+    assert result.returncode == (form == "coco"), result.stderr  # a category without a name
+    first, second = (load_coco(tmp_path / f"repaired/{split}/instances.json") for split in ("train", "val"))
+    check_categories(Labels(tuple(first.class_names), tuple(first.category_ids)), second)
+    assert [second.class_names[i - 1] for i in second.classes] == ["cat", "fox"]
+
+
+def test_a_training_set_without_classes_leaves_the_other_its_own(tmp_path):
+    for split, shapes in (("train", []), ("val", [{"label": "cat", "points": [[5, 5], [15, 25]]}])):
+        (tmp_path / split).mkdir()
+        _picture(1 + len(shapes)).save(tmp_path / split / "a.png")
+        tree = {"imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+        tree["shapes"] = [{**shape, "shape_type": "rectangle"} for shape in shapes]
+        (tmp_path / split / "a.json").write_text(json.dumps(tree))
+    config = Config().replace(train_annotations=str(tmp_path / "train"), val_annotations=str(tmp_path / "val"))
+    labels = usable_labels(open_raw(config, "train"))
+    assert open_raw(config, "val", labels).categories == [{"id": 1, "name": "cat"}]
 
 
 def test_a_repair_leaves_the_set_alone(tmp_path):

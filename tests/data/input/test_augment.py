@@ -16,6 +16,7 @@ from kmaskrcnn.data.input import augment, augment_pixels
 from kmaskrcnn.data.input.augment import Transform
 from kmaskrcnn.data.input.augment_instances import transform_instances
 from kmaskrcnn.data.input.copy_paste import paste_instances
+from kmaskrcnn.data.sets.masks import rasterize_polygons
 from kmaskrcnn.results.mask_paste import paste_mask
 
 
@@ -316,6 +317,57 @@ def test_crowds_are_neither_pasted_nor_dropped():
             assert covered.all()
             assert result["is_crowd"].tolist() == [True, False]
             assert not result["masks"][0].any()
+
+
+def _crack(cells):
+    """A line of 3 pixels from corner to corner of 420 x 600 pixels: it fills no cell of its mask by half."""
+    outline = np.array([9.0, 11.5, 11.0, 8.5, 611.0, 428.5, 609.0, 431.5])
+    frame = np.array([8.5, 9.0, 431.5, 611.0], np.float32)
+    mask = rasterize_polygons([outline], frame, cells)
+    assert 0 < mask.max() < 128
+    flags = {"classes": np.ones(1, np.int32), "is_crowd": np.zeros(1, bool)}
+    return {"boxes": frame[None].copy(), **flags, "masks": mask[None], "mask_frames": frame[None]}
+
+
+@pytest.mark.parametrize("cells", [28, 56])
+def test_thin_objects_keep_what_a_crop_shows_of_them(cells):
+    step = 602 / cells  # a cell
+    half = Transform((0, 0, 220, 310), (220, 310))
+    (box,) = transform_instances(_crack(cells), half)["boxes"]
+    np.testing.assert_allclose(box, [8.5, 9, 220, 310], atol=step)
+    # The crop shows a twentieth of it.
+    assert not len(transform_instances(_crack(cells), Transform((0, 0, 30, 40), (30, 40)))["boxes"])
+    turned = transform_instances(_crack(cells), Transform((0, 0, 440, 620), (440, 620), 10.0))
+    (box,) = turned["boxes"]
+    # The ends lie 210 rows and 300 columns from the middle.
+    cos, sin = np.cos(np.radians(10)), np.sin(np.radians(10))
+    rows, columns = 210 * cos - 300 * sin, 210 * sin + 300 * cos
+    np.testing.assert_allclose(box, [220 - rows, max(310 - columns, 0), 220 + rows, min(310 + columns, 620)], atol=step)
+
+
+@pytest.mark.parametrize("cells", [56, 112])
+def test_lines_that_fill_some_cells_keep_their_ends(cells):
+    outline = np.array([8.0, 13.0, 12.0, 7.0, 612.0, 427.0, 608.0, 433.0])
+    frame = np.array([7, 8, 433, 612], np.float32)
+    instances = _crack(28) | {"masks": rasterize_polygons([outline], frame, cells)[None]}
+    instances |= {"boxes": frame[None].copy(), "mask_frames": frame[None]}
+    assert instances["masks"].max() >= 128
+    (box,) = transform_instances(instances, Transform((0, 0, 220, 310), (220, 310)))["boxes"]
+    np.testing.assert_allclose(box, [7, 8, 220, 310], atol=604 / cells)
+
+
+@pytest.mark.parametrize("cells", [28, 56])
+def test_thin_objects_keep_what_a_pasted_object_leaves_of_them(cells):
+    size = (440, 620)
+    square = {**_crack(cells), "masks": np.full((1, cells, cells), 255, np.uint8)}
+    for part, left in ((0.4, 1), (0.95, 0)):
+        square["boxes"] = square["mask_frames"] = np.array([[0, 0, 440 * part, 620 * part]], np.float32)
+        drawn = (np.random.default_rng(seed) for seed in range(20))
+        pasted = (paste_instances(_crack(cells), square, size, np.zeros(2, int), size, rng) for rng in drawn)
+        result = next(result for result, covered in pasted if covered.any())
+        assert len(result["boxes"]) == 1 + left
+        if left:
+            np.testing.assert_allclose(result["boxes"][0], [440 * part, 620 * part, 431.5, 611], atol=1.5 * 602 / cells)
 
 
 def test_blur_and_jpeg_noise_against_pillow():

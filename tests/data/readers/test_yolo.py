@@ -46,6 +46,48 @@ def test_a_set_is_read_by_its_splits(tmp_path):
     assert len(open_dataset(config, "val").classes) == 1
 
 
+def _classes(config, split):
+    return open_dataset(config, split).classes.tolist()
+
+
+def test_a_folder_is_read_by_the_split_of_its_flag(tmp_path):
+    _set(tmp_path, {"train": f"0 {SQUARE}\n", "val": f"1 {SQUARE}\n1 {SQUARE}\n"})
+    for place in (f"{tmp_path}", f"{tmp_path}/"):
+        config = Config().replace(train_annotations=place, val_annotations=place)
+        for form in ("auto", "yolo"):
+            own = config.replace(data_format=form)
+            assert (_classes(own, "train"), _classes(own, "val")) == ([1], [2, 2])
+    config = Config().replace(train_annotations=f"{tmp_path}@val", val_annotations=f"{tmp_path}@train")
+    assert (_classes(config, "train"), _classes(config, "val")) == ([2, 2], [1])
+    assert recognize(f"{tmp_path}@val") == "yolo"
+
+
+def test_a_folder_whose_name_ends_like_a_split_is_that_folder(tmp_path):
+    for name, number in (("cats", 0), ("cats@val", 1)):
+        _set(tmp_path / name, {"train": f"{number} {SQUARE}\n", "val": f"{number} {SQUARE}\n" * 2})
+    config = Config().replace(train_annotations=f"{tmp_path}/cats@val", val_annotations=f"{tmp_path}/cats@val")
+    assert (_classes(config, "train"), _classes(config, "val")) == ([2], [2, 2])
+
+
+def test_a_data_yaml_in_a_folder_of_another_format_changes_nothing(tmp_path):
+    _set(tmp_path, {"train": f"0 {SQUARE}\n", "val": f"1 {SQUARE}\n"})
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.jpg")
+    shape = {"label": "fox", "points": [[5, 5], [14, 12]], "shape_type": "rectangle"}
+    tree = {"shapes": [shape], "imagePath": "a.jpg", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    config = Config().replace(val_annotations=str(tmp_path), data_format="labelme")
+    assert open_dataset(config, "val").class_names == ["fox"]
+
+
+@pytest.mark.parametrize("changes", [{"path": ""}, {"path": "", "train": "list.txt"}, {}])
+@pytest.mark.parametrize("place", ["data.yaml", "."])
+def test_a_set_in_the_working_folder_has_its_labels(tmp_path, monkeypatch, place, changes):
+    _set(tmp_path, {"train": f"0 {SQUARE}\n"}, **changes)
+    (tmp_path / "list.txt").write_text("images/train/a.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset(place).classes.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

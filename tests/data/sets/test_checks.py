@@ -170,6 +170,21 @@ def test_a_file_that_two_names_may_mean_is_named_and_taken_for_none(tmp_path):
         load_dataset(_write(tmp_path, tree))
 
 
+def test_two_records_of_a_file_are_said_by_the_loader_as_by_the_doctor(tmp_path):
+    tree = _set(tmp_path, 3)
+    tree["images"][2]["file_name"] = "./1.png"
+    tree["images"].append({**tree["images"][0], "id": 9, "file_name": "gone.png"})
+    tree["images"].append({**tree["images"][0], "id": 10, "file_name": "gone.png"})
+    path = _write(tmp_path, tree)
+    dataset = load_dataset(path, on_bad_record="skip")
+    assert len(dataset) == 3
+    assert dataset.warnings == {"duplicate-file-name": 1}  # of the images that are taken
+    assert "1 x duplicate-file-name: two image records of the same file (images[2]" in dataset.summary()
+    assert "./1.png is image 1 already" in dataset.summary()
+    (first, _) = examine(read_raw(path)).findings.of("duplicate-file-name")
+    assert first in dataset._findings.all
+
+
 # Masks and boxes: (change of the first annotation, the code)
 
 HOSTILE = {

@@ -62,6 +62,56 @@ def test_split_keeps_categories():
     assert _ids(first) | _ids(second) == _ids(_tree())
 
 
+def test_draws_follow_the_seed_and_the_ids_alone_where_no_file_is_named_twice():
+    tree, ids = _tree(), list(range(1, 13))
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(ids).tolist()
+        for count in (1, 5, 11):
+            assert _ids(split_coco(tree, count, seed)[1]) == _ids(sample_coco(tree, count, seed)) == set(order[:count])
+        first, *others = [i for i in order if i % 4 == 1]  # the images with the second class
+        rest = [i for i in order if i not in (first, others[0])]
+        assert _ids(sample_coco(tree, 5, seed, each_class=2)) == {first, others[0], *rest[:3]}
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_records_of_one_file_are_drawn_together(shards):
+    tree = _tree()
+    for i, image in enumerate(tree["images"]):  # files of 1, 2 and 3 records
+        file = (0, 1, 1, 2, 2, 2)[i % 6] + 3 * (i // 6)
+        image["file_name"] = "./" * (i % 2) + f"{file}.png"
+        if shards:
+            image |= {"file_name": f"{i}.png", "shard": "a.tfrecord", "offset": file, "length": 9}
+    groups = [{1}, {2, 3}, {4, 5, 6}, {7}, {8, 9}, {10, 11, 12}]
+    more = []
+    for seed in range(8):
+        smaller = set()
+        for count in range(1, 12):
+            first, second = map(_ids, split_coco(tree, count, seed))
+            assert first and second and not first & second
+            assert abs(len(second) - count) < 3
+            drawn = _ids(sample_coco(tree, count, seed))
+            assert abs(len(drawn) - count) < 3
+            assert smaller <= drawn
+            each = _ids(sample_coco(tree, max(count, 6), seed, each_class=2))
+            for part in (first, second, drawn, each):
+                assert all(group <= part or not group & part for group in groups)
+            more.append(len(second) - count)
+            smaller = drawn
+        assert _ids(sample_coco(tree, 12, seed)) == set(range(1, 13))
+    assert min(more) < 0 < max(more)
+    for image in tree["images"]:
+        image |= {"file_name": "a.png"} | ({"offset": 0} if shards else {})
+    with pytest.raises(DataError, match="all 12 image records are of one file"):
+        split_coco(tree, 3)
+
+
+def test_records_without_a_file_name_are_no_records_of_one_file():
+    tree = _tree()
+    for image in tree["images"]:
+        image["file_name"] = None
+    assert len(_ids(split_coco(tree, 4)[1])) == 4
+
+
 def _write(folder, tree, seed=0):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)

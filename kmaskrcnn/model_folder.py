@@ -122,7 +122,7 @@ def read_config(directory: str | os.PathLike) -> Config:
 
 def saved_dtype(directory: str | os.PathLike) -> str:
     """The precision that the model in a folder was trained with; empty where nothing is there or it is not known."""
-    if not (Path(directory) / "config.json").is_file():
+    if not (local_folder(directory) / "config.json").is_file():
         return ""
     dtype = read_config(directory).train.dtype
     return "" if dtype == "auto" else dtype

@@ -4,7 +4,7 @@ import pytest
 
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.folders import local_folder
-from kmaskrcnn.model_folder import load_model, prepare_directory
+from kmaskrcnn.model_folder import load_model, prepare_directory, saved_dtype
 from kmaskrcnn.results.labels import Labels
 
 LABELS = Labels(("a",), (1,))
@@ -13,9 +13,10 @@ LABELS = Labels(("a",), (1,))
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    config = Config().replace(model_dir="~/runs/x", num_classes=1)
+    config = Config().replace(model_dir="~/runs/x", num_classes=1, dtype="mixed_bfloat16")
     assert prepare_directory("~/runs/x", config, LABELS) == tmp_path / "home" / "runs" / "x"
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert saved_dtype("~/runs/x") == "mixed_bfloat16"
     with pytest.raises(ConfigError, match="nothing was saved there yet"):  # it is found again, and has no weights
         load_model("~/runs/x")
     with pytest.raises(ConfigError, match="no such home folder"):

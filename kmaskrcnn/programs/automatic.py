@@ -29,6 +29,8 @@ _VAL_SHARE, _VAL_LEAST, _VAL_MOST = 0.2, 2, 200
 _SPLIT, _SOURCE = "split", "source.json"
 _PLACES = ("train_annotations", "train_images", "val_annotations", "val_images")
 _OF_READING = ("data_format", "class_names", "class_map")
+# What sets the length of a run; each counts where those before it are 0.
+LENGTHS = ("max_minutes", "epochs", "steps")
 
 
 def settings_to_go_on(config: Config, given: Mapping[str, Any]) -> Config | None:
@@ -36,8 +38,11 @@ def settings_to_go_on(config: Config, given: Mapping[str, Any]) -> Config | None
 
     A recipe is made once for a model folder: what it follows from (memory, weights at hand, images) may have changed.
 
+    Of the settings of its length, one that is given now comes before the saved ones, which is said.
+
     Raises:
-        ConfigError: the run trains on a part of a set that has changed since, or of another one.
+        ConfigError: the run trains on a part of a set that has changed since, or of another one, or is to be evaluated
+            on other images than those that it kept.
     """
     from kmaskrcnn.model_folder import is_started, read_config
 
@@ -45,11 +50,25 @@ def settings_to_go_on(config: Config, given: Mapping[str, Any]) -> Config | None
     if not (model_dir / "config.json").is_file() or not is_started(model_dir):
         return None
     saved = read_config(model_dir)
-    own = dict(given)
-    if saved.data.train_annotations == _split_path(model_dir, "train"):
-        _check_source(config)
-        own = {name: value for name, value in own.items() if name not in (*_PLACES, *_OF_READING)}
+    own = {**_without_other_lengths(saved, given), **given}
+    # Within config.json, for the folder may have another name now.
+    if saved.data.train_annotations == _split_path(Path(saved.train.model_dir), "train"):
+        places = _places_of_split(model_dir, _source_again(config))
+        _check_validation(config, places)
+        own = {**{name: value for name, value in own.items() if name not in _OF_READING}, **places}
     return saved.replace(**own)
+
+
+def _without_other_lengths(saved: Config, given: Mapping[str, Any]) -> dict[str, float]:
+    """Zeros for the saved settings that would keep the length that is given now from counting; says so."""
+    now = next((name for name in LENGTHS if given.get(name)), LENGTHS[0])
+    others = [name for name in LENGTHS[: LENGTHS.index(now)] if name not in given and getattr(saved.train, name)]
+    for name in others:
+        print(
+            f"--{now}={given[now]:g} sets the length of the run from here on, in place of "
+            f"--{name}={getattr(saved.train, name):g} before"
+        )
+    return dict.fromkeys(others, 0.0)
 
 
 def classes_without_objects(train_set: CocoDataset) -> list[str]:
@@ -58,20 +77,42 @@ def classes_without_objects(train_set: CocoDataset) -> list[str]:
     return [name for name, count in zip(train_set.class_names, counts[1:], strict=True) if not count]
 
 
-def _check_source(config: Config) -> None:
+def _source_again(config: Config) -> RawSet:
+    """The set that a split was made of, where it lies now."""
     from kmaskrcnn.data import open_raw
 
+    raw = open_raw(config, "train")
     path = Path(config.train.model_dir) / _SPLIT / _SOURCE
     try:
         known = json.loads(path.read_text())["sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # of a release that did not write it
-        return
-    if known != _digest(open_raw(config, "train")):
+        return raw
+    if known != _digest(raw):
         raise ConfigError(
             f"--train_annotations={config.data.train_annotations} is not the set that the run in "
-            f"{config.train.model_dir} was started on: choose another --model_dir; "
-            f"--init_weights={config.train.model_dir} starts it from the weights of that run"
+            f"{config.train.model_dir} was started on: {_another_run(config)}"
         )
+    return raw
+
+
+def _check_validation(config: Config, places: Mapping[str, str]) -> None:
+    """Raise ConfigError where other validation images are given than those that a run kept."""
+    for name in ("val_annotations", "val_images"):
+        given = getattr(config.data, name)
+        if given and not _same_place(given, places[name]):
+            raise ConfigError(
+                f"--{name}={given}: the run in {config.train.model_dir} is evaluated on the images that it kept for "
+                f"validation, --{name}={places[name]}: leave --{name} out, or {_another_run(config)}"
+            )
+
+
+def _another_run(config: Config) -> str:
+    folder = config.train.model_dir
+    return f"choose another --model_dir; --init_weights={folder} starts it from the weights of that run"
+
+
+def _same_place(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def _digest(raw: RawSet) -> str:
@@ -142,6 +183,12 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
         )
         return config
     model_dir = Path(config.train.model_dir)
+    places, val_images = _places_of_split(model_dir, raw), config.data.val_images
+    if val_images and not _same_place(val_images, places["val_images"]):
+        raise ConfigError(
+            f"--val_images={val_images} needs --val_annotations beside it: "
+            "without, images of the training set are kept for validation"
+        )
     outputs = Outputs(model_dir / _SPLIT, "train", [config.data.train_annotations])
     outputs.check(["train.json", "val.json", _SOURCE])
     source = json.dumps({"sha256": _digest(raw)}) + "\n"
@@ -157,19 +204,22 @@ def keep_validation_images(config: Config, raw: RawSet) -> Config:
     for name, part in zip(("train", "val"), parts, strict=True):
         write_tree(outputs, f"{name}.json", part)
     outputs.write_text(_SOURCE, source)
-    return config.replace(
-        train_annotations=_split_path(model_dir, "train"),
-        train_images=raw.images_dir or ".",
-        val_annotations=_split_path(model_dir, "val"),
-        val_images=raw.images_dir or ".",
-        data_format="coco",
-        class_names=(),
-        class_map=(),
-    )
+    return config.replace(**places, data_format="coco", class_names=(), class_map=())
 
 
 def _classes_of(tree: dict[str, Any]) -> set[Any]:
     return {annotation["category_id"] for annotation in tree["annotations"]}
+
+
+def _places_of_split(model_dir: Path, raw: RawSet) -> dict[str, str]:
+    """The settings of `_PLACES` for the split of a set."""
+    images = raw.images_dir or "."
+    return {
+        "train_annotations": _split_path(model_dir, "train"),
+        "train_images": images,
+        "val_annotations": _split_path(model_dir, "val"),
+        "val_images": images,
+    }
 
 
 def _split_path(model_dir: Path, name: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
@@ -54,6 +55,7 @@ def main() -> int:
 
     Exit code 0; 75 after a signal and 76 after the loss of another worker (start again to resume); 2 on a bad setting.
     """
+    from kmaskrcnn.programs import automatic
     from kmaskrcnn.training.signals import SignalWatch
 
     signals = SignalWatch()
@@ -67,15 +69,17 @@ def main() -> int:
             "--train_annotations is missing: the set to train on, or shapes for the built-in one; "
             "docs/guide/data.md lists the formats"
         )
-    local_folder(config.train.model_dir)
-    for name in ("steps", "epochs"):
-        if config.train.max_minutes and given.get(name):
-            print(
-                f"--max_minutes={config.train.max_minutes:g} sets the length of training, so --{name}={given[name]:g} "
-                "is not used; --max_minutes=0 lets it count"
-            )
+    # A shell leaves the ~ of --model_dir=~/run as it is.
+    given["model_dir"] = str(local_folder(config.train.model_dir))
+    config = config.replace(model_dir=given["model_dir"])
+    first, *others = [name for name in automatic.LENGTHS if given.get(name)] or [""]
+    for name in others:
+        print(
+            f"--{first}={given[first]:g} sets the length of training, so --{name}={given[name]:g} is not used; "
+            f"--{first}=0 lets it count"
+        )
     if PREVIEW.value:
-        preview(config)
+        preview(config, given)
         return 0
     from kmaskrcnn.errors import EXIT_RESTART
     from kmaskrcnn.programs.launcher import follow_launcher, launch
@@ -94,10 +98,12 @@ def main() -> int:
         "images is stalled; start again to resume from the newest checkpoint"
     )
     with Watchdog(seconds, EXIT_RESTART, message) as watchdog, listening(watchdog.beat):
-        return train(config, watchdog.beat, signals)
+        return train(config, given, watchdog.beat, signals)
 
 
-def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, CocoDataset | None]:
+def open_sets(
+    config: Config, given: Mapping[str, Any], devices: int = 1
+) -> tuple[Config, CocoDataset, CocoDataset | None]:
     """The settings with the number of classes and, where one is made, the recipe; training and validation set."""
     from kmaskrcnn.data import open_dataset, open_raw
     from kmaskrcnn.evaluation import check_categories
@@ -105,7 +111,7 @@ def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, Co
     from kmaskrcnn.progress import phase
     from kmaskrcnn.results.labels import Labels
 
-    given, makes_recipe = flags.given_settings(), flags.makes_recipe()
+    makes_recipe = flags.makes_recipe()
     if makes_recipe and (saved := automatic.settings_to_go_on(config, given)):
         makes_recipe, config = False, saved
     config = automatic.use_own_validation(config)
@@ -138,18 +144,18 @@ def open_sets(config: Config, devices: int = 1) -> tuple[Config, CocoDataset, Co
     return config, train_set, val_set
 
 
-def preview(config: Config) -> None:
+def preview(config: Config, given: Mapping[str, Any]) -> None:
     """Draw training images as they go into the network."""
     from kmaskrcnn.data.input.preview import contact_sheet
 
-    config, train_set, _ = open_sets(config)
-    path = local_folder(config.train.model_dir) / "augmentations.png"
+    config, train_set, _ = open_sets(config, given)
+    path = Path(config.train.model_dir) / "augmentations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(train_set, config, PREVIEW.value).save(path)
     print(f"written: {path}")
 
 
-def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int:
+def train(config: Config, given: Mapping[str, Any], beat: Callable[[], None], signals: SignalWatch) -> int:
     """Train as one of the workers, or the only one."""
     import keras
     import tensorflow as tf
@@ -181,9 +187,9 @@ def train(config: Config, beat: Callable[[], None], signals: SignalWatch) -> int
 
         with automatic.split_taken_back_on_error(config):
             with cluster.in_turn() if writes else contextlib.nullcontext():
-                config, train_set, val_set = open_sets(config, cluster.replicas)
+                config, train_set, val_set = open_sets(config, given, cluster.replicas)
             if flags.makes_recipe():
-                config = automatic.settings_of_chief(config, flags.given_settings(), cluster)
+                config = automatic.settings_of_chief(config, given, cluster)
             loggers = logger_callbacks(config) if cluster.is_chief else []
             evaluation = score if val_set is not None else None
             trainer = Trainer(config, train_set, evaluation, cluster, beat, loggers, starting_weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kmaskrcnn.config import ConfigError
 from kmaskrcnn.recipe.given import Choice, Given, round_up, scale_of
 from kmaskrcnn.recipe.orientation import find_orientation
 
@@ -20,8 +21,14 @@ _TILE = 1536
 
 def input_scale(given: Given) -> list[Choice]:
     """Size of the network's input: as large as the small objects need, no larger than the machine likes."""
-    facts = given.facts
-    if {"resize_mode", "min_size", "native_scale", "max_size"} & given.fixed or not len(facts.boxes):
+    facts, train_sizes = given.facts, given.config.data.min_size_train
+    if "resize_mode" in given.fixed:
+        return []
+    if "native_scale" in given.fixed:
+        if others := {"min_size", "min_size_train", "max_size"} & given.fixed:
+            raise ConfigError(f"--native_scale and --{min(others)} exclude each other: leave one out")
+        return [Choice("resize_mode", "native", "native_scale is given, which the other mode does not read")]
+    if {"min_size", "max_size"} & given.fixed or not len(facts.boxes):
         return []
     shorts = facts.image_sizes.min(axis=1)
     wanted = _GPU_SHORT_SIDE if given.on_gpu else _CPU_SHORT_SIDE
@@ -37,12 +44,13 @@ def input_scale(given: Given) -> list[Choice]:
     cost_fitted = float((areas / shorts**2).mean()) * float(np.median(shorts)) ** 2
     cost_fitted /= float(np.percentile(relative, _SMALLEST_PERCENTILE)) ** 2
     varied = float(np.percentile(shorts, 95) / np.percentile(shorts, 5)) > 1.5
-    if varied and cost_native < cost_fitted:
+    if not train_sizes and varied and cost_native < cost_fitted:  # native scaling would not read min_size_train
         reason = f"images of {shorts.min():.0f} to {shorts.max():.0f} pixels show their objects at about the same scale"
         why = f"5% of the objects are smaller than {small:.0f} pixels, {small * native:.0f} when resized"
         return [Choice("resize_mode", "native", reason), Choice("native_scale", round(native, 3), why)]
-    short = max(32, round_up(fitted * float(np.median(shorts)), 16))
-    if not varied and float((areas * (short / shorts) ** 2).max()) > _TILE**2:
+    # What the sizes of training are given for is evaluated at the largest of them, as in Detectron2's recipes.
+    short = max(train_sizes) if train_sizes else max(32, round_up(fitted * float(np.median(shorts)), 16))
+    if not train_sizes and not varied and float((areas * (short / shorts) ** 2).max()) > _TILE**2:
         # By its short side a tile would be scaled to the size of a whole image, and show its objects larger.
         scale = round(short / float(np.median(shorts)), 3)
         reason = "images have about the same size, and are predicted in tiles"
@@ -50,9 +58,11 @@ def input_scale(given: Given) -> list[Choice]:
         return [Choice("resize_mode", "native", reason), Choice("native_scale", scale, why)]
     aspect = float(np.percentile(facts.image_sizes.max(axis=1) / shorts, 95))
     small = float(np.percentile(relative, _SMALLEST_PERCENTILE)) * short / float(np.median(shorts))
-    reason = f"the short sides are {np.median(shorts):.0f} pixels; resized, 5% of the objects are below {small:.0f}"
+    why = "min_size_train is given" if train_sizes else "images have about the same size, or objects scale with them"
+    what = "the largest of min_size_train" if train_sizes else f"the short sides are {np.median(shorts):.0f} pixels"
+    reason = f"{what}; resized, 5% of the objects are below {small:.0f}"
     return [
-        Choice("resize_mode", "short_side", "images have about the same size, or objects scale with them"),
+        Choice("resize_mode", "short_side", why),
         Choice("min_size", short, reason),
         Choice(
             "max_size",

@@ -11,7 +11,10 @@ _MEMORY_BASE, _MEMORY_MEGAPIXEL = 1.5, 2.2
 
 
 def batch(given: Given) -> list[Choice]:
-    """Images a step: as many as fit half of the memory, four at most on a processor, which gains nothing by more."""
+    """Images a step: as many as fit half of the memory, four at most on a processor, which gains nothing by more.
+
+    With accumulate_steps more, where each part of a step is to have an image on each device.
+    """
     side = given.config.data.crop_size
     pixels = (
         side**2
@@ -25,6 +28,9 @@ def batch(given: Given) -> list[Choice]:
     if given.on_gpu:
         each = max(1, min(each, 16 // given.machine.devices))
     reason = f"{need:.1f} GB per image, {given.machine.memory_gb:.0f} GB of memory"
+    parts = given.config.train.accumulate_steps
+    if each % parts:
+        each, reason = round_up(each, parts), f"{reason}; in {parts} equal parts, as accumulate_steps asks"
     return [Choice("batch_size", each * given.machine.devices, reason)]
 
 
@@ -57,27 +63,40 @@ def expected_steps(given: Given) -> int:
     return train.steps
 
 
+# Rate and decay of AdamW for 16 images: of ConvNeXt's authors' Mask R-CNN, and of Swin's for other backbones.
+_ADAMW_RATE, _ADAMW_DECAY = 1e-4, 0.05
+
+
 def optimizer(given: Given) -> list[Choice]:
-    """Learning rate for the batch, a warm-up and a cosine over the run, clipping; AdamW for a ConvNeXt."""
-    size = given.config.train.batch_size
-    # The linear rule for SGD; for AdamW that of the square root, from the rate of the authors' Mask R-CNN.
-    each = 0.02 / 16 if given.start.kind == "coco" else 0.005
-    rate = min(each * size, 0.02 if given.start.kind == "coco" else 0.04)
-    reason, choices = f"{each:g} for each of the {size} images of a batch", []
-    if given.config.model.backbone == "convnext_tiny" and "optimizer" not in given.fixed:
-        most = 2.5e-5 if given.start.kind == "coco" else 1e-4
-        rate, reason = most * math.sqrt(size / 16), f"{most:g} for 16 images, by the square root for {size}"
-        choices = [
-            Choice("optimizer", "adamw", "as ConvNeXt is published"),
-            Choice("weight_decay", 0.05, "as ConvNeXt is published"),
-        ]
-    return [
-        *choices,
-        Choice("learning_rate", rate, reason),
-        Choice("schedule", "cosine", "falls to 0 at the end of the run, whatever its length"),
-        Choice("warmup_share", 0.1, "of the run: the new heads start from random weights"),
-        Choice("clip_norm", 10.0, "gradient clipping, so that no bad batch undoes the warm-up"),
-    ]
+    """Optimizer, AdamW for a ConvNeXt, learning rate for it and the batch, warm-up, cosine and gradient clipping."""
+    train, fixed, choices = given.config.train, given.fixed, []
+    convnext, from_coco = given.config.model.backbone == "convnext_tiny", given.start.kind == "coco"
+    size, name = train.batch_size, train.optimizer
+    if convnext and not {"optimizer", "momentum"} & fixed:  # AdamW reads no momentum
+        name = "adamw"
+        choices.append(Choice("optimizer", name, "as ConvNeXt is published"))
+    if name == "adamw":
+        source = "as ConvNeXt is published" if convnext else "as Swin's Mask R-CNN (Liu et al. 2021)"
+        choices.append(Choice("weight_decay", _ADAMW_DECAY, source))
+        most = _ADAMW_RATE / 4 if from_coco else _ADAMW_RATE
+        # Adaptive rates scale with the square root of the batch (Malladi et al. 2022), those of SGD with the batch.
+        rate = most * math.sqrt(size / 16)
+        reason = f"{most:g} for 16 images, by the square root for {size}, {source}"
+    else:
+        each = 0.02 / 16 if from_coco else 0.005
+        rate = min(each * size, 0.02 if from_coco else 0.04)
+        reason = f"{each:g} for each of the {size} images of a batch"
+    if reference := train.reference_batch_size:
+        reason = f"{reason}; {rate:.3g}, scaled to the {reference} images of reference_batch_size"
+        rate *= reference / size
+    choices.append(Choice("learning_rate", rate, reason))
+    if "drop_at" in fixed:
+        choices.append(Choice("schedule", "step", "drop_at is given, which no other schedule reads"))
+    else:
+        choices.append(Choice("schedule", "cosine", "falls to 0 at the end of the run, whatever its length"))
+    if "warmup_steps" not in fixed:  # whose place a share would take
+        choices.append(Choice("warmup_share", 0.1, "of the run: the new heads start from random weights"))
+    return [*choices, Choice("clip_norm", 10.0, "gradient clipping, so that no bad batch undoes the warm-up")]
 
 
 def averages(given: Given) -> list[Choice]:

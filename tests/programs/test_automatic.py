@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 from kmaskrcnn import model_folder
 from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import DataError, load_coco, make_shapes, open_dataset, open_raw
-from kmaskrcnn.programs import automatic
+from kmaskrcnn.programs import automatic, train
 from kmaskrcnn.results.labels import Labels
 
 
@@ -182,6 +184,130 @@ def test_a_run_goes_on_with_its_recipe_and_its_split(via):
     path.write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match=r"is not the set that the run in .*--init_weights="):
         automatic.settings_to_go_on(via.replace(steps=7), given)
+
+
+def start_run(config, **settings):
+    """A model folder as a run leaves it that kept validation images and took a step; returns what was given."""
+    split = automatic.keep_validation_images(config, open_raw(config, "train"))
+    saved = split.replace(num_classes=1, crop_size=64, **settings)
+    folder = model_folder.prepare_directory(config.train.model_dir, saved, Labels(("object",), (1,)))
+    (folder / model_folder.LAST).touch()
+    return {"train_annotations": config.data.train_annotations, "model_dir": config.train.model_dir, **settings}
+
+
+def go_on(given):
+    """The settings with which a run goes on that is given these flags."""
+    return automatic.settings_to_go_on(Config().replace(**given), given)
+
+
+@pytest.mark.parametrize("spelling", ["run", "./run/", "{here}/run", "link", "../x/run", "{here}/x/../run", "moved"])
+def test_a_run_goes_on_with_its_split_whatever_its_folder_is_called(spelling, via, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    given = start_run(via.replace(train_annotations="via.json", model_dir="x/run" if "../x" in spelling else "run"))
+    if spelling == "link":
+        (tmp_path / "link").symlink_to("run")
+    elif spelling == "moved":
+        (tmp_path / "run").rename("moved")
+    elif spelling == "../x/run":
+        monkeypatch.chdir(tmp_path / "x")
+        given["train_annotations"] = "../via.json"
+    given["model_dir"] = spelling.format(here=tmp_path)
+    found = go_on(given)
+    assert os.path.samefile(Path(found.data.train_annotations).parents[1], given["model_dir"])
+    parts = [open_dataset(found, part) for part in ("train", "val")]
+    assert [len(part) for part in parts] == [10, 2]
+    names = [{os.path.basename(name) for name in part.file_names} for part in parts]
+    assert not names[0] & names[1]
+    # What this run writes into the folder leads the next one to the split, too.
+    model_folder.prepare_directory(given["model_dir"], found, Labels(("object",), (1,)))
+    assert go_on({**given, "model_dir": os.path.abspath(given["model_dir"])}).data.crop_size == 64
+
+    path = tmp_path / "via.json"
+    path.write_text(path.read_text().replace('"width": 30', '"width": 31'))
+    with pytest.raises(ConfigError, match="is not the set that the run in"):
+        go_on(given)
+
+
+def test_a_run_that_kept_its_validation_images_takes_no_others(via, tmp_path):
+    given = start_run(via)
+    split = f"{tmp_path}/model/split"
+    for flags in ({"val_annotations": f"{split}/../split/val.json"}, {"val_images": f"{tmp_path}/"}):
+        assert go_on({**given, **flags}).data.val_annotations == f"{split}/val.json"
+    for name in ("val_annotations", "val_images"):
+        with pytest.raises(ConfigError, match=rf"--{name}=other: .*leave --{name} out, or choose another --model_dir"):
+            go_on({**given, name: "other"})
+
+
+def test_a_folder_of_validation_images_is_not_left_out_in_silence(via, tmp_path):
+    config = via.replace(val_images="other")
+    with pytest.raises(ConfigError, match="--val_images=other needs --val_annotations"):
+        automatic.keep_validation_images(config, open_raw(config, "train"))
+    assert not Path(via.train.model_dir).exists()
+    same = via.replace(val_images=str(tmp_path))
+    assert automatic.keep_validation_images(same, open_raw(same, "train")).data.val_annotations
+
+
+@pytest.mark.parametrize(
+    ("saved", "flags", "length", "said"),
+    [
+        ({"epochs": 3.0}, {"steps": 5000}, (0, 0, 5000), ["--steps=5000 sets", "--epochs=3 before"]),
+        ({"max_minutes": 20.0}, {"steps": 5000}, (0, 0, 5000), ["--steps=5000 sets", "--max_minutes=20 before"]),
+        ({"max_minutes": 20.0}, {"epochs": 4.0}, (0, 4, 90000), ["--epochs=4 sets", "--max_minutes=20 before"]),
+        ({"max_minutes": 20.0}, {"max_minutes": 0.0, "epochs": 4.0}, (0, 4, 90000), []),
+        ({"epochs": 3.0}, {"epochs": 3.0, "steps": 5000}, (0, 3, 5000), []),  # main says that steps is not used
+        ({"steps": 700}, {"max_minutes": 5.0}, (5, 0, 700), []),
+        ({"epochs": 3.0}, {"epochs": 0.0}, (0, 0, 90000), []),
+        ({"epochs": 3.0}, {}, (0, 3, 90000), []),
+    ],
+)
+def test_the_length_that_is_given_now_sets_that_of_a_run_that_goes_on(saved, flags, length, said, via, capsys):
+    given = start_run(via, **saved)
+    capsys.readouterr()
+    found = go_on({**{name: given[name] for name in ("train_annotations", "model_dir")}, **flags}).train
+    assert (found.max_minutes, found.epochs, found.steps) == length
+    output = capsys.readouterr().out
+    assert all(text in output for text in said)
+    assert output.count("\n") == bool(said)
+
+
+@pytest.fixture
+def preview(monkeypatch):
+    """`train --preview_augmentations=1` with settings that are given, in this process."""
+    monkeypatch.setattr("kmaskrcnn.training.signals.SignalWatch", lambda: None)
+    monkeypatch.setattr(train, "PREVIEW", SimpleNamespace(value=1))
+    monkeypatch.setattr(train.flags, "makes_recipe", lambda: True)
+
+    def run(**given):
+        monkeypatch.setattr(train.flags, "config_from_flags", lambda: Config().replace(**given))
+        monkeypatch.setattr(train.flags, "given_settings", lambda: dict(given))
+        assert train.main() == 0
+
+    return run
+
+
+def test_a_tilde_is_the_home_folder_wherever_the_name_is_used(via, tmp_path, preview, monkeypatch, capsys):
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    given = {"train_annotations": via.data.train_annotations, "init_weights": "none", "crop_size": 64}
+    preview(**given, model_dir="~/run")
+    assert "recipe made" in capsys.readouterr().out
+    assert sorted(path.name for path in (home / "run").iterdir()) == ["augmentations.png", "split"]
+    assert not list(here.iterdir())
+    start_run(via.replace(model_dir=str(home / "run")))
+    capsys.readouterr()
+    preview(**given, model_dir="~/run")
+    output = capsys.readouterr().out
+    assert "recipe made" not in output
+    assert "training set: 10 images" in output
+
+
+def test_a_number_of_steps_beside_epochs_is_not_left_out_in_silence(via, preview, capsys):
+    preview(**start_run(via), epochs=3.0, steps=5)
+    line = "--epochs=3 sets the length of training, so --steps=5 is not used; --epochs=0 lets it count"
+    assert line in capsys.readouterr().out
 
 
 def test_a_refused_command_leaves_no_split(via):

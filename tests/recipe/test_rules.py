@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kmaskrcnn.config import Config
+from kmaskrcnn.config import Config, ConfigError
 from kmaskrcnn.data import load_coco
 from kmaskrcnn.recipe import (
     RULES,
@@ -22,6 +22,7 @@ from kmaskrcnn.recipe import (
 )
 from kmaskrcnn.recipe.facts import most_in_window
 from kmaskrcnn.recipe.given import Given, scale_of
+from kmaskrcnn.training.schedules import scaled_rate
 
 IMAGENET = Start("imagenet", {"backbone": "mobilenet_v2", "init_weights": "imagenet"}, "here")
 COCO = Start("coco", {"backbone": "resnet50", "init_weights": "a_model"}, "here")
@@ -82,6 +83,26 @@ def test_a_convnext_keeps_its_normalization_and_has_adamw():
     assert train.learning_rate == pytest.approx(5e-5)
     sgd = chosen(training_rules.optimizer, start=start, fixed=("optimizer",), batch_size=4, backbone="convnext_tiny")
     assert sgd["learning_rate"] == pytest.approx(0.02) and "optimizer" not in sgd
+    asked = make_recipe(make_facts(), CPU, start, Config().replace(optimizer="adamw"), {"optimizer"})
+    assert "optimizer" not in {choice.name for choice in asked.choices}
+    assert asked.config == recipe.config
+    asked = make_recipe(make_facts(), CPU, start, Config().replace(momentum=0.8), {"momentum"})
+    assert asked.config.train.optimizer == "sgd"  # AdamW would not read it
+
+
+@pytest.mark.parametrize(("start", "most"), [(IMAGENET, 1e-4), (NONE, 1e-4), (COCO, 2.5e-5)])
+def test_rate_and_decay_follow_the_optimizer_that_is_given(start, most):
+    recipe = make_recipe(make_facts(), CPU, start, Config().replace(optimizer="adamw"), {"optimizer"})
+    train = recipe.config.train
+    assert train.optimizer == "adamw"
+    assert train.weight_decay == 0.05
+    assert train.learning_rate == pytest.approx(most * (train.batch_size / 16) ** 0.5)
+    reasons = {choice.name: choice.reason for choice in recipe.choices}
+    assert "optimizer" not in reasons
+    assert "Swin's Mask R-CNN (Liu et al. 2021)" in reasons["learning_rate"]
+    own = {"optimizer": "adamw", "weight_decay": 0.01, "learning_rate": 0.001}
+    train = make_recipe(make_facts(), CPU, start, Config().replace(**own), own).config.train
+    assert (train.weight_decay, train.learning_rate) == (0.01, 0.001)
 
 
 def test_input_is_as_large_as_the_machine_likes():
@@ -118,6 +139,30 @@ def test_images_of_many_sizes_at_one_scale_stay_as_they_are():
     # Objects that grow with their images are seen at one size when the images are.
     sides = np.repeat([[60, 60], [120, 120], [240, 240]] * 10, 5, axis=0)
     assert chosen(input_rules.input_scale, make_facts(size=sizes, sides=sides))["resize_mode"] == "short_side"
+
+
+def recipe_with(facts=None, machine=CPU, **given):
+    """The recipe where the user gave these settings."""
+    return make_recipe(facts or make_facts(), machine, IMAGENET, Config().replace(**given), given)
+
+
+def test_a_given_scale_is_used():
+    recipe = recipe_with(native_scale=0.5)
+    assert recipe.config.data.resize_mode == "native"
+    assert recipe.config.data.native_scale == 0.5
+    assert recipe_with(native_scale=0.5, resize_mode="short_side").config.data.resize_mode == "short_side"
+    with pytest.raises(ConfigError, match="--native_scale and --min_size exclude each other"):
+        recipe_with(native_scale=0.5, min_size=400)
+
+
+def test_given_training_sizes_are_used():
+    varied = make_facts(size=[(256, 256), (512, 640), (1024, 1360)] * 10, sides=(24, 24))
+    tiled = make_facts(size=(2000, 3000), sides=(15, 15))
+    for facts in (varied, tiled):
+        assert recipe_with(facts).config.data.resize_mode == "native"
+        data = recipe_with(facts, min_size_train=(300, 400)).config.data
+        assert (data.resize_mode, data.min_size, data.min_size_train) == ("short_side", 400, (300, 400))
+        assert data.max_size >= 528
 
 
 def test_the_crop_holds_the_large_objects():
@@ -262,6 +307,14 @@ def test_the_batch_fits_the_memory():
     assert chosen(training_rules.batch, start=COCO, crop_size=448)["batch_size"] == 2
 
 
+@pytest.mark.parametrize(("parts", "size"), [(1, 4), (2, 4), (3, 6), (8, 8)])
+def test_the_batch_divides_into_the_given_parts(parts, size):
+    given = {"accumulate_steps": parts}
+    assert recipe_with(crop_size=256, **given).config.train.batch_size == size
+    spread = chosen(training_rules.batch, machine=Machine(4, 80.0, 4), crop_size=512, **given)["batch_size"]
+    assert spread % (4 * parts) == 0
+
+
 def test_steps_are_passes_over_the_images_between_a_floor_and_a_ceiling():
     def steps(images, **keywords):
         return chosen(training_rules.run_length, make_facts(images=images, each=1), batch_size=4, **keywords).get(
@@ -283,6 +336,24 @@ def test_the_rate_follows_the_batch():
         assert chosen(training_rules.optimizer, batch_size=size)["learning_rate"] == pytest.approx(rate)
     assert chosen(training_rules.optimizer, start=COCO, batch_size=2)["learning_rate"] == pytest.approx(0.0025)
     assert chosen(training_rules.optimizer)["warmup_share"] == 0.1
+
+
+def test_a_given_schedule_is_used():
+    train = recipe_with(warmup_steps=500).config.train
+    assert (train.warmup_steps, train.warmup_share) == (500, 0.0)
+    train = recipe_with(drop_at=(0.5, 0.8)).config.train
+    assert (train.schedule, train.drop_at) == ("step", (0.5, 0.8))
+    assert recipe_with(drop_at=(0.5, 0.8), schedule="constant").config.train.schedule == "constant"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_scaled_rate_is_that_of_the_recipe(optimizer):
+    plain = recipe_with(optimizer=optimizer).config.train
+    scaled = recipe_with(optimizer=optimizer, reference_batch_size=16).config.train
+    assert scaled.batch_size == plain.batch_size == 4
+    assert scaled_rate(scaled) == pytest.approx(scaled_rate(plain))
+    own = recipe_with(optimizer=optimizer, reference_batch_size=16, learning_rate=0.02).config.train
+    assert scaled_rate(own) == pytest.approx(0.005)
 
 
 def test_weights_are_averaged_over_a_tenth_of_the_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from kmaskrcnn.data import files
@@ -14,7 +15,7 @@ from kmaskrcnn.data.readers.labelme import is_labelme, read_labelme
 from kmaskrcnn.data.readers.mask_files import is_mask_folder, read_mask_files, read_semantic_masks
 from kmaskrcnn.data.readers.tfrecord import is_shards, read_tfrecord
 from kmaskrcnn.data.readers.via import is_via, read_via
-from kmaskrcnn.data.readers.voc import is_voc, read_voc
+from kmaskrcnn.data.readers.voc import is_voc, list_root, read_voc
 from kmaskrcnn.data.readers.yolo import is_yolo, read_yolo
 from kmaskrcnn.data.sets.raw_set import RawSet, order_classes, rename_classes
 from kmaskrcnn.errors import DataError
@@ -49,7 +50,7 @@ def recognize(path: str) -> str:
         return _recognize_folder(path)
     if path.lower().endswith(".csv"):
         return "via"
-    if path.endswith(".txt") and "/ImageSets/" in path:
+    if list_root(path):
         return "voc"
     form = _recognize_json(path)
     if form == "labelme":
@@ -64,7 +65,10 @@ def _recognize_json(path: str) -> str:
         if size > _WHOLE_BYTES:  # COCO's own are hundreds of megabytes, and are not parsed twice
             if files.read_bytes(path, 0, 64).lstrip().startswith(b"["):
                 return "label_studio"
-            return "via" if b'"regions"' in files.read_bytes(path, 0, _WHOLE_BYTES) else "coco"
+            head = files.read_bytes(path, 0, _WHOLE_BYTES)
+            if re.search(rb'"shapes"\s*:\s*\[', head):  # with its photograph in it
+                return "labelme"
+            return "via" if b'"regions"' in head else "coco"
         tree = read_json(path)
     except (OSError, DataError):
         return ""

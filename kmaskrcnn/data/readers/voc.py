@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 
 from kmaskrcnn.data import files
@@ -19,6 +20,12 @@ def is_voc(folder: str) -> bool:
     return all(files.is_folder(os.path.join(folder, name)) for name in (_MASKS, _RECORDS))
 
 
+def list_root(path: str) -> str:
+    """The folder of the set that a list below its ImageSets belongs to; empty where it is no such list."""
+    match = re.fullmatch(r"(.*/)?ImageSets/.+\.txt", path)
+    return (match[1] or ".") if match else ""
+
+
 def read_voc(path: str, images_dir: str) -> RawSet:
     """Read a VOC folder, or of it the images that a list such as ImageSets/Segmentation/train.txt names.
 
@@ -27,7 +34,7 @@ def read_voc(path: str, images_dir: str) -> RawSet:
     """
     root, wanted = path, None
     if path.endswith(".txt"):
-        root = path.split("/ImageSets/")[0]
+        root = list_root(path) or path
         try:
             wanted = {line.split()[0] for line in files.read_text(path).splitlines() if line.strip()}
         except (OSError, ValueError) as error:

@@ -47,7 +47,11 @@ def own_validation(path: str) -> str:
 
 
 def _yaml_path(source: str) -> str:
-    return os.path.join(source, files.matching(source, "data.y*ml")[0]) if files.is_folder(source) else source
+    if not files.is_folder(source):
+        return source
+    if not (names := files.matching(source, "data.y*ml")):
+        raise DataError(f"{source}: not a YOLO set: it holds no data.yaml")
+    return os.path.join(source, names[0])
 
 
 def _parts(path: str) -> tuple[str, str]:

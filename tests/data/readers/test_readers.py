@@ -98,6 +98,14 @@ def test_labelme(tmp_path):
     np.testing.assert_allclose(dataset.boxes[4], [1, 1, 44, 4])
 
 
+def test_labelme_with_a_large_photograph_in_its_first_file(tmp_path, monkeypatch):
+    """Files of megabytes are not parsed to recognize them."""
+    _labelme(tmp_path)
+    monkeypatch.setattr("kmaskrcnn.data.readers._WHOLE_BYTES", 500)
+    assert (tmp_path / "one.json").stat().st_size > 500
+    assert recognize(str(tmp_path)) == "labelme"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -155,12 +163,14 @@ def _voc(root, objects=(("cat", 0), ("dog", 0), ("dog", 1)), name="2007_000032")
     return index
 
 
-def test_voc(tmp_path):
+def test_voc(tmp_path, monkeypatch):
     index = _voc(tmp_path)
     _voc(tmp_path, name="2008_000001")
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("2007_000032\n")
     assert recognize(str(tmp_path)) == "voc"
     assert len(load_dataset(tmp_path)) == 2
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset("ImageSets/Segmentation/train.txt")) == 1
     dataset = load_dataset(tmp_path / "ImageSets/Segmentation/train.txt")
     assert dataset.file_names == ["2007_000032.jpg"]
     assert dataset.class_names == ["cat", "dog"]

@@ -204,3 +204,8 @@ def test_bad_records_are_left_out_of_a_split_on_request(tmp_path):
     done = run_program(*command, "--on_bad_record=skip")
     assert done.returncode == 0, done.stderr
     assert [len(load_dataset(f"{tmp_path}/a/data.yaml@{part}")) for part in ("train", "val")] == [4, 3]
+
+
+def test_a_folder_without_a_yaml_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"not a YOLO set: it holds no data\.yaml"):
+        load_dataset(tmp_path, data_format="yolo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,9 +54,11 @@ class ImageError(ValueError):
 
 
 def refusal(message: str) -> str:
-    """The first line of an error of TensorFlow's, without the operation's place in the graph."""
-    text = message.split("\n")[0]
-    return text.partition("assertion failed:")[2].strip() or text[:300]
+    """What an Assert of the graph says in an error of TensorFlow's, which tells much else; or else its first line."""
+    said = re.search(r"assertion failed: (.+)", message)
+    if said is None:
+        return message.split("\n")[0][:300]
+    return " ".join(re.findall(r"\[([^\[\]]+)\]", said[1].partition("[[{{")[0]))
 
 
 def unpack_masks(png: bytes, count: int) -> np.ndarray:

@@ -26,7 +26,7 @@ def input_scale(given: Given) -> list[Choice]:
         return []
     if "native_scale" in given.fixed:
         if others := {"min_size", "min_size_train", "max_size"} & given.fixed:
-            raise ConfigError(f"--native_scale and --{min(others)} exclude each other: leave one out")
+            raise ConfigError(f"native_scale and {min(others)} exclude each other: leave one out")
         return [Choice("resize_mode", "native", "native_scale is given, which the other mode does not read")]
     if {"min_size", "max_size"} & given.fixed or not len(facts.boxes):
         return []

@@ -13,7 +13,7 @@ from kmaskrcnn.inference.video import VideoReader, VideoWriter, is_video
 @pytest.mark.parametrize("library", ["imageio_ffmpeg", "cv2"])
 def test_frames_come_back_in_order(library, tmp_path, monkeypatch):
     module = pytest.importorskip(library)
-    monkeypatch.setattr(video, "_library", lambda: module)
+    monkeypatch.setattr(video, "video_library", lambda: module)
     path = tmp_path / "deep" / "v.mp4"
     frames = [np.full((48, 64, 3), (40 * i, 20, 200 - 40 * i), np.uint8) for i in range(5)]
     with VideoWriter(path, 10.0) as writer:
@@ -32,7 +32,7 @@ def test_frames_come_back_in_order(library, tmp_path, monkeypatch):
 @pytest.mark.parametrize("library", ["imageio_ffmpeg", "cv2"])
 def test_what_is_no_video_is_named(library, tmp_path, monkeypatch):
     module = pytest.importorskip(library)
-    monkeypatch.setattr(video, "_library", lambda: module)
+    monkeypatch.setattr(video, "video_library", lambda: module)
     (tmp_path / "broken.mp4").write_bytes(b"nothing of the kind")
     with pytest.raises(OSError, match=r"broken\.mp4: not a video"):
         VideoReader(tmp_path / "broken.mp4")

@@ -151,7 +151,7 @@ def test_a_given_scale_is_used():
     assert recipe.config.data.resize_mode == "native"
     assert recipe.config.data.native_scale == 0.5
     assert recipe_with(native_scale=0.5, resize_mode="short_side").config.data.resize_mode == "short_side"
-    with pytest.raises(ConfigError, match="--native_scale and --min_size exclude each other"):
+    with pytest.raises(ConfigError, match="native_scale and min_size exclude each other"):
         recipe_with(native_scale=0.5, min_size=400)
 
 

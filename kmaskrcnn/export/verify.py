@@ -56,6 +56,21 @@ BOUNDS = {
     "int8": Bounds(matched=0.9, within=0.75, box=0.1, score=0.1, mask=0.6, ap=1e-2),
 }
 
+# PointRend refines a mask's most uncertain cells. Of two that differ in their last digits the other one may be taken,
+# and then a cell has its interpolated value in one of the masks.
+_WITHIN_POINTS = 0.99
+
+
+def bounds_of(form: str, point_rend: bool) -> Bounds:
+    """What an artifact may differ by.
+
+    Args:
+        form: a key of BOUNDS.
+        point_rend: whether the model has PointRend masks.
+    """
+    bounds = BOUNDS[form]
+    return dataclasses.replace(bounds, within=min(bounds.within, _WITHIN_POINTS)) if point_rend else bounds
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:

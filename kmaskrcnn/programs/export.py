@@ -144,9 +144,10 @@ def main() -> int:
         print(f"{path}: {size:.1f} MB{taken}, written in {time.monotonic() - start:.0f} s", flush=True)
         if not VERIFY.value:
             return 0
-        from kmaskrcnn.export.verify import BOUNDS, verify
+        from kmaskrcnn.export.verify import bounds_of, verify
 
-        bounds = BOUNDS["saved_model" if FORMAT.value == "saved_model" else QUANTIZE.value]
+        form = "saved_model" if FORMAT.value == "saved_model" else QUANTIZE.value
+        bounds = bounds_of(form, config.model.mask_point_rend)
         print(f"comparing it with the model on {shown.about} ...", flush=True)
         with quiet():
             report = verify(shown.paths, reference, artifact(), bounds, shown.truth, shown.drawn)
